@@ -1,0 +1,171 @@
+"""Puts an engine together from a configuration: model, memory, policies, executor, loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hasten import kernels as kernel_library
+from hasten.engine import models
+from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.clock import Clock, RealClock
+from hasten.engine.config import EngineConfig
+from hasten.engine.decoding.base import Policies
+from hasten.engine.depth.base import Depth
+from hasten.engine.events import EventLog
+from hasten.engine.executors.base import Executor
+from hasten.engine.executors.local import LocalExecutor
+from hasten.engine.executors.step import Model
+from hasten.engine.kv.base import Reuse
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.pool import BlockPool
+from hasten.engine.ledger import Ledger
+from hasten.engine.loop import Engine
+from hasten.engine.memory import Memory, block_bytes, pool_blocks
+from hasten.engine.scheduling.base import Limits
+from hasten.engine.technique import ConfigError
+from hasten.engine.weights.dense import WeightContext
+from hasten.kernels import Kernels
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What policies may be made from; filled in this order, so a policy sees what was built before it."""
+
+    config: EngineConfig
+    kernels: Kernels
+    eos: frozenset[int]
+    depth: Depth
+    model: Model
+    memory: Memory
+    books: Books
+    clock: Clock
+    events: EventLog
+    executor: Executor | None = None
+
+
+@dataclass(slots=True)
+class Built:
+    """A ready engine and the facts a person wants to know of it."""
+
+    engine: Engine
+    parts: Parts
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def build(
+    config: EngineConfig, *, eos: frozenset[int] = frozenset(), clock: Clock | None = None, progress: Progress | None = None
+) -> Built:
+    """Load the model and assemble the engine. Raises ConfigError for what cannot be configured, ModelError for what cannot be
+    loaded. `progress(done, total)` is called with bytes loaded."""
+    began = time.perf_counter()
+    device = _device(config.model.device)
+    torch.set_num_threads(config.executor.threads or physical_cores())
+    kernels = kernel_library.load(device.type)
+    deterministic = config.executor.deterministic
+    store = config.make(config.weights.store, WeightContext(kernels, deterministic))
+    depth: Depth = config.make(config.depth.policy)
+    model = models.load(config.model, kernels, store, device, config.model.max_length, depth.sites, progress)
+    blocks = pool_blocks(model, config.kv.block_size, config.scheduling.max_rows, config.kv.memory_bytes)
+    host_blocks = config.kv.host_bytes // block_bytes(model, config.kv.block_size)
+    memory = Memory(model, blocks, config.kv.block_size, host_blocks)
+    books = Books(BlockPool(blocks, config.kv.block_size))
+    parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog())
+    attention: AttentionPolicy = config.make(config.attention.policy, parts)
+    _require(config, attention)
+    if config.kv.reuse is not None:
+        reuse: Reuse = config.make(config.kv.reuse, parts)
+        books.reuse = reuse
+    if config.executor.kind != "local":
+        raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
+    executor = LocalExecutor(memory, kernels, attention, depth, deterministic=deterministic)
+    parts.executor = executor
+    engine = assemble(config, parts, executor, host_blocks)
+    info = {
+        "model": config.model.path,
+        "max_length": model.max_length,
+        "vocabulary": model.vocabulary,
+        "kv_blocks": blocks,
+        "kv_bytes": memory.nbytes,
+        "weight_bytes": model.weight_bytes,
+        "load_s": time.perf_counter() - began,
+        **executor.describe(),
+    }
+    return Built(engine, parts, info)
+
+
+def assemble(config: EngineConfig, parts: Parts, executor: Executor, host_blocks: int) -> Engine:
+    """The loop and its policies around an executor."""
+    tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
+    ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)
+
+    def policy(name: str | None) -> Any:
+        return config.make(name, parts) if name is not None else None
+
+    decoding = Policies(
+        sampler=policy(config.decoding.sampler),
+        constraint=policy(config.decoding.constraint),
+        proposer=policy(config.decoding.proposer),
+        controller=policy(config.decoding.controller),
+    )
+    return Engine(
+        executor=executor,
+        ledger=ledger,
+        lock=parts.memory.lock,
+        clock=parts.clock,
+        events=parts.events,
+        order=policy(config.scheduling.order),
+        batching=policy(config.scheduling.batching),
+        residency=policy(config.scheduling.residency),
+        decoding=decoding,
+        limits=Limits(config.scheduling.max_tokens, config.scheduling.max_rows),
+        max_length=parts.model.max_length,
+        eos=parts.eos,
+        queue_limit=config.scheduling.queue_limit,
+    )
+
+
+def _require(config: EngineConfig, attention: AttentionPolicy) -> None:
+    """Refuse what the attention policy's store cannot do, naming both sides."""
+    needs = [
+        (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
+        (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
+        (config.decoding.proposer is not None, "truncate", f"decoding.proposer={config.decoding.proposer}"),
+        (config.decoding.proposer is not None, "tree", f"decoding.proposer={config.decoding.proposer}"),
+    ]
+    for wanted, feature, setting in needs:
+        if wanted and feature not in attention.supports:
+            raise ConfigError(f"{config.attention.policy} and {setting} cannot run together: its store does no {feature}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device={name!r}: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device=cuda: torch sees no CUDA device here")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"model.device={name!r}: cpu and cuda are supported")
+    return device
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once: two threads of a core share the unit that multiplies."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                cores.add(file.read().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))

@@ -1,0 +1,186 @@
+"""The engine's configuration: one section a seam, the same in Python, on the command line and in a file.
+
+`EngineConfig.build(with_=["stall-free:chunk=256"], set_=["kv.block_size=16"])` is `--with stall-free:chunk=256 --set
+kv.block_size=16`. A bad name, type or combination raises `ConfigError` before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hasten.engine.technique import ConfigError, Technique, find, refuse
+
+BUILTIN = "builtin"
+"""The model name that stands for the checkpoint shipped with hasten."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class ModelConfig(Section):
+    path: str = BUILTIN
+    """A folder in Hugging Face format, a hub id, or `builtin`."""
+    load_format: Literal["auto", "dummy"] = "auto"
+    """`dummy`: random weights of the shapes in config.json, for speed work without a checkpoint."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "cpu"
+    max_length: int | None = Field(None, ge=1)
+    """Most tokens of prompt and output together; None: the model's own limit."""
+
+
+class SchedulingConfig(Section):
+    order: str = "fcfs"
+    batching: str = "stall-free"
+    residency: str = "newest-yields"
+    max_tokens: int = Field(2048, ge=1)
+    """Flat tokens of a step."""
+    max_rows: int = Field(256, ge=1)
+    """Sequences of a step."""
+    queue_limit: int | None = Field(None, ge=0)
+    """Most unfinished requests; beyond it new ones are rejected. None: no limit."""
+
+
+class KVConfig(Section):
+    block_size: int = Field(32, ge=8, multiple_of=8)
+    memory_bytes: int | None = Field(None, ge=1)
+    """Bytes of the KV pool; None: a share of free memory, at most what `max_rows` full contexts need."""
+    host_bytes: int = Field(0, ge=0)
+    """Bytes of the host tier that preempted sequences swap to; 0: they are recomputed."""
+    reuse: str | None = "prefix-tree"
+    """None switches prefix caching off."""
+
+
+class AttentionConfig(Section):
+    policy: str = "paged"
+
+
+class DecodingConfig(Section):
+    sampler: str = "lossless"
+    constraint: str | None = None
+    proposer: str | None = None
+    controller: str | None = None
+
+
+class WeightsConfig(Section):
+    store: str = "dense"
+
+
+class DepthConfig(Section):
+    policy: str = "all-blocks"
+
+
+class ExecutorConfig(Section):
+    kind: str = "local"
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the kernels; None: one a physical core this process may use."""
+    deterministic: bool = False
+    """Kernels whose summation order for a row does not depend on the batch: equal bits whatever runs beside."""
+
+
+class EngineConfig(Section):
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    scheduling: SchedulingConfig = Field(default_factory=SchedulingConfig)
+    kv: KVConfig = Field(default_factory=KVConfig)
+    attention: AttentionConfig = Field(default_factory=AttentionConfig)
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig)
+    weights: WeightsConfig = Field(default_factory=WeightsConfig)
+    depth: DepthConfig = Field(default_factory=DepthConfig)
+    executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
+    techniques: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Techniques switched on by name, with their knobs."""
+
+    @classmethod
+    def build(
+        cls,
+        model: str | None = None,
+        *,
+        with_: Iterable[str] = (),
+        set_: Iterable[str] | Mapping[str, Any] = (),
+        base: EngineConfig | None = None,
+    ) -> EngineConfig:
+        """A configuration from names and `path=value` settings; settings win over techniques."""
+        config = base.model_copy(deep=True) if base is not None else cls()
+        if model is not None:
+            config.model.path = model
+        wanted = dict(config.techniques)
+        for text in with_:
+            for part in filter(None, text.split(",")):
+                name, options = parse_with(part)
+                wanted[name] = options
+        config.techniques = wanted
+        chosen = [find(name) for name in wanted]
+        refuse(chosen)
+        for technique in chosen:
+            for path, value in technique.sets.items():
+                config.set(path, value)
+        pairs = set_.items() if isinstance(set_, Mapping) else [_split(text) for text in set_]
+        for path, value in pairs:
+            config.set(path, value)
+        for technique in chosen:
+            config.options(technique)
+        return config
+
+    def set(self, path: str, value: Any) -> None:
+        """Set the field at dotted `path`, checked; strings are read as the field's type."""
+        *sections, last = path.split(".")
+        target: Any = self
+        for name in sections:
+            if not isinstance(target, BaseModel) or name not in type(target).model_fields:
+                raise ConfigError(f"no setting is called {path!r}; {_accepted(target)}")
+            target = getattr(target, name)
+        if not isinstance(target, BaseModel) or last not in type(target).model_fields:
+            raise ConfigError(f"no setting is called {path!r}; {_accepted(target)}")
+        if isinstance(value, str) and value.lower() in ("none", "null"):
+            value = None
+        try:
+            setattr(target, last, value)
+        except ValidationError as error:
+            raise ConfigError(f"{path}={value!r}: {error.errors()[0]['msg']}") from None
+
+    def options(self, technique: Technique) -> Any:
+        """The technique's knobs as its `options` dataclass (None when it has none), checked."""
+        given = self.techniques.get(technique.name, {})
+        if technique.options is None:
+            if given:
+                raise ConfigError(f"{technique.name} has no knobs, got {', '.join(given)}")
+            return None
+        try:
+            return TypeAdapter(technique.options).validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            knob = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{technique.name}: {knob}: {first['msg']}") from None
+
+    def make(self, name: str, context: Any = None) -> Any:
+        """Build the policy called `name` with its knobs."""
+        technique = find(name)
+        if technique.make is None:
+            raise ConfigError(f"{name} is a preset, not a part")
+        try:
+            return technique.make(context, self.options(technique))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def parse_with(text: str) -> tuple[str, dict[str, str]]:
+    """`name:knob=value:knob=value` -> (name, knobs)."""
+    name, *knobs = text.strip().split(":")
+    return name, dict(_split(knob) for knob in knobs)
+
+
+def _split(text: str) -> tuple[str, str]:
+    path, sign, value = text.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"expected path=value, got {text!r}")
+    return path.strip(), value.strip()
+
+
+def _accepted(target: Any) -> str:
+    names = ", ".join(type(target).model_fields) if isinstance(target, BaseModel) else "nothing"
+    return f"accepted here: {names}"

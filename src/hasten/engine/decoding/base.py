@@ -1,0 +1,135 @@
+"""The decoding seam: which tokens to try next, and which of them to keep.
+
+Five small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
+and its request, never on the batch. A `Constraint` says which tokens are legal; a `Proposer` guesses ahead within what the
+`SpeculationBudget` grants; a `Controller` reacts to what was committed and may fork, inject, join and finish sequences.
+Drafts are checked against the constraint before they cost a forward pass, and verified under it, so grammars and speculation
+compose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+from hasten.engine.kv.base import Ints
+from hasten.engine.request import Request
+from hasten.engine.sequence import Draft, Finish, Sequence
+
+if TYPE_CHECKING:
+    from hasten.engine.executors.base import StepResult
+
+
+@dataclass(slots=True)
+class Row:
+    """One draw: row `logits_row` of the step's logits for `sequence`, after the drafted tokens `path`.
+
+    `depth` = len(path); the draw is number `sequence.output_length + depth` of its sequence, which fixes its random number.
+    `constraint`: the state after `path`, or None."""
+
+    sequence: Sequence
+    logits_row: int
+    path: tuple[int, ...] = ()
+    constraint: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of a token and the most probable ones beside it, from the raw logits."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Drawn:
+    """One token per row, and log-probabilities where the request wants them."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class Sampler(Protocol):
+    def draw(self, result: StepResult, rows: Seq[Row]) -> Drawn: ...
+    def score(self, result: StepResult, rows: Seq[int], tokens: Ints, top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of given `tokens` under the given rows of logits (prompt log-probabilities)."""
+        ...
+
+
+class ConstraintState(Protocol):
+    """Where one sequence stands in its grammar. Cheap to fork: nothing is copied but a pointer."""
+
+    def fill(self, mask: npt.NDArray[Any]) -> None:
+        """Write the legal tokens into `mask` int32 [ceil(vocabulary / 32)], one bit a token, lowest bit first."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Commit a token; ValueError if it is not legal here."""
+        ...
+
+    def rollback(self, count: int) -> None: ...
+    def fork(self) -> ConstraintState: ...
+    def forced(self) -> Seq[int]:
+        """Tokens that must come next, in order, as far as they are certain; may be empty."""
+        ...
+
+
+class Constraint(Protocol):
+    """Compiles what a request asks for (`SamplingParams.constraint`); raises BadRequest when it cannot."""
+
+    def start(self, request: Request) -> ConstraintState | None: ...
+
+
+class SpeculationBudget(Protocol):
+    """How many drafted tokens of a sequence to verify in the step being planned."""
+
+    def lookahead(self, sequence: Sequence) -> int: ...
+
+
+class Proposer(SpeculationBudget, Protocol):
+    def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
+        """A draft of at most the budget for each sequence, None for no guess."""
+        ...
+
+
+class Actions(Protocol):
+    """What a controller may do, between steps."""
+
+    def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
+        """New sequences that share all of `sequence` so far."""
+        ...
+
+    def inject(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        """Append tokens that were not drawn; they count as output."""
+        ...
+
+    def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:
+        """A new sequence of their request that reads all their caches and goes on with `tokens`."""
+        ...
+
+    def finish(self, sequence: Sequence, reason: Finish = Finish.STOP) -> None: ...
+
+
+class Controller(Protocol):
+    def on_commit(self, committed: Seq[tuple[Sequence, int]], result: StepResult, actions: Actions) -> None:
+        """After a step: the sequences that got tokens, and how many each."""
+        ...
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Layers whose hidden state of the drawn rows it wants in `result.hidden`."""
+        ...
+
+
+@dataclass(slots=True)
+class Policies:
+    """The decoding policies of one engine; None where nothing was switched on."""
+
+    sampler: Sampler
+    constraint: Constraint | None = None
+    proposer: Proposer | None = None
+    controller: Controller | None = None

@@ -1,0 +1,62 @@
+"""The executors seam: where a step runs and what it costs. Protocols only; importing this costs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hasten.engine.kv.base import Handle
+
+if TYPE_CHECKING:
+    from hasten.engine.attention.base import AttentionPolicy
+    from hasten.engine.batch import Batch
+    from hasten.engine.scheduling.base import StepPlan
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step gives back; tensors stay on the device that computed them.
+
+    `logits` [L, vocabulary] in the run dtype, one row per wanted row of the batch, in order; `hidden`: layer -> [L, width] for
+    the tapped layers; `mass`: attention mass, where a policy measured it. `seconds`: the step's parts, measured."""
+
+    logits: Any
+    hidden: dict[int, Any] = field(default_factory=dict)
+    mass: Any = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class StepHandle(Protocol):
+    def wait(self) -> StepResult: ...
+
+
+class Executor(Protocol):
+    """Runs batches in the order submitted. A failed step raises from `wait` and leaves the executor usable."""
+
+    @property
+    def attention(self) -> AttentionPolicy:
+        """The attention policy, whose life-cycle calls follow each sequence's."""
+        ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> StepHandle: ...
+    def move_slots(self, source: Seq[int], target: Seq[int]) -> None:
+        """Copy KV entries between slots (an accepted path of a draft tree into its place); reads all before it writes."""
+        ...
+
+    def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
+    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> Handle: ...
+    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle: ...
+    def cost(self, plan: StepPlan) -> float:
+        """Predicted seconds of a step, without running it."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What runs where: device, dtype, threads, kernel implementation; for logs and reports."""
+        ...
+
+    def close(self) -> None: ...

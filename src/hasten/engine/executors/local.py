@@ -1,0 +1,231 @@
+"""The local executor: runs a step in this process, op by op, on one device."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.batch import Batch, BatchBuilder
+from hasten.engine.depth.base import Depth, Program
+from hasten.engine.executors.base import StepResult
+from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.step import Step
+from hasten.engine.kv.base import Handle
+from hasten.engine.memory import Memory, block_bytes
+from hasten.engine.scheduling.base import StepPlan
+from hasten.kernels import Kernels, ViewIndex
+
+
+@dataclass(slots=True)
+class _Done:
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
+class LocalExecutor:
+    """`profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op)."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        kernels: Kernels,
+        attention: AttentionPolicy,
+        depth: Depth,
+        *,
+        deterministic: bool = False,
+        profile: bool = False,
+    ) -> None:
+        self.memory = memory
+        self.kernels = kernels
+        self.profile = profile
+        self._attention = attention
+        self._depth = depth
+        self._deterministic = deterministic
+        self._device = memory.model.embedding.device
+        self._cost = generic_cost(memory)
+        if self._device.type == "cpu":
+            keep_freed_memory()
+
+    @property
+    def attention(self) -> AttentionPolicy:
+        return self._attention
+
+    @property
+    def vocabulary(self) -> int:
+        return self.memory.model.vocabulary
+
+    def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> _Done:
+        blocks = len(self.memory.model.blocks)
+        programs = [self._depth.program(span.sequence, blocks) for span in batch.spans]
+        with torch.inference_mode():
+            if all(program is programs[0] for program in programs):
+                return _Done(self._forward(batch, programs[0], taps))
+            return _Done(self._by_program(batch, programs, taps))
+
+    def _by_program(self, batch: Batch, programs: list[Program], taps: frozenset[int]) -> StepResult:
+        """Unlike depth programs: one pass for each, logits put back in the batch's order."""
+        starts, at = [], 0
+        for span in batch.spans:
+            starts.append(at)
+            at += len(span.logits)
+        model = self.memory.model
+        logits = torch.empty(at, model.vocabulary, dtype=model.dtype, device=self._device)
+        result = StepResult(logits)
+        for program in dict.fromkeys(programs):
+            mine = [i for i, other in enumerate(programs) if other == program]
+            part = self._forward(BatchBuilder().build([batch.spans[i] for i in mine]), program, taps)
+            rows = [starts[i] + j for i in mine for j in range(len(batch.spans[i].logits))]
+            logits[rows] = part.logits
+            for layer, hidden in part.hidden.items():
+                result.hidden.setdefault(layer, hidden.new_empty(at, hidden.shape[1]))[rows] = hidden
+            for kind, seconds in part.seconds.items():
+                result.seconds[kind] = result.seconds.get(kind, 0.0) + seconds
+        return result
+
+    def _forward(self, batch: Batch, program: Program, taps: frozenset[int]) -> StepResult:
+        model = self.memory.model
+        clock = _Stopwatch() if self.profile else None
+        index = ViewIndex.from_numpy(
+            batch.span_offsets,
+            batch.positions,
+            batch.runs,
+            batch.run_offsets,
+            batch.ancestors,
+            batch.is_tree,
+            self._device,
+        )
+        tokens = self._on_device(batch.tokens)
+        slots = self._on_device(batch.slots)
+        rows = self._on_device(batch.logits_rows)
+        if clock is not None:
+            clock("batch")
+        x = F.embedding(tokens, model.embedding)
+        if model.embedding_scale != 1.0:
+            x *= model.embedding_scale
+        step = Step(batch, index, slots, self.kernels, self._attention, self._deterministic, x, x)
+        if clock is not None:
+            clock("embedding")
+        result = StepResult(None)
+        for block, site_index in program:
+            site = model.sites[site_index]
+            for op in model.blocks[block].ops:
+                op(step, site)
+                if clock is not None:
+                    clock(op.kind)
+            if site_index in taps:
+                result.hidden[site_index] = step.settle()[rows]
+        result.logits = self._head(step, rows)
+        if clock is not None:
+            clock("head")
+            result.seconds = clock.seconds
+        return result
+
+    def _head(self, step: Step, rows: Tensor) -> Tensor:
+        model = self.memory.model
+        if not len(rows):
+            return step.x.new_empty(0, model.vocabulary)
+        whole = len(rows) == len(step.x)
+        if not whole:  # only the wanted rows go through the last norm and the head
+            step.delta = step.delta[rows] if step.delta is not None else None
+            step.x = step.x[rows]
+        model.norm(step, model.sites[-1])
+        return model.head.apply(step.h)
+
+    def _on_device(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    # -- bytes ----------------------------------------------------------------------------------------------------------
+
+    def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None:
+        """Copy blocks in order; a block may be the target of one pair and the source of a later one."""
+        at = 0
+        while at < len(pairs):
+            targets: set[int] = set()
+            stop = at
+            while stop < len(pairs) and not targets & set(pairs[stop]):
+                targets.add(pairs[stop][1])
+                stop += 1
+            src, dst = (torch.tensor(side, device=self._device) for side in zip(*pairs[at:stop], strict=True))
+            for site in self.memory.model.sites:
+                self.kernels.copy_blocks(site.k, src, dst)
+                self.kernels.copy_blocks(site.v, src, dst)
+            at = stop
+
+    def move_slots(self, source: Seq[int], target: Seq[int]) -> None:
+        size = self.memory.block_size
+        src = torch.tensor(source, device=self._device)
+        dst = torch.tensor(target, device=self._device)
+        for site in self.memory.model.sites:
+            for cache in (site.k, site.v):
+                cache[dst // size, :, dst % size] = cache[src // size, :, src % size]
+
+    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> Handle:
+        return self.memory.copy_out(blocks, host_blocks)
+
+    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle:
+        return self.memory.copy_in(host_blocks, blocks)
+
+    # -- about itself ---------------------------------------------------------------------------------------------------
+
+    def cost(self, plan: StepPlan) -> float:
+        return self._cost.plan(plan)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "device": str(self._device),
+            "dtype": str(self.memory.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "kernels": self.kernels.name,
+            "deterministic": self._deterministic,
+        }
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+class _Stopwatch:
+    """Seconds by name since the last call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def generic_cost(memory: Memory) -> CostModel:
+    """The cost model of a model before anything was measured."""
+    model = memory.model
+    item = torch.empty(0, dtype=model.dtype).element_size()
+    return CostModel(
+        weight_bytes=model.active_weight_bytes,
+        flops_per_token=2 * model.active_weight_bytes / item,
+        kv_bytes_per_token=block_bytes(model, memory.block_size) / memory.block_size,
+        attention_flops=sum(4 * site.heads * site.head_dim for site in model.sites),
+    )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: a step frees and takes the same large activations again and again, and giving them back
+    to the kernel each time costs a page fault per 4 KiB (a tenth of a long prefill's time)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):  # another C library: slower, not wrong
+        pass

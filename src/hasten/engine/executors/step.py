@@ -1,0 +1,211 @@
+"""What flows through the ops of one step, and the ops themselves.
+
+A model is a stack of blocks, each a short list of named ops over one `Step`; the local executor runs them in order. Norms
+consume the pending residual delta, so that adding and normalising is one pass. A technique replaces or inserts ops by name
+(`Block.replace`, `Block.insert`), native or Python; the rest stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from hasten.kernels import Activation, Kernels, ViewIndex
+
+if TYPE_CHECKING:
+    from hasten.engine.attention.base import AttentionPolicy
+    from hasten.engine.batch import Batch
+    from hasten.engine.weights.base import WeightStore
+
+
+@dataclass(slots=True)
+class Site:
+    """A position in the stack that owns KV. `cos_sin` float32 [positions, 2, rotary dims / 2], `window` in tokens or None.
+    `k`, `v` [blocks, kv heads, block size, head_dim] are its part of the pool."""
+
+    index: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    cos_sin: Tensor
+    window: int | None = None
+    k: Tensor = field(default_factory=lambda: torch.empty(0))
+    v: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(slots=True)
+class Step:
+    """One forward pass. `x` [T, width]: the residual stream without the pending `delta` [T, width]; `h` [T, ...]: what the
+    last op left for the next. `slots` int64 [T]."""
+
+    batch: Batch
+    index: ViewIndex
+    slots: Tensor
+    kernels: Kernels
+    attention: AttentionPolicy
+    deterministic: bool
+    x: Tensor
+    h: Tensor
+    delta: Tensor | None = None
+    clock: Callable[[str], None] | None = None
+    """Called with an op's kind after each op when the step is being profiled."""
+
+    def settle(self) -> Tensor:
+        """The residual stream, with the pending delta added."""
+        if self.delta is not None:
+            self.x += self.delta
+            self.delta = None
+        return self.x
+
+
+class Op(Protocol):
+    """`name` places it (unique within its block), `kind` groups it in the breakdown."""
+
+    name: str
+    kind: str
+
+    def __call__(self, step: Step, site: Site) -> None: ...
+
+
+@dataclass(slots=True)
+class Norm:
+    """h = rms_norm(x + delta)."""
+
+    name: str
+    weight: Tensor
+    eps: float
+    kind: str = "norm"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        out = torch.empty_like(step.x)
+        if step.delta is None:
+            step.kernels.rms_norm(step.x, self.weight, self.eps, out)
+        else:
+            step.kernels.add_rms_norm(step.x, step.delta, self.weight, self.eps, out)
+            step.delta = None
+        step.h = out
+
+
+@dataclass(slots=True)
+class Linear:
+    """h = W h (+ bias)."""
+
+    name: str
+    store: WeightStore
+    kind: str = "linear"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        step.h = self.store.apply(step.h)
+
+
+@dataclass(slots=True)
+class Delta:
+    """The pending delta is h: the end of an attention or feed-forward half."""
+
+    name: str
+    kind: str = "delta"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        step.settle()
+        step.delta = step.h
+
+
+@dataclass(slots=True)
+class HeadNorm:
+    """Normalises every query and key head of the fused h = [q | k | v] in place (Qwen3)."""
+
+    name: str
+    q_weight: Tensor
+    k_weight: Tensor
+    eps: float
+    kind: str = "norm"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        q, k, _ = split_qkv(step.h, site)
+        step.kernels.rms_norm(q, self.q_weight, self.eps, q)
+        step.kernels.rms_norm(k, self.k_weight, self.eps, k)
+
+
+@dataclass(slots=True)
+class Attend:
+    """h = attention over the site's KV; h comes as the fused [q | k | v], rotation still to be applied."""
+
+    name: str
+    kind: str = "attention"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        q, k, v = split_qkv(step.h, site)
+        step.h = step.attention.attend(site, q, k, v, step)
+
+
+@dataclass(slots=True)
+class ActMul:
+    """h = activation(gate) * up, where h comes as [gate | up]."""
+
+    name: str
+    activation: Activation = "silu"
+    kind: str = "activation"
+
+    def __call__(self, step: Step, site: Site) -> None:
+        out = step.h.new_empty(step.h.shape[0], step.h.shape[1] // 2)
+        step.kernels.act_mul(step.h, out, self.activation)
+        step.h = out
+
+
+def split_qkv(fused: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """Views [T, heads, head_dim] of a fused row [T, (heads + 2 kv heads) * head_dim]."""
+    rows, dim = fused.shape[0], site.head_dim
+    by_head = fused.view(rows, site.heads + 2 * site.kv_heads, dim)
+    return (
+        by_head[:, : site.heads],
+        by_head[:, site.heads : site.heads + site.kv_heads],
+        by_head[:, site.heads + site.kv_heads :],
+    )
+
+
+@dataclass(slots=True)
+class Block:
+    """The ops of one physical block (weights). Which site it runs at is the depth program's choice."""
+
+    ops: list[Op]
+
+    def _at(self, name: str) -> int:
+        for i, op in enumerate(self.ops):
+            if op.name == name:
+                return i
+        raise KeyError(f"no op is called {name!r}; there are {', '.join(op.name for op in self.ops)}")
+
+    def replace(self, name: str, op: Op) -> Op:
+        """Put `op` in the place of the one called `name`, which is returned."""
+        i = self._at(name)
+        old, self.ops[i] = self.ops[i], op
+        return old
+
+    def insert(self, after: str, op: Op) -> None:
+        self.ops.insert(self._at(after) + 1, op)
+
+
+@dataclass(slots=True)
+class Model:
+    """A loaded model: embedding [vocabulary, width], blocks, sites, final norm and head.
+
+    `fingerprint`: hash of the weights, part of every key under which KV is shared. `max_length` in tokens."""
+
+    embedding: Tensor
+    blocks: list[Block]
+    sites: list[Site]
+    norm: Norm
+    head: WeightStore
+    dtype: torch.dtype
+    vocabulary: int
+    max_length: int
+    fingerprint: str
+    embedding_scale: float = 1.0
+    weight_bytes: int = 0
+    active_weight_bytes: int = 0
+    """Bytes that one token's forward pass reads (experts: only the chosen ones)."""

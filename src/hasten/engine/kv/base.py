@@ -1,0 +1,121 @@
+"""The kv seam: who owns which block, what of a request's KV already exists, and where blocks go when memory is short.
+
+The books (`pool`, `view`, `books`) are the core's and hold no tensors: a block is a number. What may vary sits behind the
+protocols here. Invariants every implementation keeps:
+
+- a block is free, or its reference count is the number of views and caches that hold it; nobody writes a block whose count
+  is above one (the books copy it first);
+- KV found for a request was computed by the same weights, adapter and depth program, under the same tenant and salt
+  (`ReuseKey`), from the same tokens at the positions stated;
+- a block under an unfinished transfer is neither written nor freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from hasten.engine.kv.view import View
+
+Ints = npt.NDArray[np.int32]
+
+
+class NoBlocks(Exception):
+    """The pool cannot give the blocks asked for; the books are unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseKey:
+    """Everything but the tokens that KV depends on, or that must not be shared across."""
+
+    weights: str
+    adapter: str = ""
+    program: str = ""
+    tenant: str = ""
+    salt: str = ""
+
+
+class Readiness(Enum):
+    READY = "ready"
+    LOADING = "loading"
+    RECOMPUTE = "recompute"
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """Something under way. `done` never blocks; `wait` blocks and raises what went wrong."""
+
+    def done(self) -> bool: ...
+    def wait(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, one entry per run of
+    slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf."""
+
+    start: int
+    stop: int
+    readiness: Readiness
+    runs: Ints
+    handle: Handle | None = None
+
+
+class Allocator(Protocol):
+    """Which free block to hand out. Owns the free list and nothing else."""
+
+    def take(self, count: int, near: int = -1) -> list[int]:
+        """`count` free blocks (the caller checked that there are so many), close to block `near` if it can."""
+        ...
+
+    def give(self, blocks: Seq[int]) -> None: ...
+
+    @property
+    def free(self) -> int: ...
+
+
+class Reuse(Protocol):
+    """Finds KV that already exists. `match` gives spans in ascending order that do not overlap; what lies between them is
+    computed. It never covers the last token of the prompt: its logits are wanted."""
+
+    def match(self, key: ReuseKey, tokens: Ints, limit: int) -> list[Found]: ...
+    def insert(self, key: ReuseKey, tokens: Ints, view: View) -> None:
+        """Offer the KV of `tokens`, all computed and held by `view` (entry i is token i)."""
+        ...
+
+    def evict(self, count: int) -> int:
+        """Give up to `count` blocks back to the pool; the number given."""
+        ...
+
+
+class Tier(Protocol):
+    """A slower place for blocks. Transfers are asynchronous: neither side's blocks are touched until the handle is done."""
+
+    @property
+    def room(self) -> int:
+        """Blocks that `put` would still take."""
+        ...
+
+    def put(self, blocks: Seq[int]) -> tuple[list[int], Handle]:
+        """Start copying pool `blocks` here; where they will lie. Raises NoBlocks when there is no room."""
+        ...
+
+    def get(self, stored: Seq[int], blocks: Seq[int]) -> Handle:
+        """Start copying `stored` back into pool `blocks`; the copy here stays until `forget`."""
+        ...
+
+    def forget(self, stored: Seq[int]) -> None: ...
+
+
+class Eviction(Protocol):
+    """Which cached block to lose first."""
+
+    def score(self, last_used: int, hits: int, depth: int) -> float:
+        """Lower goes first. `last_used` counts look-ups, `hits` how often it was found, `depth` blocks before it."""
+        ...

@@ -1,0 +1,160 @@
+"""The KV books: views that grow, fork, are cut and joined over one pool, with copy on write.
+
+No tensors here: what must happen to the bytes (blocks to copy before the next step) is left in `copies` for the executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.kv.base import Ints, NoBlocks, Reuse
+from hasten.engine.kv.pool import BlockPool
+from hasten.engine.kv.view import View
+
+Slots = npt.NDArray[np.int64]
+
+
+class Books:
+    """The core's ledger of KV. Every method either succeeds or raises NoBlocks with nothing changed."""
+
+    def __init__(self, pool: BlockPool, reuse: Reuse | None = None) -> None:
+        self.pool = pool
+        self.reuse = reuse
+        self.copies: list[tuple[int, int]] = []
+        """(from block, to block) to be copied, in order, before the next step reads or writes KV."""
+
+    @property
+    def available(self) -> int:
+        return self.pool.available
+
+    def _take(self, count: int, near: int = -1) -> list[int]:
+        short = count - self.pool.free
+        if short > 0 and self.reuse is not None:
+            self.reuse.evict(short)
+        return self.pool.take(count, near)
+
+    def blocks_needed(self, view: View, entries: int) -> int:
+        """New blocks that appending `entries` consecutive tokens takes (a shared tail is copied, which takes one)."""
+        if entries <= 0:
+            return 0
+        last = view.last_run()
+        size = self.pool.block_size
+        if last is None:
+            return -(-entries // size)
+        room = size - last[1] - last[2]
+        if room == 0:
+            return -(-entries // size)
+        shared = 1 if self.pool.refs[last[0]] > 1 else 0
+        return shared + -(-max(0, entries - room) // size)
+
+    def append(self, view: View, positions: Ints) -> Slots:
+        """Grow `view` by entries at `positions` int32 [n]; their slots int64 [n]."""
+        n = len(positions)
+        size = self.pool.block_size
+        last = view.last_run()
+        if n == 1 and last is not None:  # the decode step: one more token behind the last one
+            block, first, count, position = last
+            if first + count < size and self.pool.refs[block] == 1 and positions[0] == position + count:
+                view.extend_last(1)
+                return np.array([block * size + first + count], dtype=np.int64)
+        near = last[0] if last is not None else -1
+        fresh = self._take(self.blocks_needed(view, n), near)
+        room_block, room_first = -1, size
+        if last is not None and last[1] + last[2] < size:
+            room_block, room_first = last[0], last[1] + last[2]
+            if self.pool.refs[room_block] > 1:
+                self._repoint(view, room_block, fresh.pop(0))
+                room_block = int(view.runs[-1, 0])
+        slots = np.empty(n, dtype=np.int64)
+        breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+        done = 0
+        for stop in [*breaks.tolist(), n]:
+            while done < stop:
+                if room_first == size:
+                    room_block, room_first = fresh.pop(0), 0
+                take = min(stop - done, size - room_first)
+                self._place(view, room_block, room_first, take, int(positions[done]))
+                start = room_block * size + room_first
+                slots[done : done + take] = np.arange(start, start + take)
+                room_first += take
+                done += take
+        return slots
+
+    @staticmethod
+    def _place(view: View, block: int, first: int, count: int, position: int) -> None:
+        last = view.last_run()
+        if last is not None and (last[0], last[1] + last[2], last[3] + last[2]) == (block, first, position):
+            view.extend_last(count)
+        else:
+            view.add_run(block, first, count, position)
+
+    def _repoint(self, view: View, old: int, new: int) -> None:
+        """Copy on write: `view` leaves the shared block `old` for the fresh block `new`."""
+        self.copies.append((old, new))
+        view.replace_block(old, new)
+        self.pool.drop([old])
+
+    def rewrite(self, view: View, entries: np.ndarray) -> Slots:
+        """Slots int64 [n] of existing `entries`, made exclusive to `view` so that they may be overwritten."""
+        size = self.pool.block_size
+        slots = view.slots(entries, size)
+        shared = [b for b in dict.fromkeys((slots // size).tolist()) if self.pool.refs[b] > 1]
+        if not shared:
+            return slots
+        for old, new in zip(shared, self._take(len(shared)), strict=True):
+            self._repoint(view, old, new)
+        return view.slots(entries, size)
+
+    def fork(self, view: View) -> View:
+        self.pool.share(view.blocks)
+        return view.copy()
+
+    def link(self, view: View, runs: Ints) -> None:
+        """Append runs of blocks whose references the caller already holds for this view (one per block named)."""
+        for block, first, count, position in runs.tolist():
+            if block in view.blocks:
+                self.pool.drop([block])
+            view.add_run(block, first, count, position)
+
+    def join(self, views: Seq[View]) -> tuple[View, list[tuple[int, int, int]]]:
+        """A view that reads all of `views`, one after the other; slots they share (a common prefix) are read once. Also which
+        entries those are: (index in `views`, first entry, past the last), in the new view's order."""
+        joined = View()
+        picked: list[tuple[int, int, int]] = []
+        seen: set[tuple[int, int]] = set()
+        for which, view in enumerate(views):
+            entry = 0
+            for block, first, count, position in view.runs.tolist():
+                skip = 0
+                while skip < count and (block, first + skip) in seen:
+                    skip += 1
+                seen.update((block, slot) for slot in range(first + skip, first + count))
+                if skip < count:
+                    joined.add_run(block, first + skip, count - skip, position + skip)
+                    picked.append((which, entry + skip, entry + count))
+                entry += count
+        self.pool.share(joined.blocks)
+        return joined, picked
+
+    def truncate(self, view: View, length: int) -> None:
+        self.pool.drop(view.cut(length))
+
+    def close(self, view: View) -> None:
+        self.truncate(view, 0)
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        copies, self.copies = self.copies, []
+        return copies
+
+    def adopt(self, view: View, mapping_from: Seq[int]) -> dict[int, int]:
+        """Give `view`, whose runs name blocks of another tier, fresh blocks here; {other tier's block: ours}."""
+        fresh = self._take(len(mapping_from))
+        mapping = dict(zip(mapping_from, fresh, strict=True))
+        view.remap(mapping)
+        return mapping
+
+
+__all__ = ["Books", "NoBlocks"]

@@ -1,0 +1,161 @@
+"""Prefix caching: KV of equal leading tokens is computed once.
+
+A tree of full blocks: a node stands for one block of tokens after the blocks of its ancestors, so a path from the root spells
+a prefix and a look-up walks it block by block (RadixAttention, Zheng et al., 2023, at block granularity as in vLLM, Kwon et
+al., 2023). Look-up and insertion cost O(blocks of the prompt), eviction O(log nodes) a block. Exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count as counter
+
+import numpy as np
+
+from hasten.engine.kv.base import Eviction, Found, Ints, Readiness, ReuseKey
+from hasten.engine.kv.pool import BlockPool
+from hasten.engine.kv.view import View
+from hasten.engine.technique import Technique
+
+
+class LRU:
+    """Least recently used first; of equals the deepest, so that a prefix outlives its continuations."""
+
+    def score(self, last_used: int, hits: int, depth: int) -> float:
+        return last_used - depth * 1e-6
+
+
+class _Node:
+    __slots__ = ("block", "children", "depth", "hits", "key", "last_used", "parent")
+
+    def __init__(self, parent: _Node | None, key: bytes, block: int, depth: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.block = block
+        self.depth = depth
+        self.children: dict[bytes, _Node] = {}
+        self.last_used = 0
+        self.hits = 0
+
+
+class PrefixTree:
+    """One tree per `ReuseKey` over one pool; the tree holds one reference of each of its blocks."""
+
+    def __init__(self, pool: BlockPool, eviction: Eviction | None = None) -> None:
+        self._pool = pool
+        self._eviction = eviction if eviction is not None else LRU()
+        self._roots: dict[ReuseKey, _Node] = {}
+        self._heap: list[tuple[float, int, _Node]] = []
+        self._serial = counter()
+        self._tick = 0
+        self.nodes = 0
+
+    def _walk(self, key: ReuseKey, tokens: Ints, blocks: int) -> list[_Node]:
+        node = self._roots.get(key)
+        path: list[_Node] = []
+        size = self._pool.block_size
+        for i in range(blocks if node is not None else 0):
+            assert node is not None
+            node = node.children.get(tokens[i * size : (i + 1) * size].tobytes())
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def match(self, key: ReuseKey, tokens: Ints, limit: int) -> list[Found]:
+        """At most one span, [0, k * block_size) with k blocks, never past `limit` tokens."""
+        size = self._pool.block_size
+        path = self._walk(key, tokens, min(limit, len(tokens) - 1) // size)
+        if not path:
+            return []
+        self._tick += 1
+        for node in path:
+            node.last_used = self._tick
+            node.hits += 1
+        blocks = [node.block for node in path]
+        self._pool.share(blocks)
+        runs = np.empty((len(path), 4), dtype=np.int32)
+        runs[:, 0] = blocks
+        runs[:, 1] = 0
+        runs[:, 2] = size
+        runs[:, 3] = np.arange(len(path)) * size
+        return [Found(0, len(path) * size, Readiness.READY, runs)]
+
+    def insert(self, key: ReuseKey, tokens: Ints, view: View) -> None:
+        size = self._pool.block_size
+        full = min(len(tokens), view.length) // size
+        if full == 0:
+            return
+        path = self._walk(key, tokens, full)
+        self._tick += 1
+        for node in path:
+            node.last_used = self._tick
+        parent = path[-1] if path else self._roots.setdefault(key, _Node(None, b"", -1, 0))
+        grown = False
+        for i in range(len(path), full):
+            block = view.full_block(i, size)
+            if block is None or self._pool.is_cached(block):
+                break
+            node = _Node(parent, tokens[i * size : (i + 1) * size].tobytes(), block, i + 1)
+            node.last_used = self._tick
+            parent.children[node.key] = node
+            self._pool.share([block])
+            self._pool.mark_cached(block)
+            self.nodes += 1
+            parent, grown = node, True
+        if grown:
+            self._offer(parent)
+
+    def _offer(self, leaf: _Node) -> None:
+        score = self._eviction.score(leaf.last_used, leaf.hits, leaf.depth)
+        heapq.heappush(self._heap, (score, next(self._serial), leaf))
+
+    def evict(self, count: int) -> int:
+        """Lose leaves nobody reads, in the policy's order, until `count` blocks are free or none is left."""
+        given = 0
+        in_use: list[_Node] = []
+        while given < count and self._heap:
+            score, _, node = heapq.heappop(self._heap)
+            if node.children or node.parent is None:
+                continue  # grew a child, which is offered instead; or already gone
+            if self._eviction.score(node.last_used, node.hits, node.depth) > score:
+                self._offer(node)
+                continue
+            if self._pool.refs[node.block] > 1:
+                in_use.append(node)
+                continue
+            parent = node.parent
+            self._remove(node)
+            given += 1
+            if parent.children:
+                continue
+            if parent.parent is not None:
+                self._offer(parent)
+            else:  # a root without a tree: salts come and go, so roots must too
+                self._roots = {key: root for key, root in self._roots.items() if root is not parent}
+        for node in in_use:
+            self._offer(node)
+        return given
+
+    def _remove(self, node: _Node) -> None:
+        assert node.parent is not None
+        del node.parent.children[node.key]
+        node.parent = None
+        self._pool.unmark_cached(node.block)
+        self._pool.drop([node.block])
+        self.nodes -= 1
+
+    def clear(self) -> None:
+        """Forget everything nobody reads."""
+        self.evict(self.nodes)
+
+
+TECHNIQUE = Technique(
+    name="prefix-tree",
+    seam="kv",
+    summary="equal leading blocks of prompts are computed once",
+    exact=True,
+    default=True,
+    sets={"kv.reuse": "prefix-tree"},
+    make=lambda parts, options: PrefixTree(parts.books.pool),
+)

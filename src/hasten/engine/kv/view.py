@@ -1,0 +1,126 @@
+"""A view: which KV one sequence reads, in order, as runs of slots. Pure book-keeping in numpy."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+from hasten.engine.kv.base import Ints
+
+
+class View:
+    """The entries of a sequence's KV. Entry i is the KV of the sequence's i-th token (a policy that merges or drops entries
+    keeps a view of its own).
+
+    `runs` int32 [n, 4]: (block, first slot, count, position of the first); a run's entries lie in consecutive slots of one
+    block and have consecutive positions, so every entry has its own position and a block may be partly used or appear more
+    than once. `blocks` says how many runs of this view lie in each block; the pool counts the view once per block.
+    """
+
+    __slots__ = ("_runs", "_starts", "blocks", "length")
+
+    def __init__(self) -> None:
+        self._runs = np.empty((8, 4), dtype=np.int32)
+        self._starts: list[int] = []
+        self.blocks: dict[int, int] = {}
+        self.length = 0
+
+    @property
+    def runs(self) -> Ints:
+        return self._runs[: len(self._starts)]
+
+    @property
+    def run_count(self) -> int:
+        return len(self._starts)
+
+    def last_run(self) -> tuple[int, int, int, int] | None:
+        if not self._starts:
+            return None
+        block, first, count, position = self._runs[len(self._starts) - 1].tolist()
+        return block, first, count, position
+
+    def add_run(self, block: int, first: int, count: int, position: int) -> None:
+        n = len(self._starts)
+        if n == len(self._runs):
+            grown = np.empty((2 * n, 4), dtype=np.int32)
+            grown[:n] = self._runs
+            self._runs = grown
+        self._runs[n] = (block, first, count, position)
+        self._starts.append(self.length)
+        self.length += count
+        self.blocks[block] = self.blocks.get(block, 0) + 1
+
+    def extend_last(self, count: int) -> None:
+        self._runs[len(self._starts) - 1, 2] += count
+        self.length += count
+
+    def cut(self, length: int) -> list[int]:
+        """Keep the first `length` entries; the blocks that this view no longer holds."""
+        left: list[int] = []
+        while self.length > length:
+            n = len(self._starts) - 1
+            start = self._starts[n]
+            if start < length:
+                self._runs[n, 2] = length - start
+                self.length = length
+                break
+            left += self._forget(int(self._runs[n, 0]))
+            self._starts.pop()
+            self.length = start
+        return left
+
+    def _forget(self, block: int) -> list[int]:
+        self.blocks[block] -= 1
+        if self.blocks[block]:
+            return []
+        del self.blocks[block]
+        return [block]
+
+    def replace_block(self, old: int, new: int) -> None:
+        """Every run in `old` now lies in `new`, at the same slots."""
+        runs = self.runs
+        runs[runs[:, 0] == old, 0] = new
+        self.blocks[new] = self.blocks.pop(old)
+
+    def remap(self, mapping: dict[int, int]) -> None:
+        """Move all runs to other blocks at once (a view coming back from another tier)."""
+        runs = self.runs
+        runs[:, 0] = [mapping[block] for block in runs[:, 0].tolist()]
+        self.blocks = {mapping[block]: count for block, count in self.blocks.items()}
+
+    def copy(self) -> View:
+        other = View()
+        other._runs = self._runs[: max(8, len(self._starts) + 1)].copy()
+        other._starts = self._starts.copy()
+        other.blocks = self.blocks.copy()
+        other.length = self.length
+        return other
+
+    def run_of(self, entry: int) -> int:
+        """Index of the run that holds `entry`."""
+        return bisect_right(self._starts, entry) - 1
+
+    def slots(self, entries: np.ndarray, block_size: int) -> np.ndarray:
+        """Slot numbers (block * block_size + offset) int64 of `entries` int [n]."""
+        starts = np.asarray(self._starts, dtype=np.int64)
+        which = np.searchsorted(starts, entries, side="right") - 1
+        runs = self.runs[which].astype(np.int64)
+        return runs[:, 0] * block_size + runs[:, 1] + (np.asarray(entries, dtype=np.int64) - starts[which])
+
+    def positions(self) -> Ints:
+        """Position of every entry, int32 [length]."""
+        runs = self.runs
+        if not len(runs):
+            return np.empty(0, dtype=np.int32)
+        out = np.concatenate([np.arange(p, p + c, dtype=np.int32) for _, _, c, p in runs.tolist()])
+        return out
+
+    def full_block(self, index: int, block_size: int) -> int | None:
+        """The block that holds exactly entries [index * block_size, (index + 1) * block_size) in one full run, or None."""
+        start = index * block_size
+        run = self.run_of(start)
+        if run < 0 or self._starts[run] != start:
+            return None
+        block, first, count, _ = self._runs[run].tolist()
+        return int(block) if first == 0 and count == block_size else None

@@ -1,0 +1,418 @@
+"""The engine: one loop, one step at a time. Intake, plan, draft, execute, commit, settle.
+
+It asks the clock for the time and the executor for the work and knows nothing else of either: the same loop serves a real
+model and a simulation. One loop runs one lane; several lanes may share a `Memory`, whose lock guards the books. `add` and
+`cancel` may be called from any thread, `step` from one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+
+from hasten.engine import speculate
+from hasten.engine.batch import BatchBuilder
+from hasten.engine.clock import Clock
+from hasten.engine.decoding.base import Drawn, Policies, TokenLogprobs
+from hasten.engine.events import EventLog, Kind
+from hasten.engine.executors.base import Executor, StepResult
+from hasten.engine.kv.base import NoBlocks
+from hasten.engine.ledger import Ledger
+from hasten.engine.outputs import QueueFull, TokenDelta
+from hasten.engine.request import BadRequest, Request
+from hasten.engine.rng import mix
+from hasten.engine.scheduling.base import Batching, Limits, Order, Residency, StepPlan, Work
+from hasten.engine.scheduling.planner import Planner
+from hasten.engine.sequence import Draft, Finish, Sequence, Span
+
+
+class Engine:
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        ledger: Ledger,
+        lock: Any,
+        clock: Clock,
+        events: EventLog,
+        order: Order,
+        batching: Batching,
+        residency: Residency,
+        decoding: Policies,
+        limits: Limits,
+        max_length: int,
+        eos: frozenset[int] = frozenset(),
+        queue_limit: int | None = None,
+    ) -> None:
+        self.executor = executor
+        self.ledger = ledger
+        self.clock = clock
+        self.events = events
+        self.decoding = decoding
+        self.max_length = max_length
+        self._planner = Planner(
+            ledger, executor, limits, order, batching, residency, decoding.proposer, max_length
+        )
+        self._lock = lock
+        self._builder = BatchBuilder()
+        self._eos = eos
+        self._queue_limit = queue_limit
+        self._inbox: deque[Request | str] = deque()
+        self._open: set[str] = set()
+        self._out: list[TokenDelta] = []
+        self._last: StepResult | None = None
+        ledger.on_close = self._closed
+
+    # -- intake ---------------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Accept a request, or raise BadRequest or QueueFull; nothing has changed then."""
+        self._validate(request)
+        with self._lock:
+            if request.id in self._open:
+                raise BadRequest(f"a request with id {request.id!r} is already running", "id")
+            if self._queue_limit is not None and len(self._open) >= self._queue_limit:
+                raise QueueFull(f"{len(self._open)} requests are unfinished, the limit is {self._queue_limit}")
+            self._open.add(request.id)
+            self._inbox.append(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request as soon as possible; unknown and finished ones are ignored."""
+        self._inbox.append(request_id)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._open)
+
+    def _validate(self, request: Request) -> None:
+        sampling, vocabulary = request.sampling, self.executor.vocabulary
+        length = len(request.prompt)
+        pool = self.ledger.books.pool
+        if length >= self.max_length:
+            raise BadRequest(
+                f"the prompt has {length} tokens and the context holds {self.max_length}, one at least for output", "prompt"
+            )
+        if -(-(length + 1) // pool.block_size) > pool.blocks:
+            raise BadRequest(f"the prompt has {length} tokens, more than the KV memory holds", "prompt")
+        if int(request.prompt.max()) >= vocabulary:
+            raise BadRequest(f"the prompt holds a token id beyond the vocabulary of {vocabulary}", "prompt")
+        for name, tokens in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            if any(token >= vocabulary for token in tokens):
+                raise BadRequest(f"{name} names a token id beyond the vocabulary of {vocabulary}", name)
+        if request.adapter is not None:
+            raise BadRequest(f"no adapter is called {request.adapter!r}", "adapter")
+        if sampling.constraint is not None and self.decoding.constraint is None:
+            raise BadRequest("this engine runs without a constraint policy", "constraint")
+
+    def _intake(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, str):
+                self.ledger.cancel(item)
+                continue
+            seed = item.sampling.seed
+            seq = self.ledger.admit(item, secrets.randbits(64) if seed is None else seed)
+            if self.decoding.constraint is not None and item.sampling.constraint is not None:
+                try:
+                    seq.constraint = self.decoding.constraint.start(item)
+                except Exception as failure:  # a bad grammar ends its own request only
+                    self.ledger.close(seq, Finish.ERROR, f"constraint: {failure}")
+
+    # -- the step -------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step; what became of the requests. Empty when there was nothing to do."""
+        with self._lock:
+            self._intake()
+            self.ledger.settle()
+            plan = self._planner.plan()
+            spans = self._spans(plan)
+            if not spans:
+                self._nothing_planned()
+        if spans:
+            began = self.clock.now()
+            runs = self._execute(spans)
+            with self._lock:
+                for done, result in runs:
+                    self._commit(done, result)
+                self.ledger.settle()
+                self._measured(spans, began)
+        out, self._out = self._out, []
+        return out
+
+    def run(self) -> list[TokenDelta]:
+        """Step until every request is finished."""
+        out = []
+        while self._open:
+            out += self.step()
+        return out
+
+    def _nothing_planned(self) -> None:
+        if self.ledger.settle(wait=True) or not self.ledger.sequences or self._out:
+            return
+        stuck = next(iter(self.ledger.sequences.values()))
+        self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
+
+    def _spans(self, plan: StepPlan) -> list[Span]:
+        drafts = self._drafts(plan)
+        spans = []
+        for work in plan.work:
+            try:
+                spans.append(self._span(work, drafts.get(work.sequence.id)))
+            except NoBlocks:  # the estimate was too kind (shared tails): the rest waits for the next step
+                continue
+        return spans
+
+    def _drafts(self, plan: StepPlan) -> dict[int, Draft]:
+        works = [w for w in plan.work if w.drafts]
+        if not works or self.decoding.proposer is None:
+            return {}
+        budgets = [w.drafts for w in works]
+        proposed = self.decoding.proposer.propose([w.sequence for w in works], budgets, self._last)
+        found = {}
+        for work, draft in zip(works, proposed, strict=True):
+            pruned = speculate.prune(draft, work.sequence, work.drafts) if draft is not None else None
+            if pruned is not None:
+                found[work.sequence.id] = pruned
+        return found
+
+    def _span(self, work: Work, draft: Draft | None) -> Span:
+        seq, books = work.sequence, self.ledger.books
+        ranges = seq.next_ranges(work.count)
+        if len(ranges) == 1:
+            start, stop = ranges[0]
+            tokens, positions, segments = seq.tokens[start:stop], seq.positions[start:stop], seq.segments[start:stop]
+        else:
+            picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+            tokens, positions, segments = seq.tokens[picked], seq.positions[picked], seq.segments[picked]
+        samples = work.count == seq.remaining
+        parents = None
+        if draft is not None:
+            deep = speculate.depths(draft) + 1
+            parents = None
+            if draft.parents is not None:
+                above = np.where(draft.parents < 0, work.count - 1, work.count + draft.parents)
+                parents = np.concatenate([np.arange(-1, work.count - 1), above]).astype(np.int32)
+            tokens = np.concatenate([tokens, draft.tokens])
+            positions = np.concatenate([positions, positions[-1] + deep])
+            segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
+        slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(
+            seq.view, positions
+        )
+        span = Span(seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft)
+        if self.ledger.groups[seq.request.id].prompt_scores is not None and ranges[0][0] < seq.prompt_length:
+            span.logits = list(range(len(tokens)))
+        elif samples:
+            span.logits = list(range(work.count - 1, len(tokens)))
+        span.drafts = len(tokens) - work.count
+        return span
+
+    def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:
+        """Slots of tokens some of which already have one (partial prefill into an assembled view)."""
+        picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+        old = picked[picked < seq.view.length]
+        held = self.ledger.books.rewrite(seq.view, old)
+        if len(old) == len(positions):
+            return held
+        return np.concatenate([held, self.ledger.books.append(seq.view, positions[len(old) :])])
+
+    def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
+        """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
+        now = self.clock.now()
+        for span in spans:
+            self.events.add(now, Kind.SCHEDULED, span.sequence.id, span.count - span.drafts, span.drafts)
+        controller = self.decoding.controller
+        taps = controller.taps if controller is not None else frozenset()
+        self.executor.copy_blocks(self.ledger.books.take_copies())
+        try:
+            return [(spans, self.executor.submit(self._builder.build(spans), taps).wait())]
+        except Exception as failure:
+            if len(spans) == 1:
+                with self._lock:
+                    self.ledger.close(spans[0].sequence, Finish.ERROR, f"{type(failure).__name__}: {failure}")
+                return []
+        runs = []
+        for span in spans:
+            runs += self._execute_alone(span, taps)
+        return runs
+
+    def _execute_alone(self, span: Span, taps: frozenset[int]) -> list[tuple[list[Span], StepResult]]:
+        try:
+            return [([span], self.executor.submit(self._builder.build([span]), taps).wait())]
+        except Exception as failure:
+            with self._lock:
+                self.ledger.close(span.sequence, Finish.ERROR, f"{type(failure).__name__}: {failure}")
+            return []
+
+    # -- commit ---------------------------------------------------------------------------------------------------------
+
+    def _commit(self, spans: list[Span], result: StepResult) -> None:
+        rows: list[speculate.Row] = []
+        firsts: list[int] = []
+        drawn_spans: list[Span] = []
+        at = 0
+        for span in spans:
+            seq = span.sequence
+            self._score_prompt(span, result, at)
+            seq.computed(span.count - span.drafts)
+            if span.samples:
+                last = at + len(span.logits) - 1 - span.drafts
+                for member in self._split(seq):
+                    own = span if member is seq else Span(member, 0, span.tokens, span.positions, span.segments, span.slots)
+                    firsts.append(len(rows))
+                    drawn_spans.append(own)
+                    rows += speculate.rows(own, last)
+            at += len(span.logits)
+        self._last = result
+        if not rows:
+            return
+        drawn = self.decoding.sampler.draw(result, rows)
+        committed = [
+            (span.sequence, self._keep(span, drawn, first)) for span, first in zip(drawn_spans, firsts, strict=True)
+        ]
+        if self.decoding.controller is not None:
+            self.decoding.controller.on_commit(committed, result, self)
+
+    def _split(self, seq: Sequence) -> list[Sequence]:
+        """The sequences that draw from this row: the request's n, once their common prompt is computed."""
+        group = self.ledger.groups[seq.request.id]
+        if group.split:
+            return [seq]
+        group.split = True
+        self.ledger.cache(seq)
+        base = seq.seed
+        return [seq] + [self.ledger.fork(seq, mix(base, i)) for i in range(1, seq.request.sampling.n)]
+
+    def _score_prompt(self, span: Span, result: StepResult, at: int) -> None:
+        group = self.ledger.groups[span.sequence.request.id]
+        if group.prompt_scores is None or len(span.logits) < span.count:
+            return
+        seq = span.sequence
+        start = seq.todo[0][0]
+        count = min(start + span.count, seq.prompt_length - 1) - start
+        if count > 0:
+            top = seq.request.sampling.prompt_logprobs or 0
+            targets = seq.tokens[start + 1 : start + 1 + count]
+            scores = self.decoding.sampler.score(result, range(at, at + count), targets, top)
+            group.prompt_scores[start + 1 : start + 1 + count] = scores
+
+    def _keep(self, span: Span, drawn: Drawn, first: int) -> int:
+        """Commit what was drawn for a span; how many tokens it got."""
+        seq = span.sequence
+        if drawn.tokens[first] < 0:
+            self.ledger.close(seq, Finish.ERROR, "the model's logits are not finite")
+            return 0
+        accepted, draws = speculate.accept(span, drawn, first)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        finish: Finish | None = None
+        for offset in draws:
+            token = drawn.tokens[first + offset]
+            if token < 0:
+                break
+            tokens.append(token)
+            logprobs.append(drawn.logprobs[first + offset])
+            finish = self._finish(seq, token, seq.output_length + len(tokens))
+            if finish is not None:
+                break
+        if span.draft is not None:
+            self._keep_kv(span, accepted[: len(tokens) - 1])
+        began = seq.output_length == 0
+        if seq.constraint is not None:
+            for token in tokens[: len(tokens) - (finish is Finish.STOP)]:
+                seq.constraint.advance(token)
+        seq.commit(tokens)
+        now = self.clock.now()
+        if began:
+            self.events.add(now, Kind.FIRST_TOKEN, seq.id)
+            self.executor.attention.after_prefill(seq)
+        self.events.add(now, Kind.TOKENS, seq.id, len(tokens))
+        if span.draft is not None:
+            self.events.add(now, Kind.DRAFTED, seq.id, span.drafts, len(accepted))
+        delta = TokenDelta(seq.request.id, seq.index, tokens, logprobs)
+        group = self.ledger.groups[seq.request.id]
+        if began:
+            delta.reused = group.reused
+            delta.prompt_logprobs = group.prompt_scores if seq.index == 0 else None
+        self._out.append(delta)
+        if finish is not None:
+            self.ledger.close(seq, finish)
+        return len(tokens)
+
+    def _keep_kv(self, span: Span, accepted: list[int]) -> None:
+        """Leave in the view the KV of the known tokens and the accepted drafts, moved together if they form a tree's path."""
+        seq, books = span.sequence, self.ledger.books
+        base = seq.view.length - span.drafts
+        keep = len(accepted)
+        if span.parents is None or accepted == list(range(keep)):
+            self.ledger.truncate(seq, base + keep)
+            return
+        source = span.slots[[span.count - span.drafts + i for i in accepted]].tolist()
+        self.ledger.truncate(seq, base)
+        last = span.positions[span.count - span.drafts - 1]
+        target = books.append(seq.view, np.arange(last + 1, last + 1 + keep, dtype=np.int32)).tolist()
+        self.executor.move_slots(source, target)
+
+    # -- what a controller may do (decoding.base.Actions) -----------------------------------------------------------------
+
+    def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
+        first = len(self.ledger.groups[sequence.request.id].sequences)
+        return [self.ledger.fork(sequence, mix(sequence.seed, first + i)) for i in range(count)]
+
+    def inject(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        for token in tokens:
+            sequence.append(token)
+            if sequence.constraint is not None:
+                sequence.constraint.advance(token)
+        self._out.append(TokenDelta(sequence.request.id, sequence.index, list(tokens), [None] * len(tokens)))
+        if sequence.length >= self.max_length:
+            self.ledger.close(sequence, Finish.LENGTH)
+
+    def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:
+        group = self.ledger.groups[sequences[0].request.id]
+        child = self.ledger.join(sequences, tokens, mix(sequences[0].seed, len(group.sequences)))
+        self._out.append(TokenDelta(child.request.id, child.index, list(tokens), [None] * len(tokens)))
+        return child
+
+    def finish(self, sequence: Sequence, reason: Finish = Finish.STOP) -> None:
+        self.ledger.close(sequence, reason)
+
+    def _finish(self, seq: Sequence, token: int, produced: int) -> Finish | None:
+        sampling = seq.request.sampling
+        if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
+            return Finish.STOP
+        if sampling.max_tokens is not None and produced >= sampling.max_tokens:
+            return Finish.LENGTH
+        total = seq.prompt_length + produced
+        pool = self.ledger.books.pool
+        # The last token's own KV is never needed, so a sequence may be one token longer than the pool.
+        if total >= self.max_length or total > pool.blocks * pool.block_size:
+            return Finish.LENGTH
+        return None
+
+    def _closed(self, seq: Sequence, error: str | None) -> None:
+        assert seq.finish is not None
+        group = self.ledger.groups[seq.request.id]
+        n = seq.request.sampling.n
+        indices = [seq.index] if group.split or n == 1 else list(range(n))
+        for index in indices:
+            last = self._out[-1] if self._out else None
+            if last is not None and last.request_id == seq.request.id and last.index == index and last.finish is None:
+                last.finish, last.error = seq.finish.name.lower(), error
+            else:
+                self._out.append(
+                    TokenDelta(seq.request.id, index, [], finish=seq.finish.name.lower(), error=error)
+                )
+        if all(s.finish is not None for s in group.sequences):
+            self._open.discard(seq.request.id)
+
+    def _measured(self, spans: list[Span], began: float) -> None:
+        now = self.clock.now()
+        tokens = sum(span.count for span in spans)
+        self.events.add(now, Kind.STEP, -1, tokens, now - began)
+        self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, len(spans))
+        self.executor.attention.after_step()

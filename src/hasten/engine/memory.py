@@ -1,0 +1,133 @@
+"""Memory: the weights and the KV pool of one device, and the lock that guards the books over it.
+
+Lanes (loops) share a `Memory`; the tensors live here, the books (`Books`) say who owns which block of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.engine.executors.step import Model
+from hasten.engine.technique import ConfigError
+
+SHARE = 0.4
+"""Share of free memory the KV pool takes at most when no size is given. Untouched pages cost nothing on the CPU."""
+
+
+class _Copy:
+    """A transfer in a worker thread (`kv.base.Handle`)."""
+
+    def __init__(self, future: Future[None]) -> None:
+        self._future = future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        self._future.result()
+
+
+class Memory:
+    """`blocks` KV blocks of `block_size` slots in every site, and `host_blocks` in the host tier.
+
+    The pool is laid out per site as k and v [blocks, kv heads, block size, head_dim] in the run dtype."""
+
+    def __init__(self, model: Model, blocks: int, block_size: int, host_blocks: int = 0) -> None:
+        self.model = model
+        self.blocks = blocks
+        self.block_size = block_size
+        self.host_blocks = host_blocks
+        self.lock = threading.RLock()
+        self._copier: ThreadPoolExecutor | None = None
+        self._host: list[tuple[Tensor, Tensor]] = []
+        for site in model.sites:
+            shape = (blocks, site.kv_heads, block_size, site.head_dim)
+            site.k = torch.empty(shape, dtype=model.dtype, device=model.embedding.device)
+            site.v = torch.empty(shape, dtype=model.dtype, device=model.embedding.device)
+        if host_blocks:
+            pin = model.embedding.is_cuda
+            for site in model.sites:
+                shape = (host_blocks, site.kv_heads, block_size, site.head_dim)
+                self._host.append(
+                    (
+                        torch.empty(shape, dtype=model.dtype, pin_memory=pin),
+                        torch.empty(shape, dtype=model.dtype, pin_memory=pin),
+                    )
+                )
+            self._copier = ThreadPoolExecutor(1, thread_name_prefix="hasten-copier")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(site.k.nbytes + site.v.nbytes for site in self.model.sites)
+
+    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> _Copy:
+        return self._copy(blocks, host_blocks, out=True)
+
+    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> _Copy:
+        return self._copy(blocks, host_blocks, out=False)
+
+    def _copy(self, blocks: Seq[int], host_blocks: Seq[int], out: bool) -> _Copy:
+        assert self._copier is not None, "no host tier"
+        pairs = list(zip(blocks, host_blocks, strict=True))
+
+        def work() -> None:
+            for site, (host_k, host_v) in zip(self.model.sites, self._host, strict=True):
+                for block, host in pairs:  # a block is contiguous: one plain copy each way
+                    if out:
+                        host_k[host].copy_(site.k[block])
+                        host_v[host].copy_(site.v[block])
+                    else:
+                        site.k[block].copy_(host_k[host])
+                        site.v[block].copy_(host_v[host])
+
+        return _Copy(self._copier.submit(work))
+
+    def close(self) -> None:
+        if self._copier is not None:
+            self._copier.shutdown(wait=True)
+
+
+def block_bytes(model: Model, block_size: int) -> int:
+    """Bytes of one block over all sites, keys and values."""
+    item = torch.empty(0, dtype=model.dtype).element_size()
+    return sum(2 * site.kv_heads * site.head_dim * block_size * item for site in model.sites)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that could be taken now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_meminfo("MemAvailable")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def _meminfo(name: str) -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def pool_blocks(model: Model, block_size: int, max_rows: int, asked_bytes: int | None) -> int:
+    """How many blocks the pool gets: `asked_bytes` worth, or SHARE of free memory, at most `max_rows` full contexts."""
+    each = block_bytes(model, block_size)
+    if asked_bytes is None:
+        most = max_rows * -(-model.max_length // block_size)
+        return max(1, min(most, int(SHARE * free_bytes(model.embedding.device)) // each))
+    if asked_bytes < each:
+        raise ConfigError(f"kv.memory_bytes={asked_bytes} holds no block; one of {block_size} tokens takes {each} bytes")
+    return asked_bytes // each

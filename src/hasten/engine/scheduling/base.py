@@ -1,0 +1,173 @@
+"""The scheduling seam: three independent questions, asked every step.
+
+*Order*: who goes first. *Batching*: how many tokens of whom go into this step. *Residency*: who holds KV in fast memory, who
+yields, and how. A published scheduler is a named preset of the three. Policies read `View`, answer, and never touch a
+sequence; the core checks every plan (`check`) and runs the first-come plan in place of an invalid one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.events import Event, Kind
+from hasten.engine.sequence import Sequence, State
+
+
+class WorkKind(Enum):
+    PREFILL = "prefill"
+    """known tokens, the last of which may be drawn from"""
+    DECODE = "decode"
+    """the one token just drawn"""
+    VERIFY = "verify"
+    """the same, and room for `drafts` guesses behind it"""
+
+
+@dataclass(slots=True)
+class Work:
+    """`count` known tokens of `sequence`, then up to `drafts` guessed ones."""
+
+    sequence: Sequence
+    count: int
+    kind: WorkKind
+    drafts: int = 0
+
+
+class Direction(Enum):
+    DROP = "drop"
+    """lose the KV, compute it again later"""
+    OUT = "out"
+    """copy it to the slower tier"""
+    IN = "in"
+    """copy it back"""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Move a sequence's KV. `blocks`: a range of its blocks, None for all. `may_run_late`: the step need not wait for it."""
+
+    sequence: Sequence
+    direction: Direction
+    blocks: tuple[int, int] | None = None
+    may_run_late: bool = True
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes. `reject` ends sequences with a reason; `hints` name what will be needed soon (prewarming);
+    `replan_at`: engine time of the policy's next full re-plan, None for every step."""
+
+    work: list[Work] = field(default_factory=list)
+    reject: list[tuple[Sequence, str]] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    replan_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(w.count + w.drafts for w in self.work)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one step: flat tokens, rows (sequences), and the tokens of one prefill chunk."""
+
+    tokens: int
+    rows: int
+
+
+class View(Protocol):
+    """What policies may read. Live, not a snapshot: valid during the call only."""
+
+    @property
+    def now(self) -> float: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def sequences(self) -> Seq[Sequence]:
+        """All unfinished sequences in order of arrival."""
+        ...
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that can be had now, evictable ones included."""
+        ...
+
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def host_room(self) -> int:
+        """Blocks the slower tier would still take; 0 when there is none."""
+        ...
+
+    def blocks_needed(self, sequence: Sequence, tokens: int) -> int: ...
+    def order_key(self, sequence: Sequence) -> float:
+        """The Order's current key of a sequence."""
+        ...
+
+    def open(self, sequence: Sequence) -> int:
+        """Look up reusable KV for a waiting sequence; the tokens left to compute. What is opened but not planned is closed."""
+        ...
+
+    def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
+        """Samples of how many more tokens it will produce: a distribution, never only a point."""
+        ...
+
+    def lookahead(self, sequence: Sequence) -> int:
+        """Drafted tokens that the speculation budget wants verified in this step."""
+        ...
+
+    def cost(self, plan: StepPlan) -> float:
+        """Predicted seconds of the step."""
+        ...
+
+
+class Order(Protocol):
+    """A sort key per sequence, lower first; equal keys keep arrival order. Asked only for sequences that are new, that an event
+    of a kind in `stale_on` concerned, or whose key is older than `lifetime_s` seconds."""
+
+    stale_on: frozenset[Kind]
+    lifetime_s: float
+
+    def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]: ...
+    def observe(self, event: Event) -> None: ...
+
+
+class Batching(Protocol):
+    """Turns the order into a ragged step. `ranked` holds the waiting and running sequences, first goes first."""
+
+    def compose(self, ranked: Seq[Sequence], view: View) -> StepPlan: ...
+
+
+class Residency(Protocol):
+    """Asked every step with the plan about to run. If the plan needs more blocks than are free, the answer should free them;
+    the core runs what fits and leaves the rest."""
+
+    def plan(self, view: View, plan: StepPlan) -> list[Transfer]: ...
+
+
+def check(plan: StepPlan, view: View) -> str | None:
+    """What is wrong with a plan, or None. Memory is not checked here: that is the residency's to solve."""
+    seen: set[int] = set()
+    for work in plan.work:
+        seq = work.sequence
+        if seq.id in seen:
+            return f"sequence {seq.id} is planned twice"
+        seen.add(seq.id)
+        if seq.state not in (State.WAITING, State.RUNNING):
+            return f"sequence {seq.id} is {seq.state.value} and cannot run"
+        if not 1 <= work.count <= seq.remaining:
+            return f"{work.count} tokens of sequence {seq.id}, which has {seq.remaining} to compute"
+        if work.drafts < 0 or (work.drafts and work.count < seq.remaining):
+            return f"sequence {seq.id}: drafts only follow its last token"
+    if plan.tokens > view.limits.tokens:
+        return f"{plan.tokens} tokens in a step of at most {view.limits.tokens}"
+    if len(plan.work) > view.limits.rows:
+        return f"{len(plan.work)} rows in a step of at most {view.limits.rows}"
+    return None

@@ -1,0 +1,76 @@
+"""Newest yields: the default residency.
+
+When a plan does not fit, the running sequences of lowest rank give up their KV until it does: by recompute when short, by a
+swap to the host tier when long and there is room (recomputing n tokens costs a prefill of n, a swap two copies). Swapped
+sequences come back, oldest first, as soon as there is room for all their blocks and their next tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View
+from hasten.engine.sequence import State
+from hasten.engine.technique import Technique
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    swap_from: int = 256
+    """Sequences of at least this many computed tokens are swapped rather than dropped, if the host tier has room."""
+    watermark: float = 0.02
+    """Share of the blocks that must stay free after one has come back."""
+
+
+class NewestYields:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def plan(self, view: View, plan: StepPlan) -> list[Transfer]:
+        need = {w.sequence.id: view.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work}
+        short = sum(need.values()) - view.free_blocks
+        if short <= 0:
+            return self._bring_back(view, -short)
+        return self._yield(view, need, short)
+
+    def _bring_back(self, view: View, spare: int) -> list[Transfer]:
+        transfers = []
+        alone = not any(seq.state in (State.RUNNING, State.LOADING) for seq in view.sequences)
+        reserve = 0 if alone else int(self._options.watermark * view.total_blocks) + 1
+        for seq in view.sequences:
+            if seq.state is not State.SWAPPED:
+                continue
+            wanted = len(seq.stored) + view.blocks_needed(seq, seq.remaining)
+            if wanted + reserve > spare:
+                break
+            spare -= wanted
+            transfers.append(Transfer(seq, Direction.IN))
+        return transfers
+
+    def _yield(self, view: View, need: dict[int, int], short: int) -> list[Transfer]:
+        holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
+        holders.sort(key=lambda seq: (view.order_key(seq), seq.arrival_s))
+        room = view.host_room
+        transfers: list[Transfer] = []
+        while short > 0 and len(holders) > 1:
+            seq = holders.pop()
+            blocks = len(seq.view.blocks)
+            if seq.view.length >= self._options.swap_from and blocks <= room:
+                transfers.append(Transfer(seq, Direction.OUT))
+                room -= blocks
+            else:
+                transfers.append(Transfer(seq, Direction.DROP))
+            short -= blocks + need.get(seq.id, 0)
+        return transfers
+
+
+TECHNIQUE = Technique(
+    name="newest-yields",
+    seam="scheduling",
+    summary="the latest arrival gives up its KV, by recompute or swap",
+    exact=True,
+    default=True,
+    sets={"scheduling.residency": "newest-yields"},
+    options=Options,
+    make=lambda context, options: NewestYields(options),
+)

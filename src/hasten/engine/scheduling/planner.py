@@ -1,0 +1,206 @@
+"""The planner: asks the three scheduling policies and makes their answers safe to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.events import Event, Kind
+from hasten.engine.scheduling.base import (
+    Batching,
+    Direction,
+    Limits,
+    Order,
+    Residency,
+    StepPlan,
+    Transfer,
+    Work,
+    WorkKind,
+    check,
+)
+from hasten.engine.sequence import Finish, Sequence, State
+
+if TYPE_CHECKING:
+    from hasten.engine.decoding.base import SpeculationBudget
+    from hasten.engine.executors.base import Executor
+    from hasten.engine.ledger import Ledger
+
+_ROUNDS = 4
+"""How often the residency is asked again in one step while its transfers do not free enough."""
+
+
+class Planner:
+    """Implements `scheduling.base.View` for the policies and gives the loop a plan that fits."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        executor: Executor,
+        limits: Limits,
+        order: Order,
+        batching: Batching,
+        residency: Residency,
+        budget: SpeculationBudget | None,
+        max_length: int,
+    ) -> None:
+        self._ledger = ledger
+        self._executor = executor
+        self._limits = limits
+        self._order = order
+        self._batching = batching
+        self._residency = residency
+        self._budget = budget
+        self._max_length = max_length
+        self._keys: dict[int, float] = {}
+        self._keyed_at = -np.inf
+        if order.stale_on:
+            ledger.events.subscribe(self._observe)
+
+    def _observe(self, event: Event) -> None:
+        self._order.observe(event)
+        if event.kind in self._order.stale_on:
+            self._keys.pop(event.sequence, None)
+
+    # -- the view -------------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        return self._ledger.clock.now()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def sequences(self) -> Seq[Sequence]:
+        return list(self._ledger.sequences.values())
+
+    @property
+    def free_blocks(self) -> int:
+        return self._ledger.books.available
+
+    @property
+    def total_blocks(self) -> int:
+        return self._ledger.books.pool.blocks
+
+    @property
+    def block_size(self) -> int:
+        return self._ledger.books.pool.block_size
+
+    @property
+    def host_room(self) -> int:
+        return self._ledger.tier.room if self._ledger.tier is not None else 0
+
+    def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
+        return self._ledger.books.blocks_needed(sequence.view, tokens)
+
+    def order_key(self, sequence: Sequence) -> float:
+        return self._keys.get(sequence.id, np.inf)
+
+    def open(self, sequence: Sequence) -> int:
+        return self._ledger.open(sequence)
+
+    def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
+        """Nothing learned yet: anything up to the request's limit is as likely."""
+        limit = sequence.request.sampling.max_tokens or self._max_length
+        most = max(1, min(limit - sequence.output_length, self._max_length - sequence.length))
+        return np.linspace(1.0, most, num=min(most, 16))
+
+    def lookahead(self, sequence: Sequence) -> int:
+        if self._budget is None:
+            return 0
+        # The step commits one token beyond the accepted drafts.
+        room = self.remaining_output(sequence)[-1] - 1
+        return max(0, min(self._budget.lookahead(sequence), int(room)))
+
+    def cost(self, plan: StepPlan) -> float:
+        return self._executor.cost(plan)
+
+    # -- planning -------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan:
+        """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
+        ranked = self._ranked()
+        plan = self._batching.compose(ranked, self)
+        fault = check(plan, self)
+        if fault is not None:
+            self._ledger.events.add(self.now, Kind.PLAN_REFUSED)
+            plan = self._first_come(ranked)
+        for sequence, reason in plan.reject:
+            self._ledger.close(sequence, Finish.REJECTED, reason)
+        self._make_room(plan)
+        self._trim(plan)
+        for work in plan.work:
+            self._ledger.start(work.sequence)
+        self._ledger.close_unplanned()
+        return plan
+
+    def _ranked(self) -> list[Sequence]:
+        live = self._ledger.sequences
+        if self.now - self._keyed_at > self._order.lifetime_s:
+            self._keys.clear()
+        if len(self._keys) > 2 * len(live) + 64:
+            self._keys = {id: key for id, key in self._keys.items() if id in live}
+        stale = [seq for seq in live.values() if seq.id not in self._keys]
+        if stale:
+            self._keyed_at = self.now
+            keys = self._order.keys(stale, self)
+            self._keys.update(zip((seq.id for seq in stale), keys.tolist(), strict=True))
+        ready = [seq for seq in live.values() if seq.state in (State.WAITING, State.RUNNING)]
+        ready.sort(key=lambda seq: (self._keys[seq.id], seq.arrival_s, seq.id))
+        return ready
+
+    def _first_come(self, ranked: Seq[Sequence]) -> StepPlan:
+        """The plan that always works: running sequences, then waiting ones, as many tokens as the limits allow."""
+        plan = StepPlan()
+        budget = self._limits.tokens
+        for seq in sorted(ranked, key=lambda seq: (seq.state is State.WAITING, seq.arrival_s, seq.id)):
+            if budget == 0 or len(plan.work) == self._limits.rows:
+                break
+            if seq.state is State.WAITING:
+                self.open(seq)
+            count = min(seq.remaining, budget)
+            plan.work.append(Work(seq, count, WorkKind.DECODE if seq.decoding else WorkKind.PREFILL))
+            budget -= count
+        return plan
+
+    def _needs(self, plan: StepPlan) -> int:
+        return sum(self.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work)
+
+    def _make_room(self, plan: StepPlan) -> None:
+        for _ in range(_ROUNDS):
+            short = self._needs(plan) - self.free_blocks
+            if short > 0:
+                self._ledger.events.add(self.now, Kind.MEMORY_LOW, -1, short)
+            transfers = self._residency.plan(self, plan)
+            moved = {t.sequence.id for t in transfers if self._carry_out(t)}
+            plan.work = [w for w in plan.work if w.sequence.id not in moved]
+            if short <= 0 or not moved:
+                return
+
+    def _carry_out(self, transfer: Transfer) -> bool:
+        seq, ledger = transfer.sequence, self._ledger
+        if transfer.direction is Direction.IN:
+            return seq.state is State.SWAPPED and ledger.swap_in(seq)
+        if seq.state is not State.RUNNING:
+            return False
+        if transfer.direction is Direction.OUT and ledger.swap_out(seq):
+            return True
+        return ledger.drop(seq)  # also when there is no room to swap to: the blocks are needed
+
+    def _trim(self, plan: StepPlan) -> None:
+        """Keep the work that fits, in the plan's order; the rest waits for a later step."""
+        free = self.free_blocks
+        kept = []
+        for work in plan.work:
+            need = self.blocks_needed(work.sequence, work.count + work.drafts)
+            if need > free and work.drafts:
+                work.drafts = 0
+                need = self.blocks_needed(work.sequence, work.count)
+            if need <= free:
+                kept.append(work)
+                free -= need
+        plan.work = kept

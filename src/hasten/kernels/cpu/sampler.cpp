@@ -1,0 +1,268 @@
+// Drawing tokens. A row costs one pass for its maximum and, when it is sampled from all tokens or by top-p, one for the mass;
+// thresholds are found among the few candidates that can pass them, by histograms, never by sorting the vocabulary.
+#include <algorithm>
+#include <vector>
+
+#include "scratch.h"
+#include "simd.h"
+
+namespace {
+
+constexpr int BLOCK = 64;  // tokens whose maximum is kept
+constexpr int BUCKETS = 1024;
+
+struct Candidates {
+    float *x, *p;
+    int32_t *id;
+    int n = 0;
+};
+
+struct Row {
+    float temperature, top_p, min_p;
+    int32_t top_k;
+    double u;
+};
+
+// Work memory of one thread for rows of up to `vocabulary` tokens.
+struct Work {
+    Candidates all;
+    float *maxima, *ordered;
+    int32_t *list;
+    static size_t lay(Work &w, char *memory, int vocabulary) {
+        Pieces pieces{memory};
+        size_t n = vocabulary + W, blocks = vocabulary / BLOCK + 1;
+        w.all.x = pieces.next<float>(n);
+        w.all.p = pieces.next<float>(n);
+        w.all.id = pieces.next<int32_t>(n);
+        w.maxima = pieces.next<float>(blocks);
+        w.ordered = pieces.next<float>(blocks);
+        w.list = pieces.next<int32_t>(n);
+        return pieces.used;
+    }
+};
+thread_local Scratch kept;
+
+template <class E> inline vf part_of(const E *row, int i, int end) {
+    if (i + W <= end) return load(row + i);
+    vf v = load_n(row + i, end - i);
+    float lanes[W];
+    store(lanes, v);
+    for (int k = end - i; k < W; k++) lanes[k] = -INF;
+    return load(lanes);
+}
+
+// Maxima of the row's blocks; the row's maximum, or NaN when some logit is NaN or +inf.
+template <class E> float find_maxima(const E *row, int n, float *maxima) {
+    vf most = set1(-INF);
+    uint32_t good = ~0u;
+    for (int start = 0; start < n; start += BLOCK) {
+        int end = std::min(start + BLOCK, n);
+        vf here = set1(-INF);
+        for (int i = start; i < end; i += W) {
+            vf x = part_of(row, i, end);
+            good &= mask_bits(less(x, set1(INF)));  // false for NaN too
+            here = vmax(here, x);
+        }
+        maxima[start / BLOCK] = max_lanes(here);
+        most = vmax(most, here);
+    }
+    const uint32_t every = W == 32 ? ~0u : (1u << W) - 1;
+    return (good & every) == every ? max_lanes(most) : NAN;
+}
+
+template <class E> int first_index_of(const E *row, int n, const float *maxima, float value) {
+    int block = 0;
+    while (maxima[block] != value) block++;
+    for (int i = block * BLOCK; i < n; i++)
+        if (widen(row[i]) == value) return i;
+    return -1;
+}
+
+inline void append(Candidates &c, vf x, uint32_t which, int first_id) {
+    if (!which) return;
+#if defined(__AVX512F__)
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    _mm512_storeu_ps(c.x + c.n, _mm512_maskz_compress_ps(__mmask16(which), x));
+    _mm512_storeu_si512(c.id + c.n, _mm512_maskz_compress_epi32(__mmask16(which), _mm512_add_epi32(lanes, _mm512_set1_epi32(first_id))));
+    c.n += __builtin_popcount(which);
+#else
+    for (; which; which &= which - 1) {
+        int lane = __builtin_ctz(which);
+        c.x[c.n] = x[lane], c.id[c.n++] = first_id + lane;
+    }
+#endif
+}
+
+// Tokens with logits >= bound, in token order; blocks whose maximum lies below are not read.
+template <class E> void collect(const E *row, int n, const float *maxima, float bound, Candidates &c) {
+    vf limit = set1(std::max(bound, -std::numeric_limits<float>::max()));  // never -inf itself
+    c.n = 0;
+    for (int start = 0; start < n; start += BLOCK) {
+        if (!(maxima[start / BLOCK] >= bound)) continue;
+        int end = std::min(start + BLOCK, n);
+        for (int i = start; i < end; i += W) {
+            vf x = part_of(row, i, end);
+            append(c, x, ~mask_bits(less(x, limit)) & ((1u << W) - 1), i);
+        }
+    }
+}
+
+struct Mass {  // float64 sums of float lanes
+    double lanes[W] = {};
+    void add(vf v) {
+        for (int i = 0; i < W; i++) lanes[i] += double(v[i]);
+    }
+    double total() const {
+        double sum = 0;
+        for (double x : lanes) sum += x;
+        return sum;
+    }
+};
+
+inline vf probability(vf x, float maximum, float inverse) { return expv((x - maximum) * inverse); }
+
+template <class E> double mass_of(const E *row, int from, int to, float maximum, float inverse) {
+    Mass mass;
+    for (int i = from; i < to; i += W) mass.add(probability(part_of(row, i, to), maximum, inverse));
+    return mass.total();
+}
+
+// Keeps of the candidates, ordered by logit (largest first, lower ids first among equals), the shortest prefix that is not empty
+// and whose weights sum to `target`. weight = nullptr counts them.
+void keep_prefix(Candidates &c, const float *weight, double target, int32_t *list) {
+    int n = c.n;
+    for (int i = 0; i < n; i++) list[i] = i;
+    auto weigh = [&](int i) { return weight ? double(weight[i]) : 1.0; };
+    double before = 0;  // weight of everything larger than what is still listed
+    float lowest, highest;
+    while (true) {
+        lowest = INF, highest = -INF;
+        for (int i = 0; i < n; i++) lowest = std::min(lowest, c.x[list[i]]), highest = std::max(highest, c.x[list[i]]);
+        if (n <= 64 || lowest == highest) break;
+        float scale = (BUCKETS - 1) / (highest - lowest);
+        auto bucket_of = [&](int i) { return std::min(int((highest - c.x[i]) * scale), BUCKETS - 1); };
+        double weights[BUCKETS] = {};
+        if (!(scale > 0 && scale < INF)) break;
+        for (int i = 0; i < n; i++) weights[bucket_of(list[i])] += weigh(list[i]);
+        int crossing = 0, last = 0;
+        double sum = before;
+        for (int b = 0; b < BUCKETS; b++)
+            if (weights[b] > 0) last = b;
+        while (crossing < last && sum + weights[crossing] < target) sum += weights[crossing++];
+        int left = 0;
+        for (int i = 0; i < n; i++)
+            if (bucket_of(list[i]) == crossing) list[left++] = list[i];
+        before = sum;
+        if (left == n) break;
+        n = left;
+    }
+    if (lowest != highest)  // equal ones are in order already
+        std::sort(list, list + n, [&](int a, int b) { return c.x[a] != c.x[b] ? c.x[a] > c.x[b] : a < b; });
+    int last = list[0];
+    double sum = before + weigh(last);
+    for (int i = 1; i < n && sum < target; i++) last = list[i], sum += weigh(last);
+    float cut = c.x[last];
+    int kept = 0;
+    for (int i = 0; i < c.n; i++)
+        if (c.x[i] > cut || (c.x[i] == cut && i <= last)) c.x[kept] = c.x[i], c.p[kept] = c.p[i], c.id[kept++] = c.id[i];
+    c.n = kept;
+}
+
+// The token where the row's cumulative mass passes u, all tokens kept: mass by stretches, then within one.
+template <class E> int draw_from_all(const E *row, int n, float maximum, float inverse, double u) {
+    constexpr int STRETCH = 2048;
+    double masses[512], total = 0;
+    int stretch = std::max(STRETCH, (n + 511) / 512), count = 0;
+    for (int i = 0; i < n; i += stretch) total += masses[count++] = mass_of(row, i, std::min(i + stretch, n), maximum, inverse);
+    double target = u * total, sum = 0;
+    int s = 0, last = -1;
+    while (s + 1 < count && sum + masses[s] <= target) sum += masses[s++];
+    for (int i = s * stretch; i < n; i++) {
+        double p = probability(set1(widen(row[i])), maximum, inverse)[0];
+        if (p > 0) last = i;
+        sum += p;
+        if (p > 0 && sum > target) return i;
+    }
+    if (last < 0)  // rounding put the target past the end of the last mass
+        for (int i = n - 1; last < 0; i--)
+            if (probability(set1(widen(row[i])), maximum, inverse)[0] > 0) last = i;
+    return last;
+}
+
+// Returns -1 for a row that cannot be sampled.
+template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work &work) {
+    float maximum = find_maxima(row, n, work.maxima);
+    if (!(maximum > -INF)) return -1;
+    if (!(with.temperature > 0)) return first_index_of(row, n, work.maxima, maximum);
+    float inverse = std::min(1.0f / with.temperature, 1e30f);
+    bool some = with.top_k > 0 && with.top_k < n, nucleus = with.top_p < 1, floor = with.min_p > 0;
+    if (!some && !nucleus && !floor) return draw_from_all(row, n, maximum, inverse, with.u);
+
+    Candidates &c = work.all;
+    double total = 0;
+    if (some) {
+        // At least k tokens are as large as the k-th largest of the blocks' maxima.
+        int blocks = (n + BLOCK - 1) / BLOCK;
+        float bound = -INF;
+        if (with.top_k <= blocks) {
+            std::copy(work.maxima, work.maxima + blocks, work.ordered);
+            std::nth_element(work.ordered, work.ordered + with.top_k - 1, work.ordered + blocks, std::greater<float>());
+            bound = work.ordered[with.top_k - 1];
+        }
+        collect(row, n, work.maxima, bound, c);
+        if (c.n > with.top_k) keep_prefix(c, nullptr, with.top_k, work.list);
+    } else {
+        // All tokens below the bound together cannot hold the mass that top-p leaves out: there are n, and the total is >= 1.
+        float share = nucleus ? std::max(1 - with.top_p, 1e-30f) / n : 1;
+        if (floor) share = nucleus ? std::max(share, 0.99f * with.min_p) : 0.99f * with.min_p;
+        if (nucleus) total = mass_of(row, 0, n, maximum, inverse);
+        collect(row, n, work.maxima, maximum + std::log(share) / inverse * 1.0001f, c);
+    }
+    for (int i = 0; i < c.n; i += W) store(c.p + i, probability(load(c.x + i), maximum, inverse));
+    if (nucleus) {
+        if (some)
+            for (int i = 0; i < c.n; i++) total += c.p[i];
+        keep_prefix(c, c.p, double(with.top_p) * total, work.list);
+    }
+    float least = std::min(with.min_p, 1.0f);
+    double mass = 0;
+    for (int i = 0; i < c.n; i++) {
+        if (c.p[i] < least) c.p[i] = 0;
+        mass += c.p[i];
+    }
+    double target = with.u * mass, sum = 0;
+    int last = 0;
+    for (int i = 0; i < c.n; i++) {
+        if (!(c.p[i] > 0)) continue;
+        sum += c.p[i], last = i;
+        if (sum > target) break;
+    }
+    return c.id[last];
+}
+
+template <class E>
+int64_t sample(const E *logits, int64_t rows, int64_t n, int64_t stride, const float *temperature, const int32_t *top_k,
+               const float *top_p, const float *min_p, const double *u, int64_t *out) {
+#pragma omp parallel for schedule(dynamic, 1) if (rows > 1 && rows * n > 32768)
+    for (int64_t r = 0; r < rows; r++) {
+        Work work;
+        size_t bytes = Work::lay(work, nullptr, int(n));
+        Work::lay(work, (char *)kept.take(bytes), int(n));
+        out[r] = sample_row(logits + r * stride, int(n), Row{temperature[r], top_p[r], min_p[r], top_k[r], u[r]}, work);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        if (out[r] < 0) return r;
+    return -1;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Returns -1, or the first row that cannot be sampled.
+int64_t hasten_sample(int is_bf16, const void *logits, int64_t rows, int64_t n, int64_t stride, const float *temperature,
+                      const int32_t *top_k, const float *top_p, const float *min_p, const double *u, int64_t *out) {
+    if (is_bf16) return sample((const bf16 *)logits, rows, n, stride, temperature, top_k, top_p, min_p, u, out);
+    return sample((const float *)logits, rows, n, stride, temperature, top_k, top_p, min_p, u, out);
+}
+}

@@ -1,0 +1,224 @@
+// Vectors of floats for the instruction set this file is compiled for, so that each kernel is written once.
+//
+// `vf` is W float lanes. Arithmetic uses the compiler's vector operators; the functions here are what operators cannot say.
+// Everything has internal linkage: several builds of the same kernels may be loaded into one process.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512BF16__)
+#define HASTEN_DOT_BF16 1  // pairs of bf16 multiplied and accumulated in float32 by one instruction
+#endif
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float widen(float x) { return x; }
+inline float widen(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+inline void narrow(float x, float *to) { *to = x; }
+inline void narrow(float x, bf16 *to) {  // round to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+constexpr float INF = std::numeric_limits<float>::infinity();
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+using vf = __m512;
+using vi = __m512i;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+using vf = __m256;
+using vi = __m256i;
+#else
+constexpr int W = 4;
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+#endif
+typedef int32_t ints __attribute__((vector_size(4 * W)));  // 32-bit lanes, for the compiler's operators
+
+inline vf set1(float x) { return vf{} + x; }
+inline vf load(const float *p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
+inline ints load_ints(const int32_t *p) {
+    ints v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline vf bits_to_floats(ints v) {
+    vf f;
+    std::memcpy(&f, &v, sizeof f);
+    return f;
+}
+inline ints floats_to_bits(vf v) {
+    ints i;
+    std::memcpy(&i, &v, sizeof i);
+    return i;
+}
+
+// Comparisons give a `mask`, one bit or one lane of ones for each lane.
+#if defined(__AVX512F__)
+using mask = __mmask16;
+inline mask less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline mask equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+inline mask less(ints a, ints b) { return _mm512_cmplt_epi32_mask((vi)a, (vi)b); }
+inline mask both(mask a, mask b) { return mask(a & b); }
+inline vf choose(mask m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
+inline bool any(mask m) { return m != 0; }
+inline uint32_t mask_bits(mask m) { return m; }
+#else
+using mask = ints;
+inline mask less(vf a, vf b) { return (mask)(a < b); }
+inline mask equal(vf a, vf b) { return (mask)(a == b); }
+inline mask less(ints a, ints b) { return a < b; }
+inline mask both(mask a, mask b) { return a & b; }
+inline vf choose(mask m, vf yes, vf no) { return bits_to_floats((m & floats_to_bits(yes)) | (~m & floats_to_bits(no))); }
+inline uint32_t mask_bits(mask m) {
+    uint32_t bits = 0;
+    for (int i = 0; i < W; i++) bits |= uint32_t(m[i] & 1) << i;
+    return bits;
+}
+#if defined(__AVX2__)
+inline bool any(mask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+#else
+inline bool any(mask m) { return mask_bits(m) != 0; }
+#endif
+#endif
+
+#if defined(__AVX512F__)
+
+inline vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+inline vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
+inline vf load(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+inline __m256i to_bf16(vf v) {
+#if defined(HASTEN_DOT_BF16)
+    return (__m256i)_mm512_cvtneps_pbh(v);
+#else
+    __m512i bits = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i up = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_set1_epi32(up, nan, 0x7fc0));
+#endif
+}
+inline void store(bf16 *p, vf v) { _mm256_storeu_si256((__m256i *)p, to_bf16(v)); }
+inline vf load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
+inline vf load_n(const bf16 *p, int n) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)), 16));
+}
+inline void store_n(float *p, vf v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v); }
+inline void store_n(bf16 *p, vf v, int n) { _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), to_bf16(v)); }
+inline vf round_to_int(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline ints to_ints(vf v) { return (ints)_mm512_cvtps_epi32(v); }
+
+#else
+
+#if defined(__AVX2__)
+inline vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+inline vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
+inline vf load(const bf16 *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+inline vf round_to_int(vf v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline ints to_ints(vf v) { return (ints)_mm256_cvtps_epi32(v); }
+inline void store(bf16 *p, vf v) {
+    ints bits = floats_to_bits(v);
+    ints up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 & 0xffff;
+    up = floats_to_bits(choose(equal(v, v), bits_to_floats(up), bits_to_floats(ints{} + 0x7fc0)));
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)up, (__m256i)up), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+#else
+inline vf fma(vf a, vf b, vf c) { return a * b + c; }
+inline vf vmax(vf a, vf b) { return choose(less(b, a), a, b); }
+inline vf load(const bf16 *p) { return vf{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
+inline vf round_to_int(vf v) {  // for |v| < 2^22, which is all that exp2 asks for
+    const float magic = 12582912.0f;
+    return (v + magic) - magic;
+}
+inline ints to_ints(vf v) { return ints{int32_t(v[0]), int32_t(v[1]), int32_t(v[2]), int32_t(v[3])}; }
+inline void store(bf16 *p, vf v) {
+    for (int i = 0; i < W; i++) narrow(v[i], p + i);
+}
+#endif
+
+template <class E> inline vf load_n(const E *p, int n) {
+    E all[W] = {};
+    std::memcpy(all, p, n * sizeof(E));
+    return load(all);
+}
+template <class E> inline void store_n(E *p, vf v, int n) {
+    E all[W];
+    store(all, v);
+    std::memcpy(p, all, n * sizeof(E));
+}
+
+#endif
+
+// Sums in a fixed order: halves onto halves.
+inline float sum_lanes(vf v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    __m256 y = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#else
+    __m256 y = v;
+#endif
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+inline float max_lanes(vf v) {
+    float x[W];
+    store(x, v);
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+// 2^x to about one unit in the last place for x <= 127; exactly 1 at 0 and exactly 0 below -126 (so -inf gives 0).
+inline vf exp2v(vf x) {
+    vf clamped = vmax(x, set1(-126.0f));
+    vf whole = round_to_int(clamped);
+    vf r = clamped - whole;
+    vf y = set1(1.5403530e-4f);
+    y = fma(y, r, set1(1.3333558e-3f));
+    y = fma(y, r, set1(9.6181291e-3f));
+    y = fma(y, r, set1(5.5504109e-2f));
+    y = fma(y, r, set1(2.4022651e-1f));
+    y = fma(y, r, set1(6.9314718e-1f));
+    y = fma(y, r, set1(1.0f));
+    vf power = bits_to_floats(floats_to_bits(y) + (to_ints(whole) << 23));  // y in [0.7, 1.5): no overflow of the exponent
+    return choose(less(x, set1(-126.0f)), vf{}, power);
+}
+inline vf expv(vf x) { return exp2v(x * 1.44269504f); }
+inline float exp2s(float x) { return exp2v(set1(x))[0]; }
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""Finding out what is fast: workloads, benchmarks, claims, test models, planning."""

@@ -1,0 +1,50 @@
+"""Writing a trained network as a Hugging Face checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from hasten.lab.testbed.net import Llama
+from hasten.lab.testbed.tokenizer import save_tokenizer, stop_token_ids
+
+
+def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write config.json, generation_config.json, the tokenizer and model.safetensors into `folder`.
+
+    The weights go to a temporary name first, so a reader never finds half a file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stop_ids = stop_token_ids(tokenizer)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **asdict(net.config),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": stop_ids,
+        "pad_token_id": stop_ids[0],
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    generation = {
+        "eos_token_id": stop_ids,
+        "pad_token_id": stop_ids[0],
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.9,
+    }
+    for name, content in (("config.json", config), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, folder, net.config.max_position_embeddings)
+    weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in net.state_dict().items()}
+    unfinished = folder / "model.safetensors.part"
+    save_file(weights, unfinished, metadata={"format": "pt"})
+    unfinished.replace(folder / "model.safetensors")

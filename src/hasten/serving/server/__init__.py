@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server. It shares no process with the engine and imports no torch."""
