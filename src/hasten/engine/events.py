@@ -84,8 +84,10 @@ class EventLog:
         self._a = array("d")
         self._b = array("d")
         self._observers: list[Callable[[Event], None]] = []
-        self.dropped = 0
-        """Rows dropped so far."""
+        self.counts = [0] * len(Kind)
+        """Events of each kind so far, dropped ones included."""
+        self.sums = [0.0] * len(Kind)
+        """Sum of `a` over them."""
 
     def __len__(self) -> int:
         return len(self._time)
@@ -100,6 +102,8 @@ class EventLog:
         self._sequence.append(sequence)
         self._a.append(a)
         self._b.append(b)
+        self.counts[kind] += 1
+        self.sums[kind] += a
         if len(self._time) > self._keep:
             self._drop_older_half()
         for observer in self._observers:
@@ -109,7 +113,6 @@ class EventLog:
         half = len(self._time) // 2
         for column in (self._time, self._kind, self._sequence, self._a, self._b):
             del column[:half]
-        self.dropped += half
 
     def columns(self) -> dict[str, npt.NDArray[np.float64]]:
         """Copies of the columns `time_s`, `kind`, `sequence`, `a`, `b`, each [n]."""

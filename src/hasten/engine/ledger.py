@@ -292,10 +292,12 @@ class Ledger:
         if group is not None and all(s.state is State.FINISHED for s in group.sequences):
             del self.groups[seq.request.id]
 
-    def cancel(self, request_id: str, reason: Finish = Finish.CANCELLED, error: str | None = None) -> None:
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or only its sequence `index`."""
         group = self.groups.get(request_id)
         for seq in list(group.sequences) if group is not None else []:
-            self.close(seq, reason, error)
+            if index is None or seq.index == index:
+                self.close(seq, Finish.CANCELLED)
 
     # -- reading --------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from hasten.engine.request import BadRequest, Request
 from hasten.engine.rng import mix
 from hasten.engine.scheduling.base import Batching, Limits, Order, Residency, StepPlan, Work
 from hasten.engine.scheduling.planner import Planner
-from hasten.engine.sequence import Draft, Finish, Sequence, Span
+from hasten.engine.sequence import Draft, Finish, Sequence, Span, State
 
 
 class Engine:
@@ -61,7 +61,7 @@ class Engine:
         self._builder = BatchBuilder()
         self._eos = eos
         self._queue_limit = queue_limit
-        self._inbox: deque[Request | str] = deque()
+        self._inbox: deque[Request | tuple[str, int | None]] = deque()
         self._open: set[str] = set()
         self._out: list[TokenDelta] = []
         self._last: StepResult | None = None
@@ -80,13 +80,33 @@ class Engine:
             self._open.add(request.id)
             self._inbox.append(request)
 
-    def cancel(self, request_id: str) -> None:
-        """End a request as soon as possible; unknown and finished ones are ignored."""
-        self._inbox.append(request_id)
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its sequences, as soon as possible; unknown and finished ones are ignored."""
+        self._inbox.append((request_id, index))
 
     @property
     def unfinished(self) -> int:
         return len(self._open)
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and the state now, for metrics and consoles."""
+        counts, sums = self.events.counts, self.events.sums
+        states = [seq.state for seq in list(self.ledger.sequences.values())]
+        return {
+            "running": states.count(State.RUNNING),
+            "waiting": states.count(State.WAITING) + len(self._inbox),
+            "swapped": sum(states.count(s) for s in (State.LEAVING, State.SWAPPED, State.LOADING)),
+            "free_blocks": self.ledger.books.available,
+            "total_blocks": self.ledger.books.pool.blocks,
+            "steps_total": counts[Kind.STEP],
+            "tokens_total": sums[Kind.TOKENS],
+            "prompt_tokens_total": sums[Kind.ARRIVED],
+            "prefix_hit_tokens": sums[Kind.REUSED],
+            "preempted_total": counts[Kind.PREEMPTED] + counts[Kind.SWAPPED],
+            "drafted_total": sums[Kind.DRAFTED],
+            "finished_total": counts[Kind.FINISHED],
+            "failed_total": counts[Kind.FAILED],
+        }
 
     def _validate(self, request: Request) -> None:
         sampling, vocabulary = request.sampling, self.executor.vocabulary
@@ -111,8 +131,8 @@ class Engine:
     def _intake(self) -> None:
         while self._inbox:
             item = self._inbox.popleft()
-            if isinstance(item, str):
-                self.ledger.cancel(item)
+            if isinstance(item, tuple):
+                self.ledger.cancel(*item)
                 continue
             seed = item.sampling.seed
             seq = self.ledger.admit(item, secrets.randbits(64) if seed is None else seed)

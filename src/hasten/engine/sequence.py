@@ -199,8 +199,8 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """All that is left to compute is the last token."""
-        return self.remaining == 1 and self.todo[0][1] == self.length and self.view.length == self.length - 1
+        """It runs, and all that is left to compute is the last token."""
+        return self.state is State.RUNNING and self.remaining == 1 and self.todo[0][1] == self.length and self.view.length == self.length - 1
 
     def next_ranges(self, count: int) -> list[tuple[int, int]]:
         """The next `count` tokens to compute, as ranges."""

@@ -95,6 +95,8 @@ class Planner:
         return self._ledger.tier.room if self._ledger.tier is not None else 0
 
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
+        if sequence.state is State.SWAPPED:  # its view names blocks of the other tier
+            return -(-tokens // self.block_size)
         return self._ledger.books.blocks_needed(sequence.view, tokens)
 
     def order_key(self, sequence: Sequence) -> float:

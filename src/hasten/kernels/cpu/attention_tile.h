@@ -1,7 +1,9 @@
-// One tile of attention: keys and values gathered from their slots into packed panels, and the two small matrix products over
-// them. Every query row goes through the same arithmetic whether it is a decoded token or part of a prompt: a chain of
-// multiply-adds over the head dimension for each score, and over the tile's entries for each output, one accumulator each.
-// So a row's bits do not depend on which rows share the panels, and packing costs a decoded token less than its reads of memory.
+// One tile of attention: keys and values gathered from their slots, and the two small matrix products over them.
+//
+// Every query row goes through the same arithmetic whether it is a decoded token or part of a prompt: a chain of multiply-adds
+// over the head dimension for each score, and over the tile's entries for each output, one accumulator each. So its bits do not
+// depend on which rows are computed with it. Many rows share packed panels of keys and values; a few rows (a decoded token and
+// its group of heads) take them straight from the registers that would have been packed.
 #pragma once
 
 #include "simd.h"
@@ -90,55 +92,134 @@ template <class A> inline ints words_of(const bf16 *row, int s, int n) {
 #endif
 }
 
-// Keys `first .. first + PW` of a tile of n -> packed [dim / STEP][PW]; keys past n become zeros.
-template <class A, class E> void pack_keys(const E *cache, const int64_t *offset, int first, int n, int dim, int32_t *packed) {
+// Rows that will be read next: as much of them is fetched from memory as the kernels consume of the current ones.
+template <class E> struct Ahead {
+    const E *cache;
+    const int64_t *offset;
+    int n;
+    void fetch(int entry, int element) const {
+        if (entry < n) __builtin_prefetch(cache + offset[entry] + element, 0, 2);
+    }
+};
+
+// Words s .. s + W of W keys from `first` on, transposed: x[i] holds word s + i of each key. Keys past n become zeros.
+template <class A, class E>
+inline __attribute__((always_inline)) void gather_keys(const E *cache, const int64_t *offset, int first, int n, int s, int words,
+                                                       const Ahead<E> &ahead, ints (&x)[W]) {
+    if (first + W <= n && s + W <= words) {
+        for (int i = 0; i < W; i++) x[i] = words_of<A>(cache + offset[first + i], s, W);
+    } else {
+        for (int i = 0; i < W; i++) x[i] = first + i < n ? words_of<A>(cache + offset[first + i], s, words - s) : ints{};
+    }
+    constexpr int LINE = 64 / sizeof(E);  // elements of a cache line
+    if (s * A::STEP % LINE == 0)
+        for (int i = 0; i < W; i++) ahead.fetch(first + i, s * A::STEP);
+    transpose(x);
+}
+
+// Keys `first .. first + PW` of a tile of n -> packed [dim / STEP][PW].
+template <class A, class E>
+void pack_keys(const E *cache, const int64_t *offset, int first, int n, int dim, const Ahead<E> &ahead, int32_t *packed) {
     int words = dim / A::STEP;
     for (int key = 0; key < PW; key += W) {
-        const E *rows[W];
-        int present = n - first - key;
-        for (int i = 0; i < W && i < present; i++) rows[i] = cache + offset[first + key + i];
         for (int s = 0; s < words; s += W) {
             ints x[W];
-            if (present >= W) {
-                for (int i = 0; i < W; i++) x[i] = words_of<A>(rows[i], s, words - s);
+            gather_keys<A>(cache, offset, first + key, n, s, words, ahead, x);
+            int32_t *to = packed + s * PW + key;
+            if (s + W <= words) {
+                for (int i = 0; i < W; i++) std::memcpy(to + i * PW, &x[i], sizeof x[i]);
             } else {
-                for (int i = 0; i < W; i++) x[i] = i < present ? words_of<A>(rows[i], s, words - s) : ints{};
+                for (int i = 0; i < W; i++)
+                    if (s + i < words) std::memcpy(to + i * PW, &x[i], sizeof x[i]);
             }
-            transpose(x);
-            int count = words - s < W ? words - s : W;
-            for (int i = 0; i < count; i++) std::memcpy(packed + (s + i) * PW + key, &x[i], sizeof x[i]);
         }
     }
 }
 
-// Values of a tile's entries in [from, to) -> packed [panel of output dimensions][TILE / STEP][PW]; entries past n become zeros.
-// `from` and `to` are multiples of STEP.
-template <class A, class E>
-void pack_values(const E *cache, const int64_t *offset, int from, int to, int n, int dim, int32_t *packed) {
-    constexpr int SIZE = TILE / A::STEP * PW;
-    for (int e = from; e < to; e += A::STEP) {
-        int32_t *step = packed + e / A::STEP * PW;
-#if defined(HASTEN_DOT_BF16)
-        if (A::STEP == 2) {
-            const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                                 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-            const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-            const E *one = cache + offset[e], *two = cache + offset[e + 1 < n ? e + 1 : e];
-            for (int d = 0; d < dim; d += 2 * W) {
-                __mmask32 wanted = dim - d >= 2 * W ? ~0u : (1u << (dim - d)) - 1;
-                __m512i a = e < n ? _mm512_maskz_loadu_epi16(wanted, one + d) : __m512i{};
-                __m512i b = e + 1 < n ? _mm512_maskz_loadu_epi16(wanted, two + d) : __m512i{};
-                int32_t *to_lanes = step + d / PW * SIZE + d % PW;
-                _mm512_storeu_si512(to_lanes, _mm512_permutex2var_epi16(a, low, b));
-                _mm512_storeu_si512(to_lanes + W, _mm512_permutex2var_epi16(a, high, b));
+// Scores of a few rows for the same keys without packing them: the same chains of multiply-adds, straight from the registers in
+// which keys were transposed. q: [word][M]; scores: rows of TILE.
+template <class A, int M, class E>
+void score_keys(const E *cache, const int64_t *offset, int first, int n, int dim, const Ahead<E> &ahead, const int32_t *q, float scale,
+                float *scores) {
+    int words = dim / A::STEP;
+    for (int key = 0; key < PW; key += 2 * W) {  // two groups of keys in turn: their chains hide each other's latency
+        vf acc[2][M];
+        for (int r = 0; r < M; r++) acc[0][r] = acc[1][r] = vf{};
+        for (int s = 0; s < words; s += W) {
+            for (int half = 0; half < 2; half++) {
+                ints x[W];
+                gather_keys<A>(cache, offset, first + key + half * W, n, s, words, ahead, x);
+                const int32_t *of = q + s * M;
+                for (int i = 0; i < W; i++) {
+                    if (s + i >= words) break;
+                    for (int r = 0; r < M; r++) acc[half][r] = A::dot(acc[half][r], ints{} + of[i * M + r], x[i]);
+                }
             }
-            continue;
         }
+        for (int half = 0; half < 2; half++)
+            for (int r = 0; r < M; r++) store(scores + r * TILE + first + key + half * W, acc[half][r] * set1(scale));
+    }
+}
+
+// Values of STEP entries from e on, output dimensions d .. d + PW (N vectors of them): lane = dimension. Entries past n are zeros.
+template <class A, int N, class E>
+inline __attribute__((always_inline)) void gather_values(const E *cache, const int64_t *offset, int e, int n, int d, int dim,
+                                                         ints (&x)[N]) {
+#if defined(HASTEN_DOT_BF16)
+    if constexpr (A::STEP == 2) {
+        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                             35, 3, 34, 2, 33, 1, 32, 0);
+        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        const E *one = cache + offset[e] + d, *two = cache + offset[e + 1 < n ? e + 1 : e] + d;
+        __mmask32 second = e + 1 < n ? ~0u : 0;
+        for (int v = 0; v < N; v += 2) {
+            int left = dim - d - v * W;
+            __mmask32 wanted = left >= 2 * W ? ~0u : (1u << left) - 1;
+            __m512i a = _mm512_maskz_loadu_epi16(wanted, one + v * W), b = _mm512_maskz_loadu_epi16(wanted & second, two + v * W);
+            x[v] = (ints)_mm512_permutex2var_epi16(a, low, b);
+            if (v + 1 < N) x[v + 1] = (ints)_mm512_permutex2var_epi16(a, high, b);
+        }
+        return;
+    }
 #endif
-        const E *row = cache + offset[e < n ? e : 0];
-        for (int d = 0; d < dim; d += W) {
-            vf v = e >= n ? vf{} : dim - d >= W ? load(row + d) : load_n(row + d, dim - d);
-            store((float *)step + d / PW * SIZE + d % PW, v);
+    const E *row = cache + offset[e] + d;
+    for (int v = 0; v < N; v++) {
+        int left = dim - d - v * W;
+        x[v] = floats_to_bits(left >= W ? load(row + v * W) : load_n(row + v * W, left));
+    }
+}
+
+// Values of a tile's entries [from, to) -> packed [panel of output dimensions][TILE / STEP][PW]. from is a multiple of STEP, to <= n.
+template <class A, class E>
+void pack_values(const E *cache, const int64_t *offset, int from, int to, int n, int dim, const Ahead<E> &ahead, int32_t *packed) {
+    constexpr int N = W == 16 ? 2 : 1;  // vectors that one load of bf16 gives
+    for (int e = from; e < to; e += A::STEP) {
+        for (int d = 0; d < dim; d += N * W) {
+            ints x[N];
+            gather_values<A, N>(cache, offset, e, n, d, dim, x);
+            int32_t *step = packed + (d / PW * (TILE / A::STEP) + e / A::STEP) * PW + d % PW;
+            for (int v = 0; v < N; v++) std::memcpy(step + v * W, &x[v], sizeof x[v]);
+        }
+        for (int i = 0; i < A::STEP; i++)
+            for (int d = 0; d < dim; d += 64 / int(sizeof(E))) ahead.fetch(e + i, d);
+    }
+}
+
+// acc[r][v] = probabilities of row r over entries [from, to) times their values at dimensions d + v W .., without packing them.
+template <class A, int M, int N, class E>
+inline __attribute__((always_inline)) void sum_rows(const E *cache, const int64_t *offset, int from, int to, int n, int d, int dim,
+                                                    const Ahead<E> &ahead, const int32_t *p, vf (&acc)[M][N]) {
+    for (int r = 0; r < M; r++)
+        for (int v = 0; v < N; v++) acc[r][v] = vf{};
+    for (int e = from; e < to; e += A::STEP) {
+        ints x[N];
+        gather_values<A, N>(cache, offset, e, n, d, dim, x);
+        for (int i = 0; i < A::STEP; i++)
+            for (int v = 0; v < N * W; v += 64 / int(sizeof(E)))
+                if (d + v < dim) ahead.fetch(e + i, d + v);
+        for (int r = 0; r < M; r++) {
+            ints one = ints{} + p[r * (TILE / A::STEP) + e / A::STEP];
+            for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], one, x[v]);
         }
     }
 }

@@ -215,6 +215,7 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
         // All tokens below the bound together cannot hold the mass that top-p leaves out: there are n, and the total is >= 1.
         float share = nucleus ? std::max(1 - with.top_p, 1e-30f) / n : 1;
         if (floor) share = nucleus ? std::max(share, 0.99f * with.min_p) : 0.99f * with.min_p;
+        share = std::min(share, 0.99f);  // the maximum itself always stays
         if (nucleus) total = mass_of(row, 0, n, maximum, inverse);
         collect(row, n, work.maxima, maximum + std::log(share) / inverse * 1.0001f, c);
     }

@@ -84,27 +84,23 @@ using mask = __mmask16;
 inline mask less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline mask equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline mask less(ints a, ints b) { return _mm512_cmplt_epi32_mask((vi)a, (vi)b); }
-inline mask both(mask a, mask b) { return mask(a & b); }
 inline vf choose(mask m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
-inline bool any(mask m) { return m != 0; }
 inline uint32_t mask_bits(mask m) { return m; }
 #else
 using mask = ints;
 inline mask less(vf a, vf b) { return (mask)(a < b); }
 inline mask equal(vf a, vf b) { return (mask)(a == b); }
 inline mask less(ints a, ints b) { return a < b; }
-inline mask both(mask a, mask b) { return a & b; }
 inline vf choose(mask m, vf yes, vf no) { return bits_to_floats((m & floats_to_bits(yes)) | (~m & floats_to_bits(no))); }
 inline uint32_t mask_bits(mask m) {
+#if defined(__AVX2__)
+    return uint32_t(_mm256_movemask_ps((__m256)m));
+#else
     uint32_t bits = 0;
     for (int i = 0; i < W; i++) bits |= uint32_t(m[i] & 1) << i;
     return bits;
-}
-#if defined(__AVX2__)
-inline bool any(mask m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
-#else
-inline bool any(mask m) { return mask_bits(m) != 0; }
 #endif
+}
 #endif
 
 #if defined(__AVX512F__)

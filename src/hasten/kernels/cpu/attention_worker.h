@@ -1,0 +1,392 @@
+// The worker that computes attention jobs: tiles of a view from left to right, merged into the job's rows.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+
+#include "attention_tile.h"
+#include "scratch.h"
+
+namespace {
+
+constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+
+struct Index {  // base.ViewIndex; mirrored in native.py
+    const int32_t *span_offsets, *positions, *runs, *run_offsets, *lengths;
+    const int64_t *ancestors;
+    const uint8_t *is_tree;
+    int64_t spans, groups, words;
+};
+
+struct Call {
+    const Index *index;
+    const void *q, *k_cache, *v_cache;
+    void *out;
+    float *lse;
+    const float *log_weight;
+    int64_t q_stride, out_stride, heads, kv_heads, dim, block_size;
+    float scale;  // in units of log 2
+    int window;   // 0 = none
+    int group() const { return int(heads / kv_heads); }
+    int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated
+};
+
+struct Job {
+    int32_t span, head, from, to;  // tokens [from, to) of the flat batch
+    int32_t length;                // entries of the view
+    int32_t parts;                 // 1, or the number of tile ranges computed apart
+    size_t partial;                // where its tiles' results lie, in floats, if parts > 1
+    int tiles() const { return (length + TILE - 1) / TILE; }
+};
+
+struct Item {
+    int32_t job, part;
+};
+
+// A tile's entries: where they lie and at which positions they stand.
+struct Tile {
+    int first, n;  // entry numbers first .. first + n
+    int32_t position[TILE];
+    int64_t offset[TILE];
+    float weight[TILE];
+    int32_t lowest[PANELS], highest[PANELS];
+};
+
+// Walks over the runs of one view.
+class Cursor {
+  public:
+    Cursor(const Call &call, int view, int head, int first_entry) : call(call), head(head), entry(first_entry) {
+        run = call.index->runs + 4 * call.index->run_offsets[view];
+        end = call.index->runs + 4 * call.index->run_offsets[view + 1];
+        int skip = first_entry;
+        while (run != end && skip >= run[2]) skip -= run[2], run += 4;
+        done = skip;
+    }
+    void next(Tile &tile) {
+        int n = 0;
+        for (; run != end && n < TILE; done = 0, run += 4) {
+            int count = std::min(run[2] - done, TILE - n);
+            int64_t slot = run[1] + done, row = (run[0] * call.kv_heads + head) * call.block_size + slot;
+            for (int i = 0; i < count; i++) {
+                tile.position[n + i] = run[3] + done + i;
+                tile.offset[n + i] = (row + i) * call.dim;
+            }
+            if (call.log_weight)
+                for (int i = 0; i < count; i++) tile.weight[n + i] = LOG2E * call.log_weight[run[0] * call.block_size + slot + i];
+            n += count;
+            if (done + count < run[2]) {
+                done += count;
+                break;
+            }
+        }
+        tile.first = entry, tile.n = n;
+        entry += n;
+        for (int p = 0; p < PANELS; p++) {
+            int32_t low = INT_MAX, high = INT_MIN;
+            for (int i = p * PW; i < std::min(n, (p + 1) * PW); i++)
+                low = std::min(low, tile.position[i]), high = std::max(high, tile.position[i]);
+            tile.lowest[p] = low, tile.highest[p] = high;
+        }
+        // Positions past every query hide what is missing from the last panel.
+        for (int i = n; i < std::min(TILE, (n + PW - 1) / PW * PW); i++) tile.position[i] = INT_MAX, tile.weight[i] = 0;
+        if (n % PW) tile.highest[n / PW] = INT_MAX;
+    }
+
+  private:
+    const Call &call;
+    const int32_t *run, *end;
+    int head, entry, done;
+};
+
+// The rows of one register block and the range of positions they ask from.
+struct Rows {
+    int first, count;  // among the job's rows
+    int32_t lowest, highest;
+};
+
+template <class E> class Worker {
+    using A = typename ArithmeticOf<E>::type;
+    static constexpr int P_WORDS = TILE / A::STEP;
+
+  public:
+    static size_t bytes(const Call &call, int rows) {
+        Worker w(call, rows, nullptr);
+        return w.taken;
+    }
+
+    Worker(const Call &call, int max_rows, void *memory) : call(call), words(int(call.dim / A::STEP)), width(call.width()) {
+        Pieces pieces{(char *)memory};
+        q = pieces.next<int32_t>(size_t(max_rows) * words);
+        o = pieces.next<float>(size_t(max_rows) * width);
+        m = pieces.next<float>(max_rows);
+        l = pieces.next<float>(max_rows);
+        blocks = pieces.next<Rows>(max_rows);
+        k = pieces.next<int32_t>(size_t(PANELS) * words * PW);
+        v = pieces.next<int32_t>(size_t((call.dim + PW - 1) / PW) * P_WORDS * PW);
+        s = pieces.next<float>(MR * TILE);
+        p = pieces.next<int32_t>(MR * P_WORDS);
+        tile = pieces.next<Tile>(1);
+        taken = pieces.used;
+    }
+
+    // Tiles [from, to) of a job. `partial` is null: merged and written out; else each tile's result is kept there.
+    void run(const Job &job, int from, int to, float *partial) {
+        this->job = &job;
+        group = call.group();
+        rows = (job.to - job.from) * group;
+        prepare_rows();
+        if (!partial) {
+            std::fill(m, m + rows, -INF);
+            std::fill(l, l + rows, 0.0f);
+            std::fill(o, o + size_t(rows) * width, 0.0f);
+        }
+        int view = call.index->groups == 1 ? job.span : int(job.span * call.index->groups + job.head);
+        Cursor cursor(call, view, job.head, from * TILE);
+        for (int t = from; t < to; t++) {
+            cursor.next(*tile);
+            packed_keys = packed_values = 0;
+            part = partial ? partial + size_t(t) * rows * (width + 2) : nullptr;
+            for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
+        }
+        if (!partial) finish(job);
+    }
+
+    // Merges the kept tiles of a job and writes its rows.
+    void join(const Job &job, const float *partial) {
+        this->job = &job;
+        group = call.group();
+        rows = (job.to - job.from) * group;
+        for (int r = 0; r < rows; r++) {
+            m[r] = -INF, l[r] = 0;
+            float *row = o + size_t(r) * width;
+            std::fill(row, row + width, 0.0f);
+            for (int t = 0; t < job.tiles(); t++) {
+                const float *kept = partial + (size_t(t) * rows + r) * (width + 2);
+                if (kept[width] == -INF) continue;
+                float keep, add;
+                merge(r, kept[width], kept[width + 1], keep, add);
+                for (int d = 0; d < width; d += W) store(row + d, fma(load(row + d), set1(keep), load(kept + d) * set1(add)));
+            }
+        }
+        finish(job);
+    }
+
+  private:
+    const Call &call;
+    const Job *job = nullptr;
+    int words, width, group = 0, rows = 0, block_count = 0;
+    int32_t *q, *k, *v, *p;
+    float *o, *m, *l, *s, *part = nullptr;
+    Rows *blocks;
+    Tile *tile;
+    uint32_t packed_keys = 0;  // which panels are packed
+    int packed_values = 0;     // packed range of entries: [values_from, packed_values)
+    int values_from = 0;
+    size_t taken;
+
+    int32_t position(int row) const { return call.index->positions[job->from + row / group]; }
+
+    // Cuts the rows into blocks as even as possible and packs the queries: [block][word][row of the block].
+    void prepare_rows() {
+        block_count = (rows + MR - 1) / MR;
+        int first = 0;
+        for (int b = 0; b < block_count; b++) {
+            int count = rows / block_count + (b < rows % block_count);
+            Rows block{first, count, INT_MAX, INT_MIN};
+            for (int r = 0; r < count; r++) {
+                int at = first + r;
+                block.lowest = std::min(block.lowest, position(at)), block.highest = std::max(block.highest, position(at));
+                const E *from = (const E *)call.q + (job->from + at / group) * call.q_stride +
+                                (job->head * group + at % group) * call.dim;
+                int32_t *to = q + size_t(first) * words + r;
+                for (int w = 0; w < words; w++) {
+                    if (A::STEP == 2) {
+                        std::memcpy(to + w * count, from + 2 * w, 4);
+                    } else {
+                        float wide = widen(from[w]);
+                        std::memcpy(to + w * count, &wide, 4);
+                    }
+                }
+            }
+            blocks[b] = block;
+            first += count;
+        }
+    }
+
+    void attend_block(const Rows &block) {
+        switch (block.count) {
+            case 1: return attend<1>(block);
+            case 2: return attend<2>(block);
+            case 3: return attend<3>(block);
+            case 4: return attend<4>(block);
+            case 5: return attend<5>(block);
+            case 6: return attend<6>(block);
+        }
+    }
+
+    bool reaches_own_tokens() const {
+        const Index &index = *call.index;
+        if (!index.is_tree || !index.is_tree[job->span]) return false;
+        return tile->first + tile->n > job->length - (index.span_offsets[job->span + 1] - index.span_offsets[job->span]);
+    }
+
+    template <int M> void attend(const Rows &block) {
+        // The panels that some row may see, and whether every row sees all of each.
+        bool tree = reaches_own_tokens(), all = !tree;
+        int64_t low = call.window ? int64_t(block.lowest) - call.window : INT64_MIN;
+        int64_t low_of_last = call.window ? int64_t(block.highest) - call.window : INT64_MIN;
+        int panels = (tile->n + PW - 1) / PW, begin = panels, end = 0;
+        for (int panel = 0; panel < panels; panel++) {
+            int32_t highest = tile->highest[panel];
+            if (!tree && (tile->lowest[panel] > block.highest || highest <= low)) continue;
+            begin = std::min(begin, panel), end = panel + 1;
+        }
+        for (int panel = begin; panel < end; panel++)
+            all &= tile->highest[panel] <= block.lowest && tile->lowest[panel] > low_of_last;
+        if (begin >= end) {
+            if (part)
+                for (int r = 0; r < M; r++) part[size_t(block.first + r) * (width + 2) + width] = -INF;
+            return;
+        }
+        score<M>(block, begin, end);
+        float keep[M], add[M];
+        for (int r = 0; r < M; r++) {
+            float *row = s + r * TILE, top, mass;
+            if (tree) hide_by_tree(block.first + r, row, begin * PW, end * PW);
+            softmax(row, block.first + r, begin * PW, end * PW, all || tree, top, mass);
+            pack_probabilities<A>(row, begin * PW, end * PW, p + r * P_WORDS);
+            if (part) {
+                float *kept = part + size_t(block.first + r) * (width + 2) + width;
+                kept[0] = top, kept[1] = mass;
+                keep[r] = 0, add[r] = 1;
+            } else {
+                merge(block.first + r, top, mass, keep[r], add[r]);
+            }
+        }
+        sum_values<M>(block, begin * PW, std::min(end * PW, (tile->n + 1) / 2 * 2), keep, add);
+    }
+
+    template <int M> void score(const Rows &block, int begin, int end) {
+        for (int panel = begin; panel < end; panel++) {
+            int32_t *keys = k + size_t(panel) * words * PW;
+            if (!(packed_keys >> panel & 1)) {
+                pack_keys<A>((const E *)call.k_cache, tile->offset, panel * PW, tile->n, int(call.dim), keys);
+                packed_keys |= 1u << panel;
+            }
+            vf acc[M][NV];
+            multiply<A, M, NV, 1, M>(q + size_t(block.first) * words, keys, words, acc);
+            for (int r = 0; r < M; r++)
+                for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(call.scale));
+        }
+        if (call.log_weight)
+            for (int r = 0; r < M; r++)
+                for (int e = begin * PW; e < end * PW; e += W) store(s + r * TILE + e, load(s + r * TILE + e) + load(tile->weight + e));
+    }
+
+    // Scores -> exp2(score - largest), 0 where hidden; and the largest and the sum.
+    void softmax(float *row, int at, int from, int to, bool all, float &top, float &mass) {
+        vf highest = set1(-INF);
+        if (all) {
+            for (int e = from; e < to; e += W) highest = vmax(highest, load(row + e));
+        } else {
+            int32_t here = position(at);
+            ints upper = ints{} + here, lower = ints{} + (call.window ? int32_t(std::max<int64_t>(int64_t(here) - call.window, INT_MIN)) : INT_MIN);
+            for (int e = from; e < to; e += W) {
+                ints stored = load_ints(tile->position + e);
+                // not after the query, and after the window's lower end
+                vf x = choose(less(upper, stored), set1(-INF), load(row + e));
+                x = choose(less(lower, stored), x, set1(-INF));
+                store(row + e, x);
+                highest = vmax(highest, x);
+            }
+        }
+        top = max_lanes(highest);
+        vf base = set1(top == -INF ? 0.0f : top), sum = {};
+        for (int e = from; e < to; e += W) {
+            vf x = exp2v(load(row + e) - base);
+            sum = sum + x;
+            store(row + e, x);
+        }
+        mass = sum_lanes(sum);
+    }
+
+    // The mask of one row of a tree span, entry by entry: trees are small.
+    void hide_by_tree(int at, float *row, int from, int to) {
+        const Index &index = *call.index;
+        int token = job->from + at / group, own = index.span_offsets[job->span + 1] - index.span_offsets[job->span];
+        int64_t here = index.positions[token], low = call.window ? here - call.window : INT64_MIN;
+        const uint64_t *bits = (const uint64_t *)index.ancestors + token * index.words;
+        for (int e = from; e < to; e++) {
+            int j = tile->first + e - (job->length - own);
+            bool seen = e < tile->n && tile->position[e] > low;
+            seen = seen && (j < 0 ? tile->position[e] <= here : (bits[j / 64] >> j % 64 & 1) != 0);
+            if (!seen) row[e] = -INF;
+        }
+    }
+
+    // Factors that turn (kept rows, new tile) into the merged rows; updates a row's maximum and mass.
+    void merge(int row, float top, float mass, float &keep, float &add) {
+        if (top == -INF) {
+            keep = 1, add = 0;
+            return;
+        }
+        float highest = std::max(m[row], top);
+        keep = exp2s(m[row] - highest), add = exp2s(top - highest);
+        l[row] = fma(set1(l[row]), set1(keep), set1(mass) * set1(add))[0];
+        m[row] = highest;
+    }
+
+    template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
+        pack_value_range(from, to);
+        int d = 0;
+        for (; d + PW <= width; d += PW) sum_panel<M, NV>(block, from, to, d, keep, add);
+        int left = (width - d) / W;
+        if (left == 1) sum_panel<M, 1>(block, from, to, d, keep, add);
+        if (left == 2) sum_panel<M, NV == 2 ? 1 : 2>(block, from, to, d, keep, add);
+        if (left == 3) sum_panel<M, NV == 2 ? 1 : 3>(block, from, to, d, keep, add);
+    }
+
+    void pack_value_range(int from, int to) {
+        auto pack = [&](int a, int b) {
+            if (a < b) pack_values<A>((const E *)call.v_cache, tile->offset, a, b, tile->n, int(call.dim), v);
+        };
+        if (!packed_values) {
+            pack(from, to);
+            values_from = from, packed_values = to;
+        } else {
+            pack(from, values_from);
+            pack(packed_values, to);
+            values_from = std::min(values_from, from), packed_values = std::max(packed_values, to);
+        }
+    }
+
+    template <int M, int N> void sum_panel(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
+        vf acc[M][N];
+        const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW;
+        multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from) / A::STEP, acc);
+        for (int r = 0; r < M; r++) {
+            size_t row = block.first + r;
+            if (part) {
+                for (int n = 0; n < N; n++) store(part + row * (width + 2) + d + n * W, acc[r][n]);
+            } else {
+                float *to_row = o + row * width + d;
+                for (int n = 0; n < N; n++)
+                    store(to_row + n * W, fma(load(to_row + n * W), set1(keep[r]), acc[r][n] * set1(add[r])));
+            }
+        }
+    }
+
+    void finish(const Job &job) {
+        for (int r = 0; r < rows; r++) {
+            int token = job.from + r / group, head = job.head * group + r % group;
+            E *to = (E *)call.out + token * call.out_stride + head * call.dim;
+            vf mass = set1(l[r] > 0 ? l[r] : 1.0f);
+            int d = 0;
+            for (; d + W <= call.dim; d += W) store(to + d, load(o + size_t(r) * width + d) / mass);
+            if (d < call.dim) store_n(to + d, load(o + size_t(r) * width + d) / mass, int(call.dim) - d);
+            if (call.lse) call.lse[int64_t(token) * call.heads + head] = l[r] > 0 ? LN2 * (m[r] + std::log2(l[r])) : -INF;
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,92 @@
+"""What all endpoints share: the engine, the settings, and the requests being answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hasten.engine.request import BadRequest
+from hasten.serving.server.errors import too_long, unavailable, unknown_model
+from hasten.serving.server.logprobs import Pieces
+from hasten.serving.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from hasten.engine.async_engine import AsyncEngine
+    from hasten.serving.server.answer import Answer
+
+_LONG_TEXT = 8192
+"""Characters above which a text is encoded in a thread, so that other clients' streams do not stutter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Times in seconds; `request_timeout_s` None: no limit. `served_name` None: the model's own name."""
+
+    api_key: str | None = None
+    body_limit_bytes: int = 8 << 20
+    request_timeout_s: float | None = 600.0
+    grace_s: float = 30.0
+    served_name: str | None = None
+    most_prompts: int = 256
+    """Prompts of one request to /v1/completions; each takes a place in the engine's queue."""
+
+
+class Service:
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+        self.name: str = settings.served_name or str(engine.info["model"])
+        self.max_length: int = engine.info["max_length"]
+        self.pieces = Pieces(engine.tokenizer)
+        self.created = int(time.time())
+        self.draining = False
+        self.answers: set[Answer] = set()
+
+    def check_open(self) -> None:
+        """Raise 503 when nothing can be answered."""
+        if self.draining:
+            raise unavailable("the server is shutting down", "shutting_down")
+        if not self.engine.alive:
+            raise unavailable("the engine is not running")
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise unknown_model(name, self.name)
+
+    async def encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        """Token ids of `text`, or 400 when they do not fit. `special`: with what the model puts before any text."""
+        tokenizer = self.engine.tokenizer
+        if len(text) > _LONG_TEXT:
+            tokens = await asyncio.to_thread(tokenizer.encode, text, special)
+        else:
+            tokens = tokenizer.encode(text, special)
+        self.check_length(tokens, param)
+        return tokens
+
+    def check_length(self, tokens: list[int], param: str) -> None:
+        if not tokens:
+            raise BadRequest("the prompt must hold at least one token", param)
+        if len(tokens) >= self.max_length:
+            raise too_long(len(tokens), self.max_length, param)
+
+    def model_card(self) -> dict[str, Any]:
+        """The entry of /v1/models, with the facts of the engine beside what OpenAI sends."""
+        info = self.engine.info
+        facts = {k: v for k, v in info.items() if isinstance(v, str | int | float | bool | None) and k != "model"}
+        card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "hasten"}
+        return {**card, "max_model_len": self.max_length, "engine": facts}
+
+    async def drain(self) -> None:
+        """Take nothing new, let running requests finish within the grace time, then end the rest with an error."""
+        self.draining = True
+        until_s = time.monotonic() + self.settings.grace_s
+        while self.answers and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)
+        for answer in list(self.answers):
+            answer.abort(unavailable("the server is shutting down and the grace time is over", "shutting_down"))
+        until_s = time.monotonic() + 2.0  # for those last words to be sent
+        while self.answers and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)

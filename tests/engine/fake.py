@@ -1,0 +1,229 @@
+"""A model small enough to be its own oracle: KV of a token is a hash of the token, its position and all KV it may see.
+
+Any mistake of the books (a wrong slot, a block freed too early, a copy missed, a stale position) changes a hash and with it every
+later token. The oracle computes the same hashes from the token list alone, without any engine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hasten.engine.attention.base import StatelessAttention
+from hasten.engine.batch import Batch
+from hasten.engine.clock import VirtualClock
+from hasten.engine.decoding.base import Policies
+from hasten.engine.decoding.lossless import LosslessSampler
+from hasten.engine.events import EventLog
+from hasten.engine.executors.base import StepResult
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.pool import BlockPool
+from hasten.engine.kv.prefix_tree import PrefixTree
+from hasten.engine.ledger import Ledger
+from hasten.engine.loop import Engine
+from hasten.engine.request import Request, SamplingParams
+from hasten.engine.rng import mix, uniform
+from hasten.engine.scheduling.base import Limits
+from hasten.engine.scheduling.fcfs import FCFS
+from hasten.engine.scheduling.newest_yields import NewestYields
+from hasten.engine.scheduling.newest_yields import Options as ResidencyOptions
+from hasten.engine.scheduling.stall_free import Options as BatchingOptions
+from hasten.engine.scheduling.stall_free import StallFree
+from hasten.kernels import ReferenceKernels
+
+VOCABULARY = 40
+MASK = (1 << 64) - 1
+
+
+def kv_of(token: int, position: int, seen: int) -> int:
+    return mix(mix(token + 1, position), seen)
+
+
+def logits_of(kv: int) -> np.ndarray:
+    return np.random.default_rng(kv & 0xFFFFFFFF).standard_normal(VOCABULARY).astype(np.float32) * 3
+
+
+class Handle:
+    """Done after a few looks; the bytes move only then, so touching them earlier shows."""
+
+    def __init__(self, looks: int, move: Any, fail: bool = False) -> None:
+        self._looks, self._move, self._fail = looks, move, fail
+
+    def done(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+    def wait(self) -> None:
+        if self._fail:
+            raise OSError("the link broke")
+        self._move()
+
+
+class FakeExecutor:
+    vocabulary = VOCABULARY
+
+    def __init__(self, blocks: int, block_size: int, host_blocks: int, seed: int = 0) -> None:
+        self.size = block_size
+        self.kv = [0] * (blocks * block_size)
+        self.host = [0] * (host_blocks * block_size)
+        self.attention = StatelessAttention()
+        self.random = random.Random(seed)
+        self.fail_on: set[int] = set()
+        """Token ids that make a step fail."""
+        self.steps = 0
+
+    def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> SimpleNamespace:
+        self.steps += 1
+        if self.fail_on & set(batch.tokens.tolist()):
+            raise RuntimeError("this token cannot be computed")
+        out = np.zeros((len(batch.logits_rows), VOCABULARY), dtype=np.float32)
+        values = [0] * batch.size
+        for i in range(len(batch.spans)):
+            a, b = batch.span_offsets[i : i + 2].tolist()
+            runs = batch.runs[batch.run_offsets[i] : batch.run_offsets[i + 1]].tolist()
+            entries = [
+                (block * self.size + first + j, position + j)
+                for block, first, count, position in runs
+                for j in range(count)
+            ]
+            tree = batch.is_tree is not None and batch.is_tree[i]
+            own = {slot: j for j, slot in enumerate(batch.slots[a:b].tolist())}
+            assert len(own) == b - a, "two tokens of a span share a slot"
+            for t in range(a, b):
+                position, slot = int(batch.positions[t]), int(batch.slots[t])
+                seen = 0
+                for other, where in entries:
+                    if other == slot:
+                        assert where == position, "the view says another position than the span"
+                        continue
+                    j = own.get(other)
+                    if j is not None and tree:
+                        assert batch.ancestors is not None
+                        visible = bool((int(batch.ancestors[t, j // 64]) >> (j % 64)) & 1)
+                    else:
+                        visible = where < position
+                    if visible:
+                        seen = (seen + mix(self.kv[other], where)) & MASK
+                self.kv[slot] = values[t] = kv_of(int(batch.tokens[t]), position, seen)
+        for row, t in enumerate(batch.logits_rows.tolist()):
+            out[row] = logits_of(values[t])
+        result = StepResult(torch.from_numpy(out))
+        return SimpleNamespace(wait=lambda: result)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for old, new in pairs:
+            self.kv[new * self.size : (new + 1) * self.size] = self.kv[old * self.size : (old + 1) * self.size]
+
+    def move_slots(self, source: Sequence[int], target: Sequence[int]) -> None:
+        values = [self.kv[slot] for slot in source]
+        for slot, value in zip(target, values, strict=True):
+            self.kv[slot] = value
+
+    def _moved(self, source: list[int], target: list[int], pairs: list[tuple[int, int]]) -> Handle:
+        def move() -> None:
+            for old, new in pairs:
+                target[new * self.size : (new + 1) * self.size] = source[old * self.size : (old + 1) * self.size]
+
+        return Handle(self.random.randint(0, 3), move)
+
+    def copy_out(self, blocks: Sequence[int], host_blocks: Sequence[int]) -> Handle:
+        return self._moved(self.kv, self.host, list(zip(blocks, host_blocks, strict=True)))
+
+    def copy_in(self, host_blocks: Sequence[int], blocks: Sequence[int]) -> Handle:
+        return self._moved(self.host, self.kv, list(zip(host_blocks, blocks, strict=True)))
+
+    def cost(self, plan: Any) -> float:
+        return 1e-3 * plan.tokens
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"device": "fake"}
+
+    def close(self) -> None:
+        pass
+
+
+def make_engine(
+    *,
+    blocks: int = 64,
+    block_size: int = 8,
+    host_blocks: int = 0,
+    max_length: int = 200,
+    tokens: int = 64,
+    rows: int = 16,
+    chunk: int = 16,
+    reuse: bool = True,
+    swap_from: int = 8,
+    seed: int = 0,
+    eos: frozenset[int] = frozenset(),
+    queue_limit: int | None = None,
+    **policies: Any,
+) -> Engine:
+    """An engine over the fake executor; `policies` replace order, batching, residency, proposer, constraint, controller."""
+    import threading
+
+    executor = FakeExecutor(blocks, block_size, host_blocks, seed)
+    pool = BlockPool(blocks, block_size)
+    books = Books(pool, PrefixTree(pool) if reuse else None)
+    events, clock = EventLog(), VirtualClock()
+    tier = HostTier(host_blocks, block_size, executor) if host_blocks else None
+    ledger = Ledger(books, tier, executor.attention, events, clock, "fake")
+    return Engine(
+        executor=executor,
+        ledger=ledger,
+        lock=threading.RLock(),
+        clock=clock,
+        events=events,
+        order=policies.get("order") or FCFS(),
+        batching=policies.get("batching") or StallFree(BatchingOptions(chunk=chunk)),
+        residency=policies.get("residency") or NewestYields(ResidencyOptions(swap_from=swap_from)),
+        decoding=Policies(
+            LosslessSampler(ReferenceKernels(), VOCABULARY, eos),
+            constraint=policies.get("constraint"),
+            proposer=policies.get("proposer"),
+            controller=policies.get("controller"),
+        ),
+        limits=Limits(tokens, rows),
+        max_length=max_length,
+        eos=eos,
+        queue_limit=queue_limit,
+    )
+
+
+def alone(request: Request, max_length: int = 200, eos: frozenset[int] = frozenset()) -> list[list[int]]:
+    """What the request must give, from its tokens alone; one list a sequence."""
+    sampling = request.sampling
+    seed = sampling.seed
+    answers = []
+    for index in range(sampling.n):
+        first = mix(seed or 0, 0)
+        own = first if index == 0 else mix(first, index)
+        tokens = request.prompt.tolist()
+        chain: list[int] = []
+        seen = 0
+        output: list[int] = []
+        while True:
+            for position in range(len(chain), len(tokens)):
+                chain.append(kv_of(tokens[position], position, seen))
+                seen = (seen + mix(chain[-1], position)) & MASK
+            token = _draw(logits_of(chain[-1]), sampling, own, len(output))
+            tokens.append(token)
+            output.append(token)
+            limit = sampling.max_tokens is not None and len(output) >= sampling.max_tokens
+            if token in eos or limit or len(tokens) >= max_length:
+                break
+        answers.append(output)
+    return answers
+
+
+def _draw(logits: np.ndarray, sampling: SamplingParams, seed: int, number: int) -> int:
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / sampling.temperature
+    cumulative = np.cumsum(np.exp(scaled - scaled.max()))
+    return int(np.searchsorted(cumulative, uniform(seed, number) * cumulative[-1], side="right"))

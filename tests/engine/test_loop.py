@@ -1,0 +1,183 @@
+"""The loop over random schedules: every request gets exactly what it would get alone, and no block is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from hasten.engine.events import Kind
+from hasten.engine.outputs import QueueFull, TokenDelta
+from hasten.engine.request import BadRequest, Request, SamplingParams
+from hasten.engine.scheduling.priority import Priority
+from hasten.engine.scheduling.whole_prompts import WholePrompts
+from tests.engine.fake import VOCABULARY, alone, make_engine
+
+EOS = frozenset({7})
+
+
+def request(id: str, prompt: list[int], **sampling: object) -> Request:
+    priority = int(sampling.pop("priority", 0))  # type: ignore[call-overload]
+    params = SamplingParams(**{"temperature": 0.0, "seed": 1, **sampling})  # type: ignore[arg-type]
+    return Request(id=id, prompt=np.array(prompt), sampling=params, priority=priority)
+
+
+def gather(deltas: list[TokenDelta]) -> dict[str, dict[int, list[int]]]:
+    out: dict[str, dict[int, list[int]]] = {}
+    for delta in deltas:
+        out.setdefault(delta.request_id, {}).setdefault(delta.index, []).extend(delta.tokens)
+    return out
+
+
+def expect(request_: Request, got: dict[int, list[int]], eos: frozenset[int] = EOS) -> None:
+    assert [got[i] for i in sorted(got)] == alone(request_, eos=eos)
+
+
+prompts = st.one_of(
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=60),
+    # Prompts that share prefixes, so that the tree is hit at full and at partial blocks.
+    st.builds(lambda k, tail: [i % 11 for i in range(k)] + tail, st.integers(1, 50), st.lists(st.integers(0, 39), max_size=9)),
+)
+requests = st.builds(
+    lambda prompt, tokens, n, hot, priority: (prompt, tokens, n, 0.8 if hot else 0.0, priority),
+    prompts,
+    st.integers(1, 30),
+    st.sampled_from([1, 1, 1, 2, 3]),
+    st.booleans(),
+    st.integers(0, 2),
+)
+
+
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    jobs=st.lists(st.tuples(requests, st.integers(0, 6), st.sampled_from([None, None, None, 1, 4, 9])), min_size=1, max_size=9),
+    blocks=st.integers(12, 40),
+    host=st.sampled_from([0, 8, 40]),
+    shape=st.tuples(st.integers(8, 70), st.integers(1, 8), st.integers(1, 40)),
+    batching=st.sampled_from(["stall-free", "whole-prompts"]),
+    order=st.sampled_from(["fcfs", "priority"]),
+    reuse=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_schedule_gives_what_each_request_gets_alone(
+    jobs: list, blocks: int, host: int, shape: tuple[int, int, int], batching: str, order: str, reuse: bool, seed: int
+) -> None:
+    tokens, rows, chunk = shape
+    engine = make_engine(
+        blocks=blocks, host_blocks=host, tokens=tokens, rows=rows, chunk=chunk, reuse=reuse, seed=seed, eos=EOS,
+        max_length=96,
+        batching=WholePrompts() if batching == "whole-prompts" else None,
+        order=Priority() if order == "priority" else None,
+    )  # fmt: skip
+    made, cancel_at, out = [], {}, []
+    for i, ((prompt, count, n, temperature, priority), wait, cancelled) in enumerate(jobs):
+        made.append(request(f"r{i}", prompt, max_tokens=count, n=n, temperature=temperature, seed=i, priority=priority))
+        engine.add(made[-1])
+        if cancelled is not None:
+            cancel_at[i] = engine.executor.steps + wait + cancelled
+        for _ in range(wait):
+            out += engine.step()
+            engine.ledger.audit()
+            for j, at in cancel_at.items():
+                if engine.executor.steps >= at:
+                    engine.cancel(f"r{j}")
+    steps = 0
+    while engine.unfinished:
+        out += engine.step()
+        engine.ledger.audit()
+        for j in cancel_at:
+            engine.cancel(f"r{j}")
+        steps += 1
+        assert steps < 5000, "the engine does not come to an end"
+    got = gather(out)
+    finishes: dict[tuple[str, int], list[str]] = {}
+    for delta in out:
+        if delta.finish is not None:
+            finishes.setdefault((delta.request_id, delta.index), []).append(delta.finish)
+    for i, one in enumerate(made):
+        assert all(len(finishes[(one.id, k)]) == 1 for k in range(one.sampling.n)), "each sequence ends exactly once"
+        whole = alone(one, max_length=96, eos=EOS)
+        for k in range(one.sampling.n):
+            mine = got[one.id].get(k, [])
+            if finishes[(one.id, k)][0] in ("stop", "length"):
+                assert mine == whole[k]
+            else:
+                assert i in cancel_at, finishes[(one.id, k)]
+                assert mine == whole[k][: len(mine)]
+    pool = engine.ledger.books.pool
+    assert pool.available == pool.blocks, "blocks are still held after the last request"
+    counts, sums = engine.events.counts, engine.events.sums
+    assert counts[Kind.FINISHED] + counts[Kind.FAILED] == sum(1 for _ in finishes) - unsplit(out, made)
+    assert sums[Kind.TOKENS] == sum(len(delta.tokens) for delta in out)
+
+
+def unsplit(out: list[TokenDelta], made: list[Request]) -> int:
+    """Sequences that ended before they came into being: their request was cancelled while its prompt was computed."""
+    started = {delta.request_id for delta in out if delta.tokens}
+    return sum(one.sampling.n - 1 for one in made if one.id not in started)
+
+
+def test_one_failing_request_ends_alone() -> None:
+    engine = make_engine(eos=EOS)
+    engine.executor.fail_on = {39}
+    good = [request(f"g{i}", [i, 2, 3], max_tokens=6) for i in range(3)]
+    for one in good:
+        engine.add(one)
+    engine.add(request("bad", [1, 39, 2], max_tokens=6))
+    out = engine.run()
+    assert [d.finish for d in out if d.request_id == "bad" and d.finish] == ["error"]
+    assert "cannot be computed" in next(d.error for d in out if d.error)
+    for one in good:
+        want = alone(one, eos=EOS)
+        if 39 not in want[0]:
+            assert list(gather(out)[one.id].values()) == want
+    engine.ledger.audit()
+
+
+@pytest.mark.parametrize("host", [0, 64])
+def test_memory_pressure_preempts_and_nobody_notices(host: int) -> None:
+    engine = make_engine(blocks=10, host_blocks=host, reuse=False, eos=frozenset())
+    made = [request(f"r{i}", list(range(i, i + 12)), max_tokens=40) for i in range(5)]
+    for one in made:
+        engine.add(one)
+    out = engine.run()
+    for one in made:
+        expect(one, gather(out)[one.id], frozenset())
+    counts = engine.events.counts
+    assert counts[Kind.SWAPPED if host else Kind.PREEMPTED] > 0
+    assert (counts[Kind.RESUMED] > 0) == (host > 0)
+
+
+def test_a_prefix_is_computed_once() -> None:
+    engine = make_engine()
+    shared = [i % 13 for i in range(40)]
+    engine.add(request("a", [*shared, 1], max_tokens=2))
+    engine.run()
+    engine.add(request("b", [*shared, 2], max_tokens=2))
+    out = engine.run()
+    assert out[0].reused == 40
+    other = Request(id="c", prompt=np.array([*shared, 2]), tenant="someone else", sampling=SamplingParams(max_tokens=1))
+    engine.add(other)
+    assert engine.run()[0].reused == 0, "tenants do not share"
+
+
+def test_queue_limit_and_bad_requests_change_nothing() -> None:
+    engine = make_engine(queue_limit=2, max_length=50, blocks=4)
+    engine.add(request("a", [1], max_tokens=1))
+    with pytest.raises(BadRequest, match="already running"):
+        engine.add(request("a", [1], max_tokens=1))
+    with pytest.raises(BadRequest, match="context"):
+        engine.add(request("b", [1] * 50))
+    with pytest.raises(BadRequest, match="KV memory"):
+        engine.add(request("b", [1] * 40))
+    with pytest.raises(BadRequest, match="vocabulary"):
+        engine.add(request("b", [VOCABULARY]))
+    with pytest.raises(BadRequest, match="constraint"):
+        engine.add(request("b", [1], constraint="x"))
+    engine.add(request("b", [1], max_tokens=1))
+    with pytest.raises(QueueFull):
+        engine.add(request("c", [1], max_tokens=1))
+    engine.run()
+    engine.add(request("c", [1], max_tokens=1))
+    engine.run()
