@@ -1,7 +1,7 @@
 """A model small enough to be its own oracle: KV of a token is a hash of the token, its position and all KV it may see.
 
-Any mistake of the books (a wrong slot, a block freed too early, a copy missed, a stale position) changes a hash and with it every
-later token. The oracle computes the same hashes from the token list alone, without any engine.
+Any mistake of the books (a wrong slot, a block freed too early, a copy missed, a stale position) changes a hash and with it
+every later token. The oracle computes the same hashes from the token list alone, without any engine.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ class FakeExecutor:
             a, b = batch.span_offsets[i : i + 2].tolist()
             runs = batch.runs[batch.run_offsets[i] : batch.run_offsets[i + 1]].tolist()
             entries = [
-                (block * self.size + first + j, position + j)
-                for block, first, count, position in runs
-                for j in range(count)
+                (block * self.size + first + j, position + j) for block, first, count, position in runs for j in range(count)
             ]
             tree = batch.is_tree is not None and batch.is_tree[i]
             own = {slot: j for j, slot in enumerate(batch.slots[a:b].tolist())}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tests.engine.fake import VOCABULARY, alone, make_engine
 
 from hasten.engine.events import Kind
 from hasten.engine.outputs import QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request, SamplingParams
 from hasten.engine.scheduling.priority import Priority
 from hasten.engine.scheduling.whole_prompts import WholePrompts
-from tests.engine.fake import VOCABULARY, alone, make_engine
 
 EOS = frozenset({7})
 
@@ -49,7 +49,12 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(
     jobs=st.lists(st.tuples(requests, st.integers(0, 6), st.sampled_from([None, None, None, 1, 4, 9])), min_size=1, max_size=9),
     blocks=st.integers(12, 40),

@@ -40,7 +40,6 @@ class Runner:
     def __init__(self, model: Model, *, deterministic: bool = False, block_size: int = 16) -> None:
         self.model, self.deterministic, self.block_size = model, deterministic, block_size
         self.length = 0
-        self.hidden: list[Tensor] = []
         Memory(model, -(-model.max_length // block_size), block_size)
 
     @torch.inference_mode()

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from tests.models.harness import Runner, load
+from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
@@ -66,9 +65,7 @@ CASES = {
         300,
         dict(rope_parameters={**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5}),
     ),
-    "llama-yarn-untruncated": Case(
-        "Llama", 300, dict(rope_parameters={**YARN, "truncate": False, "attention_factor": 1.2})
-    ),
+    "llama-yarn-untruncated": Case("Llama", 300, dict(rope_parameters={**YARN, "truncate": False, "attention_factor": 1.2})),
     "mistral": Case("Mistral", change=dict(sliding_window=None)),
     "mistral-window": Case("Mistral", 100, dict(sliding_window=24)),
     "mistral-window-long": Case("Mistral", 300, dict(sliding_window=64)),
@@ -184,5 +181,3 @@ def test_chunks_and_batches_do_not_change_a_bit_when_deterministic(family: str, 
     cut = Runner(model, deterministic=True)
     rows = torch.cat([cut.forward(prompt[a:b]) for a, b in [(0, 7), (7, 8), (8, 31), (31, 40)]])
     assert torch.equal(whole, rows)
-
-

@@ -14,7 +14,7 @@ from typing import Any
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.frontend import Frontend
-from hasten.engine.models.checkpoint import ModelError
+from hasten.engine.models.config import ModelError
 from hasten.engine.outputs import Delta, EngineDead, TokenDelta
 from hasten.engine.request import Request
 from hasten.engine.technique import ConfigError

@@ -82,14 +82,14 @@ class ExecutorConfig(Section):
 
 
 class EngineConfig(Section):
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    scheduling: SchedulingConfig = Field(default_factory=SchedulingConfig)
-    kv: KVConfig = Field(default_factory=KVConfig)
-    attention: AttentionConfig = Field(default_factory=AttentionConfig)
-    decoding: DecodingConfig = Field(default_factory=DecodingConfig)
-    weights: WeightsConfig = Field(default_factory=WeightsConfig)
-    depth: DepthConfig = Field(default_factory=DepthConfig)
-    executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
+    model: ModelConfig = ModelConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()
+    kv: KVConfig = KVConfig()
+    attention: AttentionConfig = AttentionConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    weights: WeightsConfig = WeightsConfig()
+    depth: DepthConfig = DepthConfig()
+    executor: ExecutorConfig = ExecutorConfig()
     techniques: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Techniques switched on by name, with their knobs."""
 

@@ -83,9 +83,7 @@ class Ledger:
     def fork(self, parent: Sequence, seed: int) -> Sequence:
         """A sequence of the same request that shares all of `parent`'s tokens and KV."""
         group = self.groups[parent.request.id]
-        child = Sequence(
-            next(self._ids), parent.request, len(group.sequences), seed, parent.reuse_key, parent.arrival_s
-        )
+        child = Sequence(next(self._ids), parent.request, len(group.sequences), seed, parent.reuse_key, parent.arrival_s)
         child.take_after(parent)
         child.view = self.books.fork(parent.view)
         self._attention.fork(parent, child)
@@ -101,11 +99,16 @@ class Ledger:
             raise ValueError("running sequences of one request can be joined, with at least one token to go on with")
         group = self.groups[first.request.id]
         child = Sequence(next(self._ids), first.request, len(group.sequences), seed, first.reuse_key, first.arrival_s)
-        child.view, picked = self.books.join([p.view for p in parents])
+        # What a path has in common with an earlier one is read once, from the earlier.
+        skips = [
+            min(p.view.length, max((_common(p, other) for other in parents[:i]), default=0)) for i, p in enumerate(parents)
+        ]
+        child.view = self.books.join([p.view for p in parents], skips)
+        kept = [slice(skip, p.view.length) for p, skip in zip(parents, skips, strict=True)]
         child.become(
-            np.concatenate([parents[i].tokens[a:b] for i, a, b in picked]),
+            np.concatenate([p.tokens[k] for p, k in zip(parents, kept, strict=True)]),
             child.view.positions(),
-            np.concatenate([parents[i].segments[a:b] for i, a, b in picked]),
+            np.concatenate([p.segments[k] for p, k in zip(parents, kept, strict=True)]),
         )
         position = max(int(p.positions[-1]) for p in parents)
         for i, token in enumerate(tokens):
@@ -316,3 +319,14 @@ class Ledger:
         assert (counts == held + cached).all(), "a block's count is not the number of its holders"
         assert pool.free == int((counts == 0).sum()), "the free list disagrees with the counts"
         assert pool.evictable == int((cached & (counts == 1)).sum()), "the evictable count is wrong"
+
+
+def _common(one: Sequence, other: Sequence) -> int:
+    """Leading tokens that two sequences share, positions and segments included, as far as `other` has computed them."""
+    n = min(one.length, other.view.length)
+    same = (
+        (one.tokens[:n] == other.tokens[:n])
+        & (one.positions[:n] == other.positions[:n])
+        & (one.segments[:n] == other.segments[:n])
+    )
+    return n if same.all() else int(same.argmin())

@@ -17,7 +17,7 @@ import numpy as np
 from hasten.engine import speculate
 from hasten.engine.batch import BatchBuilder
 from hasten.engine.clock import Clock
-from hasten.engine.decoding.base import Drawn, Policies, TokenLogprobs
+from hasten.engine.decoding.base import Drawn, Policies, Row, TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
 from hasten.engine.kv.base import NoBlocks
@@ -54,9 +54,7 @@ class Engine:
         self.events = events
         self.decoding = decoding
         self.max_length = max_length
-        self._planner = Planner(
-            ledger, executor, limits, order, batching, residency, decoding.proposer, max_length
-        )
+        self._planner = Planner(ledger, executor, limits, order, batching, residency, decoding.proposer, max_length)
         self._lock = lock
         self._builder = BatchBuilder()
         self._eos = eos
@@ -66,6 +64,11 @@ class Engine:
         self._out: list[TokenDelta] = []
         self._last: StepResult | None = None
         ledger.on_close = self._closed
+
+    @property
+    def last_seconds(self) -> dict[str, float]:
+        """Parts of the last step, in seconds, when the executor profiles."""
+        return self._last.seconds if self._last is not None else {}
 
     # -- intake ---------------------------------------------------------------------------------------------------------
 
@@ -220,9 +223,7 @@ class Engine:
             tokens = np.concatenate([tokens, draft.tokens])
             positions = np.concatenate([positions, positions[-1] + deep])
             segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
-        slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(
-            seq.view, positions
-        )
+        slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(seq.view, positions)
         span = Span(seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft)
         if self.ledger.groups[seq.request.id].prompt_scores is not None and ranges[0][0] < seq.prompt_length:
             span.logits = list(range(len(tokens)))
@@ -271,7 +272,7 @@ class Engine:
     # -- commit ---------------------------------------------------------------------------------------------------------
 
     def _commit(self, spans: list[Span], result: StepResult) -> None:
-        rows: list[speculate.Row] = []
+        rows: list[Row] = []
         firsts: list[int] = []
         drawn_spans: list[Span] = []
         at = 0
@@ -291,9 +292,7 @@ class Engine:
         if not rows:
             return
         drawn = self.decoding.sampler.draw(result, rows)
-        committed = [
-            (span.sequence, self._keep(span, drawn, first)) for span, first in zip(drawn_spans, firsts, strict=True)
-        ]
+        committed = [(span.sequence, self._keep(span, drawn, first)) for span, first in zip(drawn_spans, firsts, strict=True)]
         if self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self)
 
@@ -424,9 +423,7 @@ class Engine:
             if last is not None and last.request_id == seq.request.id and last.index == index and last.finish is None:
                 last.finish, last.error = seq.finish.name.lower(), error
             else:
-                self._out.append(
-                    TokenDelta(seq.request.id, index, [], finish=seq.finish.name.lower(), error=error)
-                )
+                self._out.append(TokenDelta(seq.request.id, index, [], finish=seq.finish.name.lower(), error=error))
         if all(s.finish is not None for s in group.sequences):
             self._open.discard(seq.request.id)
 

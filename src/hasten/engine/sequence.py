@@ -106,7 +106,7 @@ class Sequence:
         self.stored: list[int] = []
         """Where its blocks lie in the slower tier."""
         self.recomputable = True
-        """False when its KV is not what running its tokens in a row would give (joined caches): it may be swapped, not dropped."""
+        """False when its KV is not what running its tokens in a row gives (joined caches): it may be swapped, not dropped."""
         self.cancelled: Finish | None = None
         """Set when it must end as soon as the transfer under way is over."""
 
@@ -200,7 +200,12 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """It runs, and all that is left to compute is the last token."""
-        return self.state is State.RUNNING and self.remaining == 1 and self.todo[0][1] == self.length and self.view.length == self.length - 1
+        return (
+            self.state is State.RUNNING
+            and self.remaining == 1
+            and self.todo[0][1] == self.length
+            and self.view.length == self.length - 1
+        )
 
     def next_ranges(self, count: int) -> list[tuple[int, int]]:
         """The next `count` tokens to compute, as ranges."""

@@ -63,9 +63,7 @@ def rows(span: Span, logits_row: int) -> list[Row]:
     out = [Row(seq, logits_row, (), seq.constraint)]
     if span.draft is None:
         return out
-    for i, (token, parent) in enumerate(
-        zip(span.draft.tokens.tolist(), parents_of(span.draft).tolist(), strict=True)
-    ):
+    for i, (token, parent) in enumerate(zip(span.draft.tokens.tolist(), parents_of(span.draft).tolist(), strict=True)):
         before = out[parent + 1]
         state = before.constraint
         if state is not None:

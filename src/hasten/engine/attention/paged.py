@@ -14,9 +14,7 @@ class PagedAttention(StatelessAttention):
         kernels = step.kernels
         kernels.rope_and_store(q, k, v, site.cos_sin, step.index.positions, step.slots, site.k, site.v)
         out = q.new_empty(q.shape)
-        kernels.attention(
-            q, site.k, site.v, step.index, site.scale, out, window=site.window, deterministic=step.deterministic
-        )
+        kernels.attention(q, site.k, site.v, step.index, site.scale, out, window=site.window, deterministic=step.deterministic)
         return out.view(q.shape[0], -1)
 
 

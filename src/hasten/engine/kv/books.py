@@ -119,25 +119,17 @@ class Books:
                 self.pool.drop([block])
             view.add_run(block, first, count, position)
 
-    def join(self, views: Seq[View]) -> tuple[View, list[tuple[int, int, int]]]:
-        """A view that reads all of `views`, one after the other; slots they share (a common prefix) are read once. Also which
-        entries those are: (index in `views`, first entry, past the last), in the new view's order."""
+    def join(self, views: Seq[View], skips: Seq[int]) -> View:
+        """A view that reads all of `views`, one after the other, without the first `skips[i]` entries of each."""
         joined = View()
-        picked: list[tuple[int, int, int]] = []
-        seen: set[tuple[int, int]] = set()
-        for which, view in enumerate(views):
-            entry = 0
+        for view, skip in zip(views, skips, strict=True):
             for block, first, count, position in view.runs.tolist():
-                skip = 0
-                while skip < count and (block, first + skip) in seen:
-                    skip += 1
-                seen.update((block, slot) for slot in range(first + skip, first + count))
-                if skip < count:
-                    joined.add_run(block, first + skip, count - skip, position + skip)
-                    picked.append((which, entry + skip, entry + count))
-                entry += count
+                over = min(skip, count)
+                skip -= over
+                if over < count:
+                    joined.add_run(block, first + over, count - over, position + over)
         self.pool.share(joined.blocks)
-        return joined, picked
+        return joined
 
     def truncate(self, view: View, length: int) -> None:
         self.pool.drop(view.cut(length))

@@ -42,7 +42,8 @@ class DenseWeights:
     def _pack(self, weight: Tensor) -> Tensor:
         if not self._packed:
             return weight.contiguous()
-        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACK_ROWS)
+        return packed
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,7 +55,8 @@ class DenseWeights:
 
     def apply(self, x: Tensor) -> Tensor:
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return product
         if self._context.deterministic:
             out = x.new_empty(x.shape[0], self._shape[0])
             self._context.kernels.linear(x, self._weight, self._bias, out)
@@ -108,4 +110,3 @@ TECHNIQUE = Technique(
     sets={"weights.store": "dense"},
     make=lambda context, options: lambda weight, bias=None: DenseWeights(weight, bias, context),
 )
-

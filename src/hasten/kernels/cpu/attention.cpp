@@ -15,6 +15,10 @@
 
 namespace {
 
+struct Item {
+    int32_t job, part;
+};
+
 // What a call needs besides its data, kept by the calling thread.
 struct Plan {
     std::vector<Job> jobs;
@@ -70,17 +74,20 @@ template <class E> void attend(const Call &call) {
     float *partial = floats ? (float *)plan.partial.take(floats * sizeof(float)) : nullptr;
     size_t bytes = Worker<E>::bytes(call, max_rows);
     int items = int(plan.items.size()), jobs = int(plan.jobs.size());
+    std::atomic<int> claimed{0};
 #pragma omp parallel if (work * call.dim > 48 * 128 && items > 1)
     {
         Worker<E> worker(call, max_rows, kept_scratch.take(bytes));
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < items; i++) {
+        worker.run([&]() -> Work {
+            int i = claimed.fetch_add(1, std::memory_order_relaxed);
+            if (i >= items) return {};
             const Job &job = plan.jobs[plan.items[i].job];
-            int part = plan.items[i].part, tiles = job.tiles();
-            int from = int(int64_t(tiles) * part / job.parts), to = int(int64_t(tiles) * (part + 1) / job.parts);
-            worker.run(job, from, to, job.parts > 1 ? partial + job.partial : nullptr);
-        }
+            int64_t part = plan.items[i].part, tiles = job.tiles();
+            int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
+            return {&job, from, to, job.parts > 1 ? partial + job.partial : nullptr};
+        });
         if (partial) {
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
             for (int j = 0; j < jobs; j++)
                 if (plan.jobs[j].parts > 1) worker.join(plan.jobs[j], partial + plan.jobs[j].partial);

@@ -182,10 +182,11 @@ inline __attribute__((always_inline)) void gather_values(const E *cache, const i
         return;
     }
 #endif
+    (void)n;
     const E *row = cache + offset[e] + d;
     for (int v = 0; v < N; v++) {
         int left = dim - d - v * W;
-        x[v] = floats_to_bits(left >= W ? load(row + v * W) : load_n(row + v * W, left));
+        x[v] = left <= 0 ? ints{} : floats_to_bits(left >= W ? load(row + v * W) : load_n(row + v * W, left));
     }
 }
 

@@ -39,8 +39,11 @@ struct Job {
     int tiles() const { return (length + TILE - 1) / TILE; }
 };
 
-struct Item {
-    int32_t job, part;
+// Tiles [from, to) of a job. Without `partial` they are merged and the job's rows written; else each tile's result is kept there.
+struct Work {
+    const Job *job;
+    int from, to;
+    float *partial;
 };
 
 // A tile's entries: where they lie and at which positions they stand.
@@ -55,7 +58,8 @@ struct Tile {
 // Walks over the runs of one view.
 class Cursor {
   public:
-    Cursor(const Call &call, int view, int head, int first_entry) : call(call), head(head), entry(first_entry) {
+    Cursor(const Call &call, const Job &job, int first_entry) : call(&call), head(job.head), entry(first_entry) {
+        int64_t view = call.index->groups == 1 ? job.span : job.span * call.index->groups + job.head;
         run = call.index->runs + 4 * call.index->run_offsets[view];
         end = call.index->runs + 4 * call.index->run_offsets[view + 1];
         int skip = first_entry;
@@ -66,13 +70,13 @@ class Cursor {
         int n = 0;
         for (; run != end && n < TILE; done = 0, run += 4) {
             int count = std::min(run[2] - done, TILE - n);
-            int64_t slot = run[1] + done, row = (run[0] * call.kv_heads + head) * call.block_size + slot;
+            int64_t slot = run[1] + done, row = (run[0] * call->kv_heads + head) * call->block_size + slot;
             for (int i = 0; i < count; i++) {
                 tile.position[n + i] = run[3] + done + i;
-                tile.offset[n + i] = (row + i) * call.dim;
+                tile.offset[n + i] = (row + i) * call->dim;
             }
-            if (call.log_weight)
-                for (int i = 0; i < count; i++) tile.weight[n + i] = LOG2E * call.log_weight[run[0] * call.block_size + slot + i];
+            if (call->log_weight)
+                for (int i = 0; i < count; i++) tile.weight[n + i] = LOG2E * call->log_weight[run[0] * call->block_size + slot + i];
             n += count;
             if (done + count < run[2]) {
                 done += count;
@@ -93,7 +97,7 @@ class Cursor {
     }
 
   private:
-    const Call &call;
+    const Call *call;
     const int32_t *run, *end;
     int head, entry, done;
 };
@@ -109,10 +113,7 @@ template <class E> class Worker {
     static constexpr int P_WORDS = TILE / A::STEP;
 
   public:
-    static size_t bytes(const Call &call, int rows) {
-        Worker w(call, rows, nullptr);
-        return w.taken;
-    }
+    static size_t bytes(const Call &call, int max_rows) { return Worker(call, max_rows, nullptr).taken; }
 
     Worker(const Call &call, int max_rows, void *memory) : call(call), words(int(call.dim / A::STEP)), width(call.width()) {
         Pieces pieces{(char *)memory};
@@ -126,29 +127,37 @@ template <class E> class Worker {
         s = pieces.next<float>(MR * TILE);
         p = pieces.next<int32_t>(MR * P_WORDS);
         tile = pieces.next<Tile>(1);
+        ahead = pieces.next<Tile>(1);
         taken = pieces.used;
     }
 
-    // Tiles [from, to) of a job. `partial` is null: merged and written out; else each tile's result is kept there.
-    void run(const Job &job, int from, int to, float *partial) {
-        this->job = &job;
-        group = call.group();
-        rows = (job.to - job.from) * group;
-        prepare_rows();
-        if (!partial) {
-            std::fill(m, m + rows, -INF);
-            std::fill(l, l + rows, 0.0f);
-            std::fill(o, o + size_t(rows) * width, 0.0f);
+    // Computes all work that `claim()` gives, until its job is null. Each tile is laid out while the one before it is computed, so
+    // that its keys can be on their way from memory, over the border of two jobs too.
+    template <class Claim> void run(Claim claim) {
+        Work work = claim();
+        if (!work.job) return;
+        Cursor cursor(call, *work.job, work.from * TILE);
+        cursor.next(*tile);
+        while (work.job) {
+            begin(work);
+            for (int t = work.from; t < work.to; t++) {
+                if (t + 1 < work.to) {
+                    cursor.next(*ahead);
+                } else {
+                    lay_out_next(claim, cursor);
+                }
+                packed_keys = 0, values_to = 0;
+                part = work.partial ? work.partial + size_t(t) * rows * (width + 2) : nullptr;
+                for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
+                std::swap(tile, ahead);
+            }
+            if (!work.partial) finish(*work.job);
+            if (work.from >= work.to) {  // an empty view
+                lay_out_next(claim, cursor);
+                std::swap(tile, ahead);
+            }
+            work = next;
         }
-        int view = call.index->groups == 1 ? job.span : int(job.span * call.index->groups + job.head);
-        Cursor cursor(call, view, job.head, from * TILE);
-        for (int t = from; t < to; t++) {
-            cursor.next(*tile);
-            packed_keys = packed_values = 0;
-            part = partial ? partial + size_t(t) * rows * (width + 2) : nullptr;
-            for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
-        }
-        if (!partial) finish(job);
     }
 
     // Merges the kept tiles of a job and writes its rows.
@@ -178,11 +187,35 @@ template <class E> class Worker {
     int32_t *q, *k, *v, *p;
     float *o, *m, *l, *s, *part = nullptr;
     Rows *blocks;
-    Tile *tile;
-    uint32_t packed_keys = 0;  // which panels are packed
-    int packed_values = 0;     // packed range of entries: [values_from, packed_values)
-    int values_from = 0;
+    Tile *tile, *ahead;  // the one computed now and the next
+    Work next{};         // where `ahead` belongs if not to this work
+    uint32_t packed_keys = 0;            // bit by panel of the tile
+    int values_from = 0, values_to = 0;  // packed range of entries
     size_t taken;
+
+    void begin(const Work &work) {
+        job = work.job;
+        group = call.group();
+        rows = (job->to - job->from) * group;
+        prepare_rows();
+        if (work.partial) return;
+        std::fill(m, m + rows, -INF);
+        std::fill(l, l + rows, 0.0f);
+        std::fill(o, o + size_t(rows) * width, 0.0f);
+    }
+
+    template <class Claim> void lay_out_next(Claim &claim, Cursor &cursor) {
+        next = claim();
+        ahead->n = 0;
+        if (!next.job) return;
+        cursor = Cursor(call, *next.job, next.from * TILE);
+        cursor.next(*ahead);
+    }
+
+    // Keys and values of a tile are of the same size: while the keys are read the tile's values are fetched, while the values are
+    // read the next tile's keys.
+    Ahead<E> values_ahead() const { return {(const E *)call.v_cache, tile->offset, tile->n}; }
+    Ahead<E> keys_ahead() const { return {(const E *)call.k_cache, ahead->offset, ahead->n}; }
 
     int32_t position(int row) const { return call.index->positions[job->from + row / group]; }
 
@@ -263,14 +296,20 @@ template <class E> class Worker {
                 merge(block.first + r, top, mass, keep[r], add[r]);
             }
         }
-        sum_values<M>(block, begin * PW, std::min(end * PW, (tile->n + 1) / 2 * 2), keep, add);
+        sum_values<M>(block, begin * PW, std::min(end * PW, (tile->n + A::STEP - 1) / A::STEP * A::STEP), keep, add);
     }
 
     template <int M> void score(const Rows &block, int begin, int end) {
+        const E *cache = (const E *)call.k_cache;
+        int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
+            if (block_count == 1) {
+                score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, call.scale, s);
+                continue;
+            }
             int32_t *keys = k + size_t(panel) * words * PW;
             if (!(packed_keys >> panel & 1)) {
-                pack_keys<A>((const E *)call.k_cache, tile->offset, panel * PW, tile->n, int(call.dim), keys);
+                pack_keys<A>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), keys);
                 packed_keys |= 1u << panel;
             }
             vf acc[M][NV];
@@ -337,7 +376,7 @@ template <class E> class Worker {
     }
 
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
-        pack_value_range(from, to);
+        if (block_count > 1) pack_value_range(from, to);
         int d = 0;
         for (; d + PW <= width; d += PW) sum_panel<M, NV>(block, from, to, d, keep, add);
         int left = (width - d) / W;
@@ -348,22 +387,26 @@ template <class E> class Worker {
 
     void pack_value_range(int from, int to) {
         auto pack = [&](int a, int b) {
-            if (a < b) pack_values<A>((const E *)call.v_cache, tile->offset, a, b, tile->n, int(call.dim), v);
+            if (a < b) pack_values<A>((const E *)call.v_cache, tile->offset, a, b, tile->n, int(call.dim), keys_ahead(), v);
         };
-        if (!packed_values) {
+        if (!values_to) {
             pack(from, to);
-            values_from = from, packed_values = to;
+            values_from = from, values_to = to;
         } else {
             pack(from, values_from);
-            pack(packed_values, to);
-            values_from = std::min(values_from, from), packed_values = std::max(packed_values, to);
+            pack(values_to, to);
+            values_from = std::min(values_from, from), values_to = std::max(values_to, to);
         }
     }
 
     template <int M, int N> void sum_panel(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
         vf acc[M][N];
-        const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW;
-        multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from) / A::STEP, acc);
+        if (block_count == 1) {
+            sum_rows<A>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+        } else {
+            const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW;
+            multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from + A::STEP - 1) / A::STEP, acc);
+        }
         for (int r = 0; r < M; r++) {
             size_t row = block.first + r;
             if (part) {

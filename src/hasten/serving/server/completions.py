@@ -63,9 +63,7 @@ class _Choice:
 
 
 class _Base:
-    def __init__(
-        self, service: Service, body: CompletionBody, id: str, requests: list[Request], *, silent: bool
-    ) -> None:
+    def __init__(self, service: Service, body: CompletionBody, id: str, requests: list[Request], *, silent: bool) -> None:
         self._silent = silent
         self._service = service
         self._requests = requests

@@ -34,8 +34,9 @@ class _EngineState(Collector):
     )
     counters = (
         ("hasten_engine_steps", "Steps the engine ran", "steps_total"),
-        ("hasten_engine_tokens", "Tokens the engine computed, of prompts and outputs", "tokens_total"),
+        ("hasten_engine_tokens", "Output tokens the engine committed", "tokens_total"),
         ("hasten_prefix_hit_tokens", "Prompt tokens whose KV was found in the cache", "prefix_hit_tokens"),
+        ("hasten_preemptions", "Sequences that lost their KV for others", "preempted_total"),
     )
 
     def __init__(self, engine: HasStats) -> None:
@@ -66,12 +67,8 @@ class Metrics:
             registry=registry,
             buckets=_TPOT_S,
         )
-        self.total = Histogram(
-            "hasten_request_seconds", "From request to last byte", by, registry=registry, buckets=_TOTAL_S
-        )
-        self.requests = Counter(
-            "hasten_requests", "Requests by how they ended", [*by, "outcome"], registry=registry
-        )
+        self.total = Histogram("hasten_request_seconds", "From request to last byte", by, registry=registry, buckets=_TOTAL_S)
+        self.requests = Counter("hasten_requests", "Requests by how they ended", [*by, "outcome"], registry=registry)
         self.tokens_in = Counter("hasten_prompt_tokens", "Prompt tokens of accepted requests", by, registry=registry)
         self.tokens_out = Counter("hasten_output_tokens", "Output tokens", by, registry=registry)
         registry.register(_EngineState(engine))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hasten.engine.request import BadRequest
 from hasten.serving.server.errors import too_long, unavailable, unknown_model
 from hasten.serving.server.logprobs import Pieces
 from hasten.serving.server.metrics import Metrics
+from hasten.serving.server.settings import Settings
 
 if TYPE_CHECKING:
     from hasten.engine.async_engine import AsyncEngine
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 _LONG_TEXT = 8192
 """Characters above which a text is encoded in a thread, so that other clients' streams do not stutter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Times in seconds; `request_timeout_s` None: no limit. `served_name` None: the model's own name."""
-
-    api_key: str | None = None
-    body_limit_bytes: int = 8 << 20
-    request_timeout_s: float | None = 600.0
-    grace_s: float = 30.0
-    served_name: str | None = None
-    most_prompts: int = 256
-    """Prompts of one request to /v1/completions; each takes a place in the engine's queue."""
 
 
 class Service:
@@ -60,9 +47,9 @@ class Service:
         """Token ids of `text`, or 400 when they do not fit. `special`: with what the model puts before any text."""
         tokenizer = self.engine.tokenizer
         if len(text) > _LONG_TEXT:
-            tokens = await asyncio.to_thread(tokenizer.encode, text, special)
+            tokens = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
         else:
-            tokens = tokenizer.encode(text, special)
+            tokens = tokenizer.encode(text, add_special_tokens=special)
         self.check_length(tokens, param)
         return tokens
 

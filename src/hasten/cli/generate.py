@@ -1,0 +1,68 @@
+"""`hasten generate`: complete one prompt, streaming to standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from hasten.cli import options
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
+    model: options.Model = None,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.Temperature = 0.8,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.Penalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
+    with_: options.With = None,
+    set_: options.Set = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    load_format: options.LoadFormat = None,
+    max_length: options.MaxLength = None,
+    threads: options.Threads = None,
+) -> None:
+    """Complete a prompt: the text to standard output as it comes, its speed to standard error."""
+    began_s = time.perf_counter()
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    from hasten.engine.request import SamplingParams
+
+    sampling = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+    )
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    llm = asked.load(progress=sys.stderr.isatty())
+
+    from hasten.cli.pace import Pace
+
+    pace = Pace(loaded_s=time.perf_counter() - began_s)
+    finish = None
+    try:
+        for delta in llm.stream(prompt, sampling):
+            pace.add(len(delta.tokens))
+            sys.stdout.write(delta.text)
+            sys.stdout.flush()
+            finish = delta.finish
+    except KeyboardInterrupt:
+        finish = "interrupted"
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    typer.secho(f"{pace.summary()}, ended by {finish}", err=True, dim=True)

@@ -1,0 +1,89 @@
+"""`hasten`: the commands, and how a mistake is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hasten import __version__
+from hasten.cli.chat import chat
+from hasten.cli.generate import generate
+from hasten.cli.serve import serve
+from hasten.cli.techniques import techniques
+
+app = typer.Typer(
+    name="hasten",
+    help="Low-latency LLM inference, with the published techniques switched on by name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(generate)
+app.command()(chat)
+app.command()(techniques)
+
+
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=None
+)
+def bench(context: typer.Context) -> None:
+    """Measure latency and throughput (hasten bench --help)."""
+    from hasten.cli.bench import app as commands  # measuring needs more imports than the other commands' help should wait for
+
+    commands(args=context.args, prog_name="hasten bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hasten {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line. What the user can mend is one line and exit status 2; anything else is a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # as in `hasten generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is flushed into the pipe at exit
+        sys.exit(1)
+    except Exception as error:
+        status = _expected(error)
+        if status is None:
+            raise
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error) or type(error).__name__, style="red", markup=False, soft_wrap=True)
+        sys.exit(status)
+
+
+def _expected(error: Exception) -> int | None:
+    """The exit status for an error that needs no traceback."""
+    from hasten.engine.outputs import EngineDead, QueueFull
+    from hasten.engine.request import BadRequest
+    from hasten.engine.technique import ConfigError
+
+    if isinstance(error, ConfigError | BadRequest):
+        return 2
+    return 1 if isinstance(error, EngineDead | QueueFull) else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What this machine can do right now: the yardsticks a step is held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+
+def seconds(work: Callable[[], object], at_least_s: float = 0.3, at_least: int = 5) -> list[float]:
+    """Durations of repeated calls, after two that do not count."""
+    work()
+    work()
+    out: list[float] = []
+    began = time.perf_counter()
+    while len(out) < at_least or time.perf_counter() - began < at_least_s:
+        start = time.perf_counter()
+        work()
+        out.append(time.perf_counter() - start)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`read` bytes/s of streaming reads; `matmul` FLOP/s of a packed oneDNN product in the run dtype."""
+
+    read: float
+    matmul: float
+
+
+def measure(dtype: torch.dtype = torch.bfloat16) -> Limits:
+    """Both limits, each the median of about 0.3 s. The read buffer (400 MB) is larger than any cache."""
+    block = torch.ones(100_000_000, dtype=torch.float32)
+    read = block.nbytes / median(seconds(block.sum))
+    x = torch.randn(512, 2048).to(dtype)
+    weight = torch.randn(4096, 2048).to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 512)
+    work = seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
+    return Limits(read, 2 * 512 * 2048 * 4096 / median(work))

@@ -1,0 +1,152 @@
+"""Drawing tokens: against an independent implementation that sorts, and against the distribution it promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+def kept_tokens(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[np.ndarray, np.ndarray]:
+    """(ids in token order, their unnormalised probabilities), by sorting everything."""
+    order = np.lexsort((np.arange(len(logits)), -logits))
+    p = np.exp((logits[order].astype(np.float64) - logits.max()) / np.float64(np.float32(temperature)))
+    if top_k > 0:
+        order, p = order[:top_k], p[:top_k]
+    if top_p < 1:
+        before = np.concatenate([[0], np.cumsum(p)[:-1]])
+        keep = before < np.float64(np.float32(top_p)) * p.sum()
+        keep[0] = True
+        order, p = order[keep], p[keep]
+    keep = p >= np.float64(np.float32(min_p))
+    order, p = order[keep], p[keep]
+    by_id = np.argsort(order)
+    return order[by_id], p[by_id]
+
+
+def draw(kernels, logits, temperature, top_k, top_p, min_p, u) -> torch.Tensor:
+    rows = logits.shape[0]
+    return kernels.sample(
+        logits,
+        torch.full((rows,), temperature, dtype=torch.float32),
+        torch.full((rows,), top_k, dtype=torch.int32),
+        torch.full((rows,), top_p, dtype=torch.float32),
+        torch.full((rows,), min_p, dtype=torch.float32),
+        torch.as_tensor(u, dtype=torch.float64).expand(rows).contiguous(),
+    )
+
+
+@FEW
+@given(
+    vocabulary=st.sampled_from([1, 2, 17, 64, 100, 1000, 5000]),
+    spread=st.sampled_from([0.0, 0.3, 1.0, 3.0, 10.0]),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 0, 1, 2, 40, 400, 9999]),
+    top_p=st.sampled_from([1.0, 1.0, 0.999, 0.9, 0.5, 0.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.02, 0.5, 1.0]),
+    hidden=st.booleans(),
+    seed=st.integers(0, 9999),
+)
+def test_draws_as_sorting_would(vocabulary, spread, temperature, top_k, top_p, min_p, hidden, seed, kernels, dtype):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.standard_normal((9, vocabulary)).astype(np.float32) * spread).to(dtype)
+    if hidden:
+        logits[torch.from_numpy(rng.random((9, vocabulary)) < 0.5)] = -torch.inf
+        logits[:, int(rng.integers(vocabulary))] = 1.0
+    u = rng.random(9)
+    u[0], u[1] = 0.0, np.nextafter(1.0, 0.0)
+    drawn = draw(kernels, logits, temperature, top_k, top_p, min_p, u)
+    assert drawn.dtype == torch.int64
+    for row in range(9):
+        plain = logits[row].float().numpy()
+        token = int(drawn[row])
+        # A threshold may fall the other way by rounding; then so does one a millionth lower or higher.
+        accepted = False
+        for nudge in (0.0, -1e-5, 1e-5):
+            p_cut = top_p if top_p in (0.0, 1.0) else top_p + nudge
+            ids, p = kept_tokens(plain, temperature, top_k, p_cut, max(0.0, min_p - abs(nudge)) if min_p else 0.0)
+            share = np.cumsum(p) / p.sum()
+            low = np.searchsorted(share, max(0.0, u[row] - 2e-5), side="right")
+            high = np.searchsorted(share, u[row] + 2e-5, side="right")
+            accepted |= token in ids[low : high + 1] and plain[token] > -np.inf
+        assert accepted, (row, token)
+
+
+def test_greedy_takes_the_first_maximum(kernels, dtype):
+    logits = torch.randn(6, 3000).to(dtype)
+    for row, ties in enumerate([(0,), (5, 6), (63, 64), (100, 2999), (2999,), (1, 2, 3)]):
+        logits[row, list(ties)] = 50.0
+    logits[5, 10:] = -torch.inf
+    assert draw(kernels, logits, 0.0, 3, 0.5, 0.1, 0.99).tolist() == [0, 5, 63, 100, 2999, 1]
+
+
+def test_ties_keep_lower_ids(kernels, dtype):
+    logits = torch.zeros(64, 400).to(dtype)
+    logits[:, 300] = 1.0
+    u = torch.arange(64, dtype=torch.float64) / 64
+    assert set(draw(kernels, logits, 1.0, 5, 1.0, 0.0, u).tolist()) == {0, 1, 2, 3, 300}
+    # p = e for one token and 1 for 399: half the mass is reached by token 300 and the first 198 others
+    wide = draw(kernels, logits[:1].expand(5000, -1), 1.0, 0, 0.5, 0.0, torch.arange(5000, dtype=torch.float64) / 5000)
+    assert sorted(set(wide.tolist())) == [*range(199), 300]
+
+
+def test_distribution(kernels):
+    """Evenly spaced u reproduce the probabilities themselves."""
+    logits = torch.randn(1, 30) * 2
+    count = 20_000
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    drawn = draw(kernels, logits.expand(count, -1).contiguous(), 0.8, 0, 1.0, 0.0, u)
+    counts = torch.bincount(drawn, minlength=30).double() / count
+    torch.testing.assert_close(counts, torch.softmax(logits[0].double() / 0.8, -1), atol=2e-4, rtol=0)
+    assert (drawn.diff() >= 0).all()  # token-id order
+
+
+def test_large_vocabulary(native_kernels, dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(4, 151_936, generator=generator) * 2).to(dtype)
+    logits[3] = 0.0
+    u = [0.1, 0.5, 0.9, 0.7]
+    for top_k, top_p, min_p in ((0, 1.0, 0.0), (50, 1.0, 0.0), (3000, 0.9, 0.0), (0, 0.9, 0.0), (0, 0.99, 0.01), (0, 1.0, 0.1)):
+        drawn = draw(native_kernels, logits, 0.9, top_k, top_p, min_p, u)
+        for row in range(4):
+            ids, p = kept_tokens(logits[row].float().numpy(), 0.9, top_k, top_p, min_p)
+            share = np.cumsum(p) / p.sum()
+            low, high = (np.searchsorted(share, u[row] + nudge, side="right") for nudge in (-1e-5, 1e-5))
+            assert int(drawn[row]) in ids[low : high + 1], (top_k, top_p, min_p, row)
+
+
+def test_extreme_parameters(kernels):
+    logits = torch.tensor([[1.0, 3.0, 2.0, -torch.inf, -3e38]]).expand(4, -1).contiguous()
+    for temperature in (1e-30, 1e-6, 1e4, 3e38):
+        drawn = draw(kernels, logits, temperature, 0, 1.0, 0.0, [0.0, 0.3, 0.6, 0.999999])
+        assert 3 not in drawn.tolist()
+        if temperature < 1:
+            assert drawn.tolist() == [1] * 4
+    huge = torch.tensor([[3e38, -3e38, 3e38, 0.0]])
+    assert draw(kernels, huge, 1.0, 2, 0.9, 0.0, 0.9).item() == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_rows_that_cannot_be_sampled(kernels, dtype, bad):
+    for temperature in (0.0, 1.0):
+        logits = torch.randn(3, 200).to(dtype)
+        if bad is None:
+            logits[1] = -torch.inf
+        else:
+            logits[1, 77] = bad
+        with pytest.raises(ValueError, match="row 1"):
+            draw(kernels, logits, temperature, 0, 0.9, 0.0, 0.5)
+
+
+def test_log_probabilities(kernels, dtype):
+    logits, tokens = torch.randn(4, 300).to(dtype), torch.tensor([0, 299, 7, 7])
+    every = torch.log_softmax(logits.double(), -1)
+    torch.testing.assert_close(kernels.log_softmax_gather(logits, tokens).double(), every[torch.arange(4), tokens], atol=1e-5, rtol=0)
+    values, ids = kernels.top_logprobs(logits, 5)
+    assert values.dtype == torch.float32 and values.shape == ids.shape == (4, 5)
+    torch.testing.assert_close(values.double(), every.gather(1, ids), atol=1e-5, rtol=0)
+    assert (values.diff(dim=-1) <= 0).all() and torch.equal(values[:, 0], values.amax(-1))
