@@ -29,9 +29,7 @@ app.command()(chat)
 app.command()(techniques)
 
 
-@app.command(
-    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=None
-)
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Measure latency and throughput (hasten bench --help)."""
     from hasten.cli.bench import app as commands  # measuring needs more imports than the other commands' help should wait for

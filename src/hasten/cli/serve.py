@@ -135,14 +135,12 @@ def _try_next(console: Console, engine: AsyncEngine, name: str | None, address: 
     key = ' -H "Authorization: Bearer $HASTEN_API_KEY"' if needs_key else ""
     given = 'os.environ["HASTEN_API_KEY"]' if needs_key else '"none"'
     if engine.chat_template is not None:
-        path, body = (
-            "chat/completions",
-            f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "stream": true}}',
-        )
+        path, what = "chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
         call = f'chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello!"}}])'
     else:
-        path, body = "completions", f'{{"model": "{model}", "prompt": "Once upon a time", "stream": true}}'
+        path, what = "completions", '"prompt": "Once upon a time"'
         call = f'completions.create(model="{model}", prompt="Once upon a time")'
+    body = f'{{"model": "{model}", {what}, "stream": true}}'
     lines = (
         ("in a browser", f"{address}/"),
         ("in a shell", f"curl -N {address}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"),

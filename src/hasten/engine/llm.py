@@ -96,7 +96,7 @@ class LLM:
     ) -> list[Completion]:
         """Answer one conversation (a list of {"role", "content"}) or many."""
         many = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-        return self.generate([self.render(list(m)) for m in many], sampling, progress=progress)  # type: ignore[arg-type]
+        return self.generate([self.render(list(m)) for m in many], sampling, progress=progress)
 
     def render(self, messages: list[Any]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn."""
@@ -123,7 +123,7 @@ class LLM:
     def _many(self, prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int | np.integer)):
             return [prompts]  # type: ignore[list-item]
-        return list(prompts)  # type: ignore[arg-type]
+        return list(prompts)
 
     def _add(self, requests: list[Request]) -> None:
         added: list[Request] = []

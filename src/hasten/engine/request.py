@@ -151,7 +151,7 @@ class Request:
     """
 
     id: str
-    prompt: npt.NDArray[np.int32]
+    prompt: npt.NDArray[Any]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     slo: SLO = field(default_factory=SLO)
     app: AppContext = field(default_factory=AppContext)

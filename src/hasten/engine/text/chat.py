@@ -93,9 +93,10 @@ def _by_name(given: Any, file: Path) -> dict[str, str]:
     if isinstance(given, str):
         return {_DEFAULT: given}
     if isinstance(given, list):
-        pairs = [(item.get("name"), item.get("template")) for item in given if isinstance(item, Mapping)]
-        if len(pairs) == len(given) and all(isinstance(part, str) for pair in pairs for part in pair):
-            return dict(pairs)
+        items = [item for item in given if isinstance(item, Mapping)]
+        named = {str(item.get("name")): text for item in items if isinstance(text := item.get("template"), str)}
+        if len(named) == len(given):
+            return named
     raise ModelError(f"{file}: chat_template must be a string or a list of objects with name and template")
 
 

@@ -25,7 +25,8 @@ template <class E> struct Linear {
     int64_t rows, outputs, inner, x_stride, w_stride, out_stride;
 };
 
-// M rows by N outputs, their accumulators in registers.
+// M rows by N outputs, their accumulators in registers. While few rows leave the memory as the limit, the next N rows of w are
+// fetched: rows are too short for the processor to do so by itself.
 template <class E, int M, int N> void block(const Linear<E> &a, int64_t row, int64_t output) {
     const E *x = a.x + row * a.x_stride, *w = a.w + output * a.w_stride;
     vf acc[M][N];
@@ -34,8 +35,10 @@ template <class E, int M, int N> void block(const Linear<E> &a, int64_t row, int
     constexpr int STEP = step_of<E>();
     int64_t i = 0;
     for (; i + STEP <= a.inner; i += STEP)
-        for (int n = 0; n < N; n++)
+        for (int n = 0; n < N; n++) {
+            if (M <= 4) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
             for (int m = 0; m < M; m++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
+        }
     if (i < a.inner)
         for (int n = 0; n < N; n++)
             for (int m = 0; m < M; m++)

@@ -1,21 +1,13 @@
 // Drawing tokens. A row costs one pass for its maximum and, when it is sampled from all tokens or by top-p, one for the mass;
 // thresholds are found among the few candidates that can pass them, by histograms, never by sorting the vocabulary.
-#include <algorithm>
-#include <vector>
+#include <functional>
 
+#include "candidates.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace {
 
 constexpr int BLOCK = 64;  // tokens whose maximum is kept
-constexpr int BUCKETS = 1024;
-
-struct Candidates {
-    float *x, *p;
-    int32_t *id;
-    int n = 0;
-};
 
 struct Row {
     float temperature, top_p, min_p;
@@ -78,21 +70,6 @@ template <class E> int first_index_of(const E *row, int n, const float *maxima, 
     return -1;
 }
 
-inline void append(Candidates &c, vf x, uint32_t which, int first_id) {
-    if (!which) return;
-#if defined(__AVX512F__)
-    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    _mm512_storeu_ps(c.x + c.n, _mm512_maskz_compress_ps(__mmask16(which), x));
-    _mm512_storeu_si512(c.id + c.n, _mm512_maskz_compress_epi32(__mmask16(which), _mm512_add_epi32(lanes, _mm512_set1_epi32(first_id))));
-    c.n += __builtin_popcount(which);
-#else
-    for (; which; which &= which - 1) {
-        int lane = __builtin_ctz(which);
-        c.x[c.n] = x[lane], c.id[c.n++] = first_id + lane;
-    }
-#endif
-}
-
 // Tokens with logits >= bound, in token order; blocks whose maximum lies below are not read.
 template <class E> void collect(const E *row, int n, const float *maxima, float bound, Candidates &c) {
     vf limit = set1(std::max(bound, -std::numeric_limits<float>::max()));  // never -inf itself
@@ -102,22 +79,10 @@ template <class E> void collect(const E *row, int n, const float *maxima, float 
         int end = std::min(start + BLOCK, n);
         for (int i = start; i < end; i += W) {
             vf x = part_of(row, i, end);
-            append(c, x, ~mask_bits(less(x, limit)) & ((1u << W) - 1), i);
+            c.append(x, ~mask_bits(less(x, limit)) & ((1u << W) - 1), i);
         }
     }
 }
-
-struct Mass {  // float64 sums of float lanes
-    double lanes[W] = {};
-    void add(vf v) {
-        for (int i = 0; i < W; i++) lanes[i] += double(v[i]);
-    }
-    double total() const {
-        double sum = 0;
-        for (double x : lanes) sum += x;
-        return sum;
-    }
-};
 
 inline vf probability(vf x, float maximum, float inverse) { return expv((x - maximum) * inverse); }
 
@@ -125,47 +90,6 @@ template <class E> double mass_of(const E *row, int from, int to, float maximum,
     Mass mass;
     for (int i = from; i < to; i += W) mass.add(probability(part_of(row, i, to), maximum, inverse));
     return mass.total();
-}
-
-// Keeps of the candidates, ordered by logit (largest first, lower ids first among equals), the shortest prefix that is not empty
-// and whose weights sum to `target`. weight = nullptr counts them.
-void keep_prefix(Candidates &c, const float *weight, double target, int32_t *list) {
-    int n = c.n;
-    for (int i = 0; i < n; i++) list[i] = i;
-    auto weigh = [&](int i) { return weight ? double(weight[i]) : 1.0; };
-    double before = 0;  // weight of everything larger than what is still listed
-    float lowest, highest;
-    while (true) {
-        lowest = INF, highest = -INF;
-        for (int i = 0; i < n; i++) lowest = std::min(lowest, c.x[list[i]]), highest = std::max(highest, c.x[list[i]]);
-        if (n <= 64 || lowest == highest) break;
-        float scale = (BUCKETS - 1) / (highest - lowest);
-        auto bucket_of = [&](int i) { return std::min(int((highest - c.x[i]) * scale), BUCKETS - 1); };
-        double weights[BUCKETS] = {};
-        if (!(scale > 0 && scale < INF)) break;
-        for (int i = 0; i < n; i++) weights[bucket_of(list[i])] += weigh(list[i]);
-        int crossing = 0, last = 0;
-        double sum = before;
-        for (int b = 0; b < BUCKETS; b++)
-            if (weights[b] > 0) last = b;
-        while (crossing < last && sum + weights[crossing] < target) sum += weights[crossing++];
-        int left = 0;
-        for (int i = 0; i < n; i++)
-            if (bucket_of(list[i]) == crossing) list[left++] = list[i];
-        before = sum;
-        if (left == n) break;
-        n = left;
-    }
-    if (lowest != highest)  // equal ones are in order already
-        std::sort(list, list + n, [&](int a, int b) { return c.x[a] != c.x[b] ? c.x[a] > c.x[b] : a < b; });
-    int last = list[0];
-    double sum = before + weigh(last);
-    for (int i = 1; i < n && sum < target; i++) last = list[i], sum += weigh(last);
-    float cut = c.x[last];
-    int kept = 0;
-    for (int i = 0; i < c.n; i++)
-        if (c.x[i] > cut || (c.x[i] == cut && i <= last)) c.x[kept] = c.x[i], c.p[kept] = c.p[i], c.id[kept++] = c.id[i];
-    c.n = kept;
 }
 
 // The token where the row's cumulative mass passes u, all tokens kept: mass by stretches, then within one.
@@ -189,6 +113,38 @@ template <class E> int draw_from_all(const E *row, int n, float maximum, float i
     return last;
 }
 
+// Mass of the candidates [from, to) with p >= least.
+inline double mass_of(const Candidates &c, int from, int to, float least) {
+    Mass mass;
+    for (int i = from; i < to; i += W) {
+        vf p = part_of(c.p, i, to);  // -inf past the end
+        mass.add(choose(less(p, set1(least)), vf{}, p));
+    }
+    return mass.total();
+}
+
+// The candidate where the cumulative mass of those with p >= least passes u.
+inline int draw_from(const Candidates &c, float least, double u) {
+    constexpr int STRETCH = 1024;
+    double total = 0, sum = 0;
+    for (int i = 0; i < c.n; i += STRETCH) total += mass_of(c, i, std::min(i + STRETCH, c.n), least);
+    double target = u * total;
+    int i = 0, last = 0;
+    for (; i + STRETCH < c.n; i += STRETCH) {
+        double here = mass_of(c, i, i + STRETCH, least);
+        if (sum + here > target) break;
+        sum += here;
+    }
+    for (; i < c.n; i++) {
+        if (c.p[i] < least || !(c.p[i] > 0)) continue;
+        sum += c.p[i], last = i;
+        if (sum > target) return c.id[i];
+    }
+    for (i = c.n - 1; last == 0 && i > 0; i--)  // rounding put the target past the end of the last mass
+        if (c.p[i] >= least && c.p[i] > 0) last = i;
+    return c.id[last];
+}
+
 // Returns -1 for a row that cannot be sampled.
 template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work &work) {
     float maximum = find_maxima(row, n, work.maxima);
@@ -210,7 +166,8 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
             bound = work.ordered[with.top_k - 1];
         }
         collect(row, n, work.maxima, bound, c);
-        if (c.n > with.top_k) keep_prefix(c, nullptr, with.top_k, work.list);
+        std::fill(c.p, c.p + c.n, 1.0f);
+        if (c.n > with.top_k) keep_prefix(c, with.top_k, work.list);
     } else {
         // All tokens below the bound together cannot hold the mass that top-p leaves out: there are n, and the total is >= 1.
         float share = nucleus ? std::max(1 - with.top_p, 1e-30f) / n : 1;
@@ -221,24 +178,10 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
     }
     for (int i = 0; i < c.n; i += W) store(c.p + i, probability(load(c.x + i), maximum, inverse));
     if (nucleus) {
-        if (some)
-            for (int i = 0; i < c.n; i++) total += c.p[i];
-        keep_prefix(c, c.p, double(with.top_p) * total, work.list);
+        if (some) total = mass_of(c, 0, c.n, 0);
+        keep_prefix(c, double(with.top_p) * total, work.list);
     }
-    float least = std::min(with.min_p, 1.0f);
-    double mass = 0;
-    for (int i = 0; i < c.n; i++) {
-        if (c.p[i] < least) c.p[i] = 0;
-        mass += c.p[i];
-    }
-    double target = with.u * mass, sum = 0;
-    int last = 0;
-    for (int i = 0; i < c.n; i++) {
-        if (!(c.p[i] > 0)) continue;
-        sum += c.p[i], last = i;
-        if (sum > target) break;
-    }
-    return c.id[last];
+    return draw_from(c, std::min(with.min_p, 1.0f), with.u);
 }
 
 template <class E>

@@ -25,7 +25,8 @@ async def prepare(service: Service, raw: bytes) -> Job:
     if template is None:
         raise invalid("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
     sampling = body.sampling()
-    text = template.render([message.for_template() for message in body.messages], add_generation_prompt=True)
+    messages = [message.for_template() for message in body.messages]
+    text = template.render(messages, add_generation_prompt=True, **body.chat_template_kwargs or {})
     # The template has already written what the model wants before a text.
     tokens = await service.encode(text, "messages", special=False)
     id = f"chatcmpl-{uuid.uuid4().hex}"

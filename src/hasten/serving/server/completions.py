@@ -80,7 +80,7 @@ class _Base:
             "system_fingerprint": f"hasten-{__version__}",
         }
 
-    def _texts(self, prompts: list[str] | list[list[int]]) -> list[str]:
+    def _texts(self, prompts: list[str | list[int]]) -> list[str]:
         decode = self._service.engine.tokenizer.decode
         return [prompt if isinstance(prompt, str) else decode(prompt) for prompt in prompts]
 

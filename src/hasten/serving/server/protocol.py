@@ -43,7 +43,7 @@ def _bias(value: Any) -> dict[int, float]:
     return bias
 
 
-def _prompt(value: Any) -> list[str] | list[list[int]]:
+def _prompt(value: Any) -> list[str | list[int]]:
     """`prompt` as a list of prompts, all text or all token ids."""
     if isinstance(value, str):
         return [value]
@@ -152,7 +152,7 @@ class SamplingBody(Strict):
 
 
 class CompletionBody(SamplingBody):
-    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompt)]
+    prompt: Annotated[list[str | list[int]], PlainValidator(_prompt)]
     echo: bool | None = None
     best_of: int | None = None
     logprobs: int | None = None
@@ -170,6 +170,8 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables for the chat template, such as `enable_thinking`."""
 
     def check(self) -> None:
         super().check()
@@ -178,6 +180,9 @@ class ChatBody(SamplingBody):
         for i, message in enumerate(self.messages):
             if message.content is None and message.role != "assistant":
                 raise invalid(f"messages[{i}] has no content", f"messages[{i}].content")
+        for name in self.chat_template_kwargs or ():
+            if not name.isidentifier() or name in _TEMPLATE_OWN:
+                raise invalid(f"chat_template_kwargs may not set {name:.80}", "chat_template_kwargs")
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs needs logprobs=true", "top_logprobs")
 
@@ -207,7 +212,7 @@ _REFUSED: dict[type[SamplingBody], dict[str, tuple[Any, ...]]] = {
         "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},), "audio": (), "modalities": (["text"],), "prediction": (),
         "web_search_options": (), "reasoning_effort": ("none",), "verbosity": ("medium",), "chat_template": (),
-        "chat_template_kwargs": ({},), "continue_final_message": (False,), "echo": (False,), "best_of": (1,),
+        "continue_final_message": (False,), "echo": (False,), "best_of": (1,),
         **_REFUSED_EVERYWHERE,
     },
 }  # fmt: skip
@@ -215,6 +220,7 @@ _HARMLESS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "parallel_tool_calls",
 }  # fmt: skip
+_TEMPLATE_OWN = {"self", "messages", "tools", "documents", "add_generation_prompt"}
 _MOST_LOGGED = 1000
 _logged: set[str] = set()
 

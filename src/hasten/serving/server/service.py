@@ -63,6 +63,7 @@ class Service:
         """The entry of /v1/models, with the facts of the engine beside what OpenAI sends."""
         info = self.engine.info
         facts = {k: v for k, v in info.items() if isinstance(v, str | int | float | bool | None) and k != "model"}
+        facts["chat_template"] = self.engine.chat_template is not None
         card = {"id": self.name, "object": "model", "created": self.created, "owned_by": "hasten"}
         return {**card, "max_model_len": self.max_length, "engine": facts}
 
