@@ -57,9 +57,9 @@ def answers(built: tiny.Built, requests: list[Request]) -> dict[Any, Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("changes", [{}, WINDOW, MOE], ids=["llama", "window", "moe"])
-def test_deterministic_runs_are_equal_bit_for_bit(tmp_path: Path, dtype: str, changes: dict[str, Any]) -> None:
+def test_deterministic_runs_are_equal_bit_for_bit(tmp_path: Path, device: str, dtype: str, changes: dict[str, Any]) -> None:
     path = tiny.folder(tmp_path, **changes)
-    settings: dict[str, Any] = {"model__dtype": dtype, "executor__deterministic": True}
+    settings: dict[str, Any] = {"model__dtype": dtype, "model__device": device, "executor__deterministic": True}
     plain = tiny.engine(path, kv__reuse=None, scheduling__max_rows=1, **settings)
     alone: dict[Any, Any] = {}
     for request in mixed_requests():
@@ -113,8 +113,8 @@ def test_prompt_logprobs_are_those_of_the_next_tokens(tmp_path: Path) -> None:
         np.testing.assert_allclose([v for _, v in scores[i].top], [v for _, v in top.top], rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_of_logits_that_is_not_finite_ends_its_request_only(tmp_path: Path) -> None:
-    built = tiny.engine(tiny.folder(tmp_path))
+def test_a_row_of_logits_that_is_not_finite_ends_its_request_only(tmp_path: Path, device: str) -> None:
+    built = tiny.engine(tiny.folder(tmp_path), model__device=device)
     built.parts.model.embedding[77] = float("nan")
     good = Request(id="good", prompt=np.array([1, 2, 3]), sampling=SamplingParams(max_tokens=5, temperature=0))
     bad = Request(id="bad", prompt=np.array([1, 77, 3]), sampling=SamplingParams(max_tokens=5, temperature=0))

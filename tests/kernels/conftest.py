@@ -11,7 +11,9 @@ from hasten.kernels.cpu import CpuKernels, native
 NAMES = native.available()
 
 
-@pytest.fixture(params=NAMES or [pytest.param("none", marks=pytest.mark.skip(reason="no native library is built (make native)"))])
+@pytest.fixture(
+    params=NAMES or [pytest.param("none", marks=pytest.mark.skip(reason="no native library is built (make native)"))]
+)
 def native_kernels(request: pytest.FixtureRequest) -> Kernels:
     return CpuKernels(request.param)
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
-def kept_tokens(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[np.ndarray, np.ndarray]:
+def kept_tokens(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(ids in token order, their unnormalised probabilities), by sorting everything."""
     order = np.lexsort((np.arange(len(logits)), -logits))
     p = np.exp((logits[order].astype(np.float64) - logits.max()) / np.float64(np.float32(temperature)))
@@ -145,7 +147,9 @@ def test_rows_that_cannot_be_sampled(kernels, dtype, bad):
 def test_log_probabilities(kernels, dtype):
     logits, tokens = torch.randn(4, 300).to(dtype), torch.tensor([0, 299, 7, 7])
     every = torch.log_softmax(logits.double(), -1)
-    torch.testing.assert_close(kernels.log_softmax_gather(logits, tokens).double(), every[torch.arange(4), tokens], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        kernels.log_softmax_gather(logits, tokens).double(), every[torch.arange(4), tokens], atol=1e-5, rtol=0
+    )
     values, ids = kernels.top_logprobs(logits, 5)
     assert values.dtype == torch.float32 and values.shape == ids.shape == (4, 5)
     torch.testing.assert_close(values.double(), every.gather(1, ids), atol=1e-5, rtol=0)

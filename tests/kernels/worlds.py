@@ -43,7 +43,9 @@ def run(kernels, world: World, **changes) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def cut_into_runs(entries: list[tuple[int, int, int]], rng: np.random.Generator, split: float) -> list[tuple[int, int, int, int]]:
+def cut_into_runs(
+    entries: list[tuple[int, int, int]], rng: np.random.Generator, split: float
+) -> list[tuple[int, int, int, int]]:
     """Runs of consecutive slots and positions, some cut for no reason."""
     runs: list[list[int]] = []
     for block, slot, position in entries:

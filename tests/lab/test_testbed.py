@@ -64,9 +64,7 @@ def test_chat_template_writes_what_the_model_was_trained_on() -> None:
 
 def test_wikitext_spacing_is_undone() -> None:
     spaced = """ The " blue " one weighs 0 @.@ 7 – 2 kg ( 5 lb ) , and 1 @,@ 000 workers ' homes aren 't Ann 's . """
-    assert (
-        prose.untokenise(spaced) == """The "blue" one weighs 0.7–2 kg (5 lb), and 1,000 workers' homes aren't Ann's."""
-    )
+    assert prose.untokenise(spaced) == """The "blue" one weighs 0.7–2 kg (5 lb), and 1,000 workers' homes aren't Ann's."""
 
 
 def test_articles_lose_the_sentences_with_unknown_words() -> None:

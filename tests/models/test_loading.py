@@ -106,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_a_config_that_is_not_understood_is_refused_by_name(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=f"config.json: .*{message}|{message}"):
+    with pytest.raises(ModelError, match=message):
         ModelShape.parse({**CONFIG, **change})
 
 
@@ -132,7 +132,7 @@ def test_context_lengths() -> None:
     assert lengths == [(64, 64), (64, 256), (64, 256), (256, 256)]
     shape = ModelShape.parse(CONFIG)
     assert models.context_length(shape, None) == 64 and models.context_length(shape, 10) == 10
-    with pytest.raises(ModelError, match="model.max_length=65 is more than the 64 positions this model has"):
+    with pytest.raises(ModelError, match=r"model.max_length=65 is more than the 64 positions this model has"):
         models.context_length(shape, 65)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import uvicorn
+from tests.server.fake import FakeEngine
 
 from hasten.serving.server.app import build
 from hasten.serving.server.run import bind
 from hasten.serving.server.settings import Settings
-from tests.server.fake import FakeEngine
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hasten.engine.request import BadRequest, Request
 from hasten.engine.text import ChatTemplate, Tokenizer
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if shout %}!{% endif %}\n{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if shout %}!{% endif %}|{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from openai import OpenAI
-
 from tests.server.conftest import Running
 
 HI = [{"role": "user", "content": "hi"}]
@@ -20,7 +19,7 @@ def test_answer(client: OpenAI) -> None:
     [choice] = answer.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "abcde", "length")
     assert answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == "fake"
-    prompt = len("<user>hi\n<assistant>")
+    prompt = len("<user>hi|<assistant>")
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, 5)
     assert answer.usage.total_tokens == prompt + 5
     assert answer.usage.prompt_tokens_details.cached_tokens == prompt // 2
@@ -35,7 +34,7 @@ def test_parts_roles_and_template_variables(client: OpenAI, server: Running) -> 
         model="fake", messages=messages, max_tokens=1, extra_body={"chat_template_kwargs": {"shout": True}}
     )
     prompt = server.engine.tokenizer.decode(server.engine.seen[-1].prompt.tolist())
-    assert prompt == "<system>be brief!\n<user>one two!\n<assistant>"
+    assert prompt == "<system>be brief!|<user>one two!|<assistant>"
 
 
 def test_stream(client: OpenAI) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from openai import OpenAI
-
 from tests.server.conftest import Running
 
 
@@ -42,9 +41,7 @@ def test_many_prompts_and_choices(client: OpenAI) -> None:
 
 def test_stream_with_usage(client: OpenAI) -> None:
     chunks = list(
-        client.completions.create(
-            model="fake", prompt="x", max_tokens=3, stream=True, stream_options={"include_usage": True}
-        )
+        client.completions.create(model="fake", prompt="x", max_tokens=3, stream=True, stream_options={"include_usage": True})
     )
     assert [c.choices[0].text for c in chunks[:-1]] == ["a", "b", "c"]
     assert chunks[-1].usage.total_tokens == 4

@@ -109,9 +109,12 @@ void keep_prefix(Candidates &c, double target, int32_t *list) {
     double before = 0;  // weight of everything larger than what is listed
     int n = 0;
     if (c.n > MANY) {
-        float low = INF, high = -INF;
-        for (int i = 0; i < c.n; i++) low = std::min(low, c.x[i]), high = std::max(high, c.x[i]);
-        high = std::nextafter(high, INF);
+        vf least = set1(INF), most = set1(-INF);
+        for (int i = 0; i < c.n; i += W) {
+            vf x = load(c.x + std::min(i, c.n - W));
+            least = vf{} - vmax(vf{} - least, vf{} - x), most = vmax(most, x);
+        }
+        float low = -max_lanes(vf{} - least), high = std::nextafter(max_lanes(most), INF);
         bracket(c, target, low, high);
         Mass larger;
         int i = 0;

@@ -47,4 +47,5 @@ def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = 
     weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in net.state_dict().items()}
     unfinished = folder / "model.safetensors.part"
     save_file(weights, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)  # safetensors makes it readable by its owner alone
     unfinished.replace(folder / "model.safetensors")

@@ -19,7 +19,7 @@ def check_key(authorization: str | None, key: str | None) -> None:
     if key is None:
         return
     scheme, _, given = (authorization or "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(), key.encode())
+    right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode())  # headers come as latin-1
     if scheme.lower() != "bearer" or not right:
         raise unauthorised()
 
