@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.worlds import build_index, make_world, naive_attention, poisoned, run
 
 from hasten.kernels import ReferenceKernels, ViewIndex
-from tests.kernels.worlds import build_index, make_world, naive_attention, poisoned, run
 
 TOLERANCE = {torch.float32: dict(atol=3e-5, rtol=3e-5), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
@@ -123,7 +125,7 @@ def test_bits_do_not_depend_on_the_batch(kernels, dtype, window, threads):
     plain = attend([[(0, length)]], np.arange(blocks), 0.0)
     assert plain.isfinite().all()
     cuts = [0, *sorted(rng.choice(np.arange(1, length), 9, replace=False)), length]
-    chunks = list(zip(cuts, cuts[1:], strict=False))
+    chunks = list(itertools.pairwise(cuts))
     shuffled = rng.permutation(blocks + 20)
     singles = [(i, i + 1) for i in range(0, length)]
     assert torch.equal(plain, attend([[c] for c in chunks], shuffled, 0.3))

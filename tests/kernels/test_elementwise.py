@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.worlds import poisoned
 
 from hasten.kernels import ReferenceKernels
-from tests.kernels.worlds import poisoned
 
 REFERENCE = ReferenceKernels()
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

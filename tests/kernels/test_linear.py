@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.kernels.worlds import poisoned
 
 

@@ -111,14 +111,10 @@ def _introduce(
     served = f" (clients call it {name})" if name else ""
     weights = f", {options.show_bytes(info['weight_bytes'])} of weights" if "weight_bytes" in info else ""
     threads = f", {info['threads']} threads" if info.get("device") == "cpu" and "threads" in info else ""
-    tokens = info["kv_blocks"] * config.kv.block_size
-    why = "as --kv-memory asks" if config.kv.memory_bytes else (
-        f"a share of free memory, or what {config.scheduling.max_rows} full contexts need; change it with --kv-memory"
-    )  # fmt: skip
     facts = {
         "model": f"{info['model']}{served}, context {info['max_length']:,} tokens{weights}",
         "runs on": f"{info.get('device')}, {info.get('dtype')}, {info.get('kernels')} kernels{threads}",
-        "KV memory": f"{options.show_bytes(info['kv_bytes'])} for {tokens:,} tokens ({why})",
+        "KV memory": _kv_memory(config, info),
         "with": ", ".join(config.techniques),
         "address": address,
     }
@@ -128,6 +124,19 @@ def _introduce(
             table.add_row(f"[dim]{label}[/]", value)
     console.print(f"[bold]hasten {__version__}[/] [dim]ready after {seconds:.1f} s[/]")
     console.print(table)
+
+
+def _kv_memory(config: EngineConfig, info: dict[str, Any]) -> str:
+    """How much, for how many tokens, and why that much."""
+    block, rows = config.kv.block_size, config.scheduling.max_rows
+    most = rows * -(-info["max_length"] // block)
+    if config.kv.memory_bytes is not None:
+        why = "as asked"
+    elif info["kv_blocks"] >= most:
+        why = f"all that {rows} full contexts need"
+    else:
+        why = "a share of free memory; --kv-memory changes it"
+    return f"{options.show_bytes(info['kv_bytes'])} for {info['kv_blocks'] * block:,} tokens ({why})"
 
 
 def _try_next(console: Console, engine: AsyncEngine, name: str | None, address: str, needs_key: bool) -> None:

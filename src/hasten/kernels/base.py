@@ -90,12 +90,19 @@ class ViewIndex:
             np.ascontiguousarray(run_offsets, np.int32),
             None if is_tree is None else np.ascontiguousarray(is_tree, np.uint8),
         )
-        tensors = [torch.from_numpy(a).to(device, non_blocking=True) for a in host[:4]]
-        tree = None if host.is_tree is None else torch.from_numpy(host.is_tree).to(device, non_blocking=True)
-        masks = None
-        if ancestors is not None:
-            masks = torch.from_numpy(np.ascontiguousarray(ancestors).view(np.int64)).to(device, non_blocking=True)
-        return cls(*tensors, ancestors=masks, is_tree=tree, host=host)
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        return cls(
+            put(host.span_offsets),
+            put(host.positions),
+            put(host.runs),
+            put(host.run_offsets),
+            None if ancestors is None else put(np.ascontiguousarray(ancestors).view(np.int64)),
+            None if host.is_tree is None else put(host.is_tree),
+            host,
+        )
 
     @property
     def spans(self) -> int:
@@ -109,8 +116,13 @@ class ViewIndex:
     def on_host(self) -> HostIndex:
         if self.host is None:
             tree = None if self.is_tree is None else self.is_tree.to(torch.uint8).cpu().numpy()
-            arrays = (self.span_offsets, self.positions, self.runs, self.run_offsets)
-            self.host = HostIndex(*(np.ascontiguousarray(a.cpu().numpy(), np.int32) for a in arrays), tree)
+            self.host = HostIndex(
+                self.span_offsets.cpu().numpy(),
+                self.positions.cpu().numpy(),
+                self.runs.contiguous().cpu().numpy(),
+                self.run_offsets.cpu().numpy(),
+                tree,
+            )
         return self.host
 
     def entries(self) -> Entries:
@@ -188,8 +200,9 @@ class Kernels(Protocol):
         q [T, Hq, D], k and v [T, Hk, D]: views of one fused row or not (the stride of T is free); k itself is left unrotated.
         cos_sin float32 [max_position, 2, R / 2]: cosines then sines; the first R <= D dimensions are rotated, dimension i
         paired with i + R / 2 (the "NeoX" order of Hugging Face checkpoints); R = 0 rotates nothing.
-        positions int32 [T]; slots int64 [T]: block * block_size + offset, or -1 not to store. Computed in float32, rounded once.
-        Raises IndexError for a position or slot out of range, before anything is written (on the CPU).
+        positions int32 [T]; slots int64 [T]: block * block_size + offset, or -1 not to store. Computed in float32,
+        rounded once. Raises IndexError for a position or slot out of range, before anything is written (on the
+        CPU only: elsewhere the check would wait for the device).
         """
         ...
 
@@ -220,9 +233,7 @@ class Kernels(Protocol):
         """
         ...
 
-    def sample(
-        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor
-    ) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         """One token id per row of logits [L, V] (float32 or bfloat16) -> int64 [L].
 
         temperature float32 [L], 0 = greedy: the first index of the maximum. Otherwise p = softmax(logits / temperature), cut to

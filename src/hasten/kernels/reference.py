@@ -95,28 +95,13 @@ class ReferenceKernels:
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> None:
-        block_size = k_cache.shape[2]
         if q.device.type == "cpu":  # elsewhere the check would wait for the device
             _check_range("position", positions, 0, cos_sin.shape[0])
-            _check_range("slot", slots, -1, k_cache.shape[0] * block_size)
+            _check_range("slot", slots, -1, k_cache.shape[0] * k_cache.shape[2])
         table = cos_sin[positions.long()][:, None]  # [T, 1, 2, R / 2]
         q.copy_(_rotate(q, table))
-        stored = slots >= 0
-        if q.device.type == "cpu":
-            at, rotated, values = slots[stored], _rotate(k, table)[stored], v[stored]
-            k_cache[at // block_size, :, at % block_size] = rotated
-            v_cache[at // block_size, :, at % block_size] = values
-        else:  # shapes must not depend on the data: rows not to store write back what is there
-            at = slots.clamp(min=0)
-            block, slot = at // block_size, at % block_size
-            # slot 0 may also be written by a stored row, so unstored rows are sent to a stored row's slot instead
-            keep = stored[:, None, None]
-            donor = torch.argmax(stored.to(torch.uint8))
-            block, slot = torch.where(stored, block, block[donor]), torch.where(stored, slot, slot[donor])
-            some = stored.any()
-            for cache, rows in ((k_cache, _rotate(k, table)), (v_cache, v)):
-                fill = torch.where(some, rows[donor], cache[block[0], :, slot[0]])
-                cache[block, :, slot] = torch.where(keep, rows, fill)
+        _store(k_cache, _rotate(k, table), slots)
+        _store(v_cache, v, slots)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         wide = x.float()
@@ -144,9 +129,7 @@ class ReferenceKernels:
         for row in range(x.shape[0]):
             out[row : row + 1] = F.linear(x[row : row + 1].clone(), w, bias)
 
-    def sample(
-        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor
-    ) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         logits = logits.float()
         vocabulary = logits.shape[1]
         maximum, greedy = logits.max(-1)
@@ -154,7 +137,7 @@ class ReferenceKernels:
         greedy = (logits == maximum[:, None]).to(torch.uint8).argmax(-1)  # the first index, which max does not promise
         heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
         p = torch.exp(((logits - maximum[:, None]) / heat).double())
-        ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+        ids = torch.sort(logits, dim=-1, descending=True, stable=True).indices
         ordered_p = p.gather(1, ids)
         rank = torch.arange(vocabulary, device=logits.device)
         kept = rank < torch.where(top_k > 0, top_k, vocabulary)[:, None]
@@ -179,9 +162,7 @@ class ReferenceKernels:
         return values - torch.logsumexp(logits, -1, keepdim=True), ids
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """q [n, Hk, g, D], k and v [L, Hk, D], visible [n, L], bias [L] -> out [n, Hk, g, D] and lse [n, Hk, g], float32."""
     scores = torch.einsum("nhgd,lhd->nhgl", q, k) * scale
     if bias is not None:
@@ -203,9 +184,7 @@ def _attend_in_tiles(
     visible = F.pad(visible, (0, pad))
     bias = None if bias is None else F.pad(bias, (0, pad))
     out, lse = torch.zeros_like(q), torch.full(q.shape[:-1], -torch.inf, device=q.device)
-    tiles = [
-        (k[:, i : i + TILE].contiguous(), v[:, i : i + TILE].contiguous(), i) for i in range(0, length, TILE)
-    ]
+    tiles = [(k[:, i : i + TILE].contiguous(), v[:, i : i + TILE].contiguous(), i) for i in range(0, length, TILE)]
     for row in range(q.shape[0]):
         query = q[row].contiguous()
         total, norm = torch.zeros_like(query), torch.full(query.shape[:-1], -torch.inf, device=q.device)
@@ -235,6 +214,19 @@ def _rotate(x: Tensor, table: Tensor) -> Tensor:
     a, b, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
     cos, sin = table[:, :, 0], table[:, :, 1]
     return torch.cat([(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest], -1)
+
+
+def _store(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
+    """rows [T, Hk, D] into slots [T], those below 0 not. Shapes must not depend on the data, lest a device be waited for: a row
+    not to be stored repeats one that is, or, where none is, what its slot holds already."""
+    if not slots.numel():
+        return
+    wanted = slots >= 0
+    example = torch.argmax(wanted.to(torch.uint8), keepdim=True)
+    at = torch.where(wanted, slots, slots[example].clamp(min=0))
+    block, slot = at // cache.shape[2], at % cache.shape[2]
+    instead = torch.where(wanted.any(), rows[example], cache[block[:1], :, slot[:1]])
+    cache[block, :, slot] = torch.where(wanted[:, None, None], rows, instead)
 
 
 def _check_range(what: str, values: Tensor, low: int, end: int) -> None:

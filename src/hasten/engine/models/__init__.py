@@ -59,9 +59,7 @@ def context_length(shape: ModelShape, asked: int | None) -> int:
     return asked
 
 
-def _source(
-    config: ModelConfig, folder: Path, shape: ModelShape, device: torch.device, progress: Progress | None
-) -> Source:
+def _source(config: ModelConfig, folder: Path, shape: ModelShape, device: torch.device, progress: Progress | None) -> Source:
     from hasten.engine.models.source import CheckpointSource, DummySource
 
     if config.load_format == "dummy":
@@ -86,9 +84,7 @@ def run_dtype(asked: str, stored: str | None, device: torch.device) -> torch.dty
 def _cpu_has_bfloat16() -> bool:
     import torch
 
-    probes: list[Any] = [
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
+    probes: list[Any] = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(probe() for probe in probes if probe is not None)
 
 

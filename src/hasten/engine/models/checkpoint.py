@@ -59,9 +59,7 @@ def _download(name: str, weights: bool) -> Path:
     wanted = _CONFIGURATION + (["*.safetensors"] if weights else [])
     try:
         # Mistral's repositories hold every weight twice, the second time as consolidated*.safetensors.
-        folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]
-        )
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"])
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
@@ -127,9 +125,7 @@ class Checkpoint:
         if entry is None:
             raise ModelError(f"{self.folder} holds no tensor {name}, which config.json calls for")
         if entry.shape != shape:
-            raise ModelError(
-                f"{entry.file}: {name} has the shape {list(entry.shape)}, config.json calls for {list(shape)}"
-            )
+            raise ModelError(f"{entry.file}: {name} has the shape {list(entry.shape)}, config.json calls for {list(shape)}")
         if entry.dtype not in _READABLE:
             raise ModelError(f"{entry.file}: {name} is stored as {entry.dtype}; readable: {', '.join(_READABLE)}")
         tensor: Tensor = self._handle(entry.file).get_tensor(name)

@@ -50,16 +50,14 @@ class Loader:
         self.weight_bytes += nbytes
         self.active_bytes += share * nbytes
 
-    def store(
-        self, names: list[str], rows: list[int], columns: int, *, bias: bool = False, share: float = 1.0
-    ) -> WeightStore:
+    def store(self, names: list[str], rows: list[int], columns: int, *, bias: bool = False, share: float = 1.0) -> WeightStore:
         """The tensors `<name>.weight` [rows, columns] below one another as one store, and their biases likewise."""
         source, weights = self.source, [f"{name}.weight" for name in names]
         biases = None
         if bias:
             biases = source.stack([f"{name}.bias" for name in names], rows)
             self.count(biases.nbytes, share)
-        # A lone weight may stay a view of the file; the caller of `make_store` must not keep it alive beside the store.
+        # A lone weight goes to its store as a view of the file, without a copy in between.
         single = len(names) == 1
         store = self.make_store(
             source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns), biases

@@ -31,6 +31,8 @@ class _Prepared:
         spans, tokens = index.spans, int(host.span_offsets[-1])
         if views not in (spans * index.groups, 0) or host.span_offsets[0] != 0 or host.run_offsets[-1] > host.runs.shape[0]:
             raise ValueError("a ViewIndex needs run_offsets for 1 or Hk views a span, and offsets that start at 0")
+        if host.positions.shape[0] < tokens:
+            raise ValueError(f"a ViewIndex of {tokens} tokens has {host.positions.shape[0]} positions")
         if (np.diff(host.span_offsets) < 0).any() or (np.diff(host.run_offsets) < 0).any():
             raise ValueError("the offsets of a ViewIndex must not decrease")
         lengths, ends = np.empty(views, np.int32), np.empty(2, np.int32)
@@ -235,7 +237,9 @@ class CpuKernels(ReferenceKernels):
             or weight.stride(0) != 1
             or not x.is_cpu
         ):
-            raise ValueError(f"rms_norm needs x, out [N, M] or [T, H, M] and weight [M] of one dtype; got {_say(x, out, weight)}")
+            raise ValueError(
+                f"rms_norm needs x, out [N, M] or [T, H, M] and weight [M] of one dtype; got {_say(x, out, weight)}"
+            )
         inner, x_inner, out_inner = (x.shape[1], x_stride[1], out_stride[1]) if x.dim() == 3 else (1, 0, 0)
         self._lib.hasten_rms_norm(
             *(_IS_BF16[x.dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], inner, x.shape[-1]),
@@ -306,15 +310,15 @@ class CpuKernels(ReferenceKernels):
             or (bias is not None and (bias.dtype != dtype or bias.shape != (outputs,) or bias.stride(0) != 1))
             or not x.is_cpu
         ):
-            raise ValueError(f"linear needs x [T, K], w [N, K], out [T, N] and bias [N] of one dtype; got {_say(x, w, out, bias)}")
+            raise ValueError(
+                f"linear needs x [T, K], w [N, K], out [T, N] and bias [N] of one dtype; got {_say(x, w, out, bias)}"
+            )
         self._linear(
             *(_IS_BF16[dtype], x.data_ptr(), w.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
             *(rows, outputs, inner, x.stride(0), w.stride(0), out.stride(0)),
         )
 
-    def sample(
-        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor
-    ) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         rows, vocabulary = logits.shape
         parameters = (temperature, top_k, top_p, min_p, u)
         wanted = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
@@ -325,8 +329,8 @@ class CpuKernels(ReferenceKernels):
             or any(p.dtype != t or p.shape != (rows,) or not p.is_contiguous() for p, t in zip(parameters, wanted, strict=True))
         ):
             raise ValueError(
-                "sample needs logits [L, V] float32 or bfloat16 and for each row temperature, top_p, min_p float32, top_k int32, "
-                f"u float64; got {_say(logits, *parameters)}"
+                "sample needs logits [L, V] float32 or bfloat16 and for each row temperature, top_p, min_p float32, "
+                f"top_k int32, u float64; got {_say(logits, *parameters)}"
             )
         out = torch.empty(rows, dtype=torch.int64)
         bad = self._lib.hasten_sample(

@@ -27,17 +27,14 @@ class Index(ctypes.Structure):
     """`Index` of attention.cpp: a `ViewIndex` as pointers, made once per step."""
 
     _fields_ = [
-        (name, c_void_p)
-        for name in ("span_offsets", "positions", "runs", "run_offsets", "lengths", "ancestors", "is_tree")
+        (name, c_void_p) for name in ("span_offsets", "positions", "runs", "run_offsets", "lengths", "ancestors", "is_tree")
     ] + [(name, c_int64) for name in ("spans", "groups", "words")]
 
 
 class Rope(ctypes.Structure):
     """`Rope` of norm.cpp."""
 
-    _fields_ = [
-        (name, c_void_p) for name in ("q", "k", "v", "k_cache", "v_cache", "cos_sin", "positions", "slots")
-    ] + [
+    _fields_ = [(name, c_void_p) for name in ("q", "k", "v", "k_cache", "v_cache", "cos_sin", "positions", "slots")] + [
         (name, c_int64)
         for name in (
             *("q_stride", "k_stride", "v_stride", "tokens", "heads", "kv_heads"),

@@ -141,6 +141,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters", flush=True)
     losses = train(net, tokenizer, training, recipe, arguments.out)
     export(net, tokenizer, arguments.out)
+    print(f"scoring {len(held_out)} held-out documents", flush=True)
     report = {
         "steps": len(losses),
         "tokens": len(losses) * recipe.batch_tokens,
