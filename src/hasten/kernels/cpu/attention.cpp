@@ -97,30 +97,34 @@ template <class E> void attend(const Call &call) {
 
 }  // namespace
 
+struct MeasureViews {  // as native.py packs it
+    const int32_t *runs, *run_offsets;
+    int64_t views;
+    int32_t *lengths, *ends;
+};
+
 extern "C" {
 
 // Lengths of all views, and the ends of the ranges of blocks and slots that the runs touch. Returns 1 for a malformed run.
-int hasten_measure_views(const int32_t *runs, const int32_t *run_offsets, int64_t views, int32_t *lengths, int32_t *ends) {
-    ends[0] = ends[1] = 0;
-    for (int64_t view = 0; view < views; view++) {
+int64_t hasten_measure_views(const MeasureViews *a) {
+    a->ends[0] = a->ends[1] = 0;
+    for (int64_t view = 0; view < a->views; view++) {
         int64_t length = 0;
-        for (int r = run_offsets[view]; r < run_offsets[view + 1]; r++) {
-            const int32_t *run = runs + 4 * r;
-            if (run[0] < 0 || run[1] < 0 || run[2] < 0) return 1;
-            ends[0] = std::max(ends[0], run[0] + 1), ends[1] = std::max(ends[1], run[1] + run[2]);
+        for (int r = a->run_offsets[view]; r < a->run_offsets[view + 1]; r++) {
+            const int32_t *run = a->runs + 4 * r;
+            if (run[0] < 0 || run[1] < 0 || run[2] < 0 || run[2] > INT_MAX - run[1]) return 1;
+            a->ends[0] = std::max(a->ends[0], run[0] + 1), a->ends[1] = std::max(a->ends[1], run[1] + run[2]);
             length += run[2];
         }
         if (length > INT_MAX) return 1;
-        lengths[view] = int32_t(length);
+        a->lengths[view] = int32_t(length);
     }
     return 0;
 }
 
-void hasten_attention(int is_bf16, const Index *index, const void *q, const void *k_cache, const void *v_cache, void *out, float *lse,
-                      const float *log_weight, int64_t q_stride, int64_t out_stride, int64_t heads, int64_t kv_heads, int64_t dim,
-                      int64_t block_size, float scale, int window) {
-    Call call{index,      q,     k_cache,  v_cache, out,        lse,           log_weight, q_stride,
-              out_stride, heads, kv_heads, dim,     block_size, scale * LOG2E, window};
-    is_bf16 ? attend<bf16>(call) : attend<float>(call);
+void hasten_attention(const Call *a) {
+    Call call = *a;
+    call.scale *= LOG2E;
+    call.is_bf16 ? attend<bf16>(call) : attend<float>(call);
 }
 }

@@ -174,8 +174,8 @@ template <class E> class Worker {
     template <int M> void attend(const Rows &block) {
         // The panels that some row may see, and whether every row sees all of each.
         bool tree = reaches_own_tokens(), all = !tree;
-        int64_t low = call.window ? int64_t(block.lowest) - call.window : INT64_MIN;
-        int64_t low_of_last = call.window ? int64_t(block.highest) - call.window : INT64_MIN;
+        int64_t low = call.window ? block.lowest - call.window : INT64_MIN;
+        int64_t low_of_last = call.window ? block.highest - call.window : INT64_MIN;
         int panels = (tile->n + PW - 1) / PW, begin = panels, end = 0;
         for (int panel = 0; panel < panels; panel++) {
             int32_t highest = tile->highest[panel];
@@ -212,7 +212,7 @@ template <class E> class Worker {
         int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
             if (block_count == 1) {
-                score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, call.scale, s);
+                score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, float(call.scale), s);
                 continue;
             }
             int32_t *keys = k + size_t(panel) * words * PW;
@@ -223,7 +223,7 @@ template <class E> class Worker {
             vf acc[M][NV];
             multiply<A, M, NV, 1, M>(q + size_t(block.first) * words, keys, words, acc);
             for (int r = 0; r < M; r++)
-                for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(call.scale));
+                for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(float(call.scale)));
         }
         if (call.log_weight)
             for (int r = 0; r < M; r++)
@@ -237,7 +237,7 @@ template <class E> class Worker {
             for (int e = from; e < to; e += W) highest = vmax(highest, load(row + e));
         } else {
             int32_t here = position(at);
-            ints upper = ints{} + here, lower = ints{} + (call.window ? int32_t(std::max<int64_t>(int64_t(here) - call.window, INT_MIN)) : INT_MIN);
+            ints upper = ints{} + here, lower = ints{} + (call.window ? int32_t(std::max<int64_t>(here - call.window, INT_MIN)) : INT_MIN);
             for (int e = from; e < to; e += W) {
                 ints stored = load_ints(tile->position + e);
                 // not after the query, and after the window's lower end

@@ -19,7 +19,8 @@ inline vf last_step(vf acc, const bf16 *a, const bf16 *b, int n) {
 }
 #endif
 
-template <class E> struct Linear {
+template <class E> struct Linear {  // as native.py packs it
+    int64_t is_bf16;
     const E *x, *w, *bias;
     E *out;
     int64_t rows, outputs, inner, x_stride, w_stride, out_stride;
@@ -86,12 +87,6 @@ template <class E> void linear(const Linear<E> &a) {
 
 }  // namespace
 
-extern "C" void hasten_linear(int is_bf16, const void *x, const void *w, const void *bias, void *out, int64_t rows, int64_t outputs,
-                              int64_t inner, int64_t x_stride, int64_t w_stride, int64_t out_stride) {
-    if (is_bf16)
-        linear(Linear<bf16>{(const bf16 *)x, (const bf16 *)w, (const bf16 *)bias, (bf16 *)out, rows, outputs, inner, x_stride,
-                            w_stride, out_stride});
-    else
-        linear(Linear<float>{(const float *)x, (const float *)w, (const float *)bias, (float *)out, rows, outputs, inner, x_stride,
-                             w_stride, out_stride});
+extern "C" void hasten_linear(const Linear<void> *a) {
+    a->is_bf16 ? linear(*(const Linear<bf16> *)a) : linear(*(const Linear<float> *)a);
 }

@@ -1,38 +1,42 @@
 // Exact merging of attention results over disjoint sets of keys.
 #include <algorithm>
 
+#include "scratch.h"
 #include "simd.h"
 
 namespace {
 
-template <class E>
-void merge(const E *outs, const float *lses, E *out, float *lse, int64_t parts, int64_t rows, int64_t dim) {
-#pragma omp parallel for schedule(static) if (parts * rows * dim > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-        float top = -INF, sum = 0;
-        for (int64_t p = 0; p < parts; p++) top = std::max(top, lses[p * rows + r]);
-        if (top > -INF)
-            for (int64_t p = 0; p < parts; p++) sum += std::exp(lses[p * rows + r] - top);
-        lse[r] = top > -INF ? top + std::log(sum) : -INF;
-        for (int64_t d = 0; d < dim; d += W) {
-            int n = int(std::min<int64_t>(W, dim - d));
+struct Merge {  // as native.py packs it
+    int64_t is_bf16;
+    const void *outs;
+    const float *lses;
+    void *out;
+    float *lse;
+    int64_t parts, rows, dim;
+};
+thread_local Scratch kept_shares;
+
+template <class E> void merge(const Merge &a) {
+#pragma omp parallel for schedule(static) if (a.parts * a.rows * a.dim > 16384)
+    for (int64_t r = 0; r < a.rows; r++) {
+        float *shares = (float *)kept_shares.take(a.parts * sizeof(float)), top = -INF, sum = 0;
+        for (int64_t p = 0; p < a.parts; p++) top = std::max(top, a.lses[p * a.rows + r]);
+        for (int64_t p = 0; p < a.parts; p++) {
+            shares[p] = top > -INF ? std::exp(a.lses[p * a.rows + r] - top) : 0;
+            sum += shares[p];
+        }
+        a.lse[r] = top > -INF ? top + std::log(sum) : -INF;
+        for (int64_t d = 0; d < a.dim; d += W) {
+            int n = int(std::min<int64_t>(W, a.dim - d));
             vf acc = {};
-            for (int64_t p = 0; p < parts; p++) {
-                // A part without keys may hold anything, NaN too.
-                float share = top > -INF ? std::exp(lses[p * rows + r] - top) / sum : 0;
-                if (share > 0) acc = fma(load_n(outs + (p * rows + r) * dim + d, n), set1(share), acc);
-            }
-            store_n(out + r * dim + d, acc, n);
+            for (int64_t p = 0; p < a.parts; p++)
+                if (shares[p] > 0)  // a part without keys may hold anything, NaN too
+                    acc = fma(load_n((const E *)a.outs + (p * a.rows + r) * a.dim + d, n), set1(shares[p] / sum), acc);
+            store_n((E *)a.out + r * a.dim + d, acc, n);
         }
     }
 }
 
 }  // namespace
 
-extern "C" void hasten_merge(int is_bf16, const void *outs, const float *lses, void *out, float *lse, int64_t parts, int64_t rows,
-                             int64_t dim) {
-    if (is_bf16)
-        merge((const bf16 *)outs, lses, (bf16 *)out, lse, parts, rows, dim);
-    else
-        merge((const float *)outs, lses, (float *)out, lse, parts, rows, dim);
-}
+extern "C" void hasten_merge(const Merge *a) { a->is_bf16 ? merge<bf16>(*a) : merge<float>(*a); }

@@ -3,6 +3,44 @@
 
 namespace {
 
+// The arguments of each function, as native.py packs them.
+struct RmsNorm {
+    int64_t is_bf16;
+    const void *x, *weight;
+    void *out;
+    int64_t outer, inner, m, x_outer, x_inner, out_outer, out_inner;
+    double eps;
+};
+struct AddRmsNorm {
+    int64_t is_bf16;
+    void *x;
+    const void *delta, *weight;
+    void *out;
+    int64_t rows, m, x_stride, delta_stride, out_stride;
+    double eps;
+};
+struct ActMul {
+    int64_t is_bf16, kind;  // kind: 0 silu, 1 gelu_tanh
+    const void *gate_up;
+    void *out;
+    int64_t rows, n, in_stride, out_stride;
+};
+struct Rope {
+    int64_t is_bf16;
+    void *q;
+    const void *k, *v;
+    void *k_cache, *v_cache;
+    const float *cos_sin;
+    const int32_t *positions;
+    const int64_t *slots;
+    int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, dim, half, table_rows, blocks, block_size;
+};
+struct CopyBlocks {
+    char *cache;
+    const int64_t *src, *dst;
+    int64_t n, blocks, block_bytes;
+};
+
 // Rows of this many elements in all are not worth waking other threads for.
 constexpr int64_t SMALL = 16384;
 
@@ -36,28 +74,25 @@ template <class E> void normalise(const E *x, const E *weight, E *out, int m, fl
     }
 }
 
-template <class E>
-void rms_norm(const E *x, const E *weight, E *out, int64_t outer, int64_t inner, int64_t m, int64_t x_outer, int64_t x_inner,
-              int64_t out_outer, int64_t out_inner, float eps) {
-    int64_t rows = outer * inner;
-#pragma omp parallel for schedule(static) if (rows * m > SMALL)
+template <class E> void rms_norm(const RmsNorm &a) {
+    int64_t rows = a.outer * a.inner;
+#pragma omp parallel for schedule(static) if (rows * a.m > SMALL)
     for (int64_t r = 0; r < rows; r++) {
-        int64_t o = r / inner, i = r % inner;
-        normalise(x + o * x_outer + i * x_inner, weight, out + o * out_outer + i * out_inner, int(m), eps);
+        int64_t o = r / a.inner, i = r % a.inner;
+        normalise((const E *)a.x + o * a.x_outer + i * a.x_inner, (const E *)a.weight,
+                  (E *)a.out + o * a.out_outer + i * a.out_inner, int(a.m), float(a.eps));
     }
 }
 
-template <class E>
-void add_rms_norm(E *x, const E *delta, const E *weight, E *out, int64_t rows, int64_t m, int64_t x_stride, int64_t delta_stride,
-                  int64_t out_stride, float eps) {
-#pragma omp parallel for schedule(static) if (rows * m > SMALL)
-    for (int64_t r = 0; r < rows; r++) {
-        E *row = x + r * x_stride;
-        const E *add = delta + r * delta_stride;
-        int i = 0;
-        for (; i + W <= m; i += W) store(row + i, load(row + i) + load(add + i));
-        if (i < m) store_n(row + i, load_n(row + i, int(m) - i) + load_n(add + i, int(m) - i), int(m) - i);
-        normalise(row, weight, out + r * out_stride, int(m), eps);
+template <class E> void add_rms_norm(const AddRmsNorm &a) {
+#pragma omp parallel for schedule(static) if (a.rows * a.m > SMALL)
+    for (int64_t r = 0; r < a.rows; r++) {
+        E *x = (E *)a.x + r * a.x_stride;
+        const E *delta = (const E *)a.delta + r * a.delta_stride;
+        int i = 0, m = int(a.m);
+        for (; i + W <= m; i += W) store(x + i, load(x + i) + load(delta + i));
+        if (i < m) store_n(x + i, load_n(x + i, m - i) + load_n(delta + i, m - i), m - i);
+        normalise(x, (const E *)a.weight, (E *)a.out + r * a.out_stride, m, float(a.eps));
     }
 }
 
@@ -70,15 +105,14 @@ template <int KIND> inline vf activate(vf x) {
     return x * sigmoid(choose(less(z, set1(-87.0f)), set1(-87.0f), z));
 }
 
-template <class E, int KIND>
-void act_mul(const E *gate_up, E *out, int64_t rows, int64_t n, int64_t in_stride, int64_t out_stride) {
+template <class E, int KIND> void act_mul(const ActMul &a) {
     // Cut in pieces of columns too, so that one row of a wide layer is shared by the threads.
-    const int64_t piece = 4096, pieces = (n + piece - 1) / piece;
-#pragma omp parallel for schedule(static) if (rows * n > SMALL)
-    for (int64_t job = 0; job < rows * pieces; job++) {
-        int64_t r = job / pieces, i = job % pieces * piece, end = i + piece < n ? i + piece : n;
-        const E *gate = gate_up + r * in_stride, *up = gate + n;
-        E *to = out + r * out_stride, rounded[W];
+    const int64_t piece = 4096, pieces = (a.n + piece - 1) / piece;
+#pragma omp parallel for schedule(static) if (a.rows * a.n > SMALL)
+    for (int64_t job = 0; job < a.rows * pieces; job++) {
+        int64_t r = job / pieces, i = job % pieces * piece, end = i + piece < a.n ? i + piece : a.n;
+        const E *gate = (const E *)a.gate_up + r * a.in_stride, *up = gate + a.n;
+        E *to = (E *)a.out + r * a.out_stride, rounded[W];
         for (; i + W <= end; i += W) {
             store(rounded, activate<KIND>(load(gate + i)));
             store(to + i, load(rounded) * load(up + i));
@@ -105,14 +139,6 @@ template <class E> void rotate(const E *x, E *out, const float *cos, const float
     if (out != x) std::memcpy(out + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(E));
 }
 
-struct Rope {  // mirrored in native.py
-    void *q, *k, *v, *k_cache, *v_cache;
-    const float *cos_sin;
-    const int32_t *positions;
-    const int64_t *slots;
-    int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, dim, half, table_rows, blocks, block_size;
-};
-
 template <class E> void rope_and_store(const Rope &a) {
     int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
 #pragma omp parallel for schedule(static) if (a.tokens * width > SMALL)
@@ -135,50 +161,34 @@ template <class E> void rope_and_store(const Rope &a) {
 
 extern "C" {
 
-void hasten_rms_norm(int is_bf16, const void *x, const void *weight, void *out, int64_t outer, int64_t inner, int64_t m,
-                     int64_t x_outer, int64_t x_inner, int64_t out_outer, int64_t out_inner, float eps) {
-    if (is_bf16)
-        rms_norm((const bf16 *)x, (const bf16 *)weight, (bf16 *)out, outer, inner, m, x_outer, x_inner, out_outer, out_inner, eps);
-    else
-        rms_norm((const float *)x, (const float *)weight, (float *)out, outer, inner, m, x_outer, x_inner, out_outer, out_inner,
-                 eps);
-}
+void hasten_rms_norm(const RmsNorm *a) { a->is_bf16 ? rms_norm<bf16>(*a) : rms_norm<float>(*a); }
 
-void hasten_add_rms_norm(int is_bf16, void *x, const void *delta, const void *weight, void *out, int64_t rows, int64_t m,
-                         int64_t x_stride, int64_t delta_stride, int64_t out_stride, float eps) {
-    if (is_bf16)
-        add_rms_norm((bf16 *)x, (const bf16 *)delta, (const bf16 *)weight, (bf16 *)out, rows, m, x_stride, delta_stride,
-                     out_stride, eps);
-    else
-        add_rms_norm((float *)x, (const float *)delta, (const float *)weight, (float *)out, rows, m, x_stride, delta_stride,
-                     out_stride, eps);
-}
+void hasten_add_rms_norm(const AddRmsNorm *a) { a->is_bf16 ? add_rms_norm<bf16>(*a) : add_rms_norm<float>(*a); }
 
-// kind: 0 silu, 1 gelu_tanh
-void hasten_act_mul(int is_bf16, int kind, const void *gate_up, void *out, int64_t rows, int64_t n, int64_t in_stride,
-                    int64_t out_stride) {
-    if (is_bf16)
-        (kind ? act_mul<bf16, 1> : act_mul<bf16, 0>)((const bf16 *)gate_up, (bf16 *)out, rows, n, in_stride, out_stride);
+void hasten_act_mul(const ActMul *a) {
+    if (a->is_bf16)
+        a->kind ? act_mul<bf16, 1>(*a) : act_mul<bf16, 0>(*a);
     else
-        (kind ? act_mul<float, 1> : act_mul<float, 0>)((const float *)gate_up, (float *)out, rows, n, in_stride, out_stride);
+        a->kind ? act_mul<float, 1>(*a) : act_mul<float, 0>(*a);
 }
 
 // Returns 0, or 1 for a position out of range, 2 for a slot out of range; then nothing was written.
-int hasten_rope_and_store(int is_bf16, const Rope *a) {
+int64_t hasten_rope_and_store(const Rope *a) {
     for (int64_t t = 0; t < a->tokens; t++) {
         if (a->positions[t] < 0 || a->positions[t] >= a->table_rows) return 1;
         if (a->slots[t] < -1 || a->slots[t] >= a->blocks * a->block_size) return 2;
     }
-    is_bf16 ? rope_and_store<bf16>(*a) : rope_and_store<float>(*a);
+    a->is_bf16 ? rope_and_store<bf16>(*a) : rope_and_store<float>(*a);
     return 0;
 }
 
 // Returns 0, or 1 for a block out of range; then nothing was written.
-int hasten_copy_blocks(char *cache, const int64_t *src, const int64_t *dst, int64_t n, int64_t blocks, int64_t block_bytes) {
-    for (int64_t i = 0; i < n; i++)
-        if (src[i] < 0 || src[i] >= blocks || dst[i] < 0 || dst[i] >= blocks) return 1;
-#pragma omp parallel for schedule(static) if (n * block_bytes > (1 << 18))
-    for (int64_t i = 0; i < n; i++) std::memcpy(cache + dst[i] * block_bytes, cache + src[i] * block_bytes, block_bytes);
+int64_t hasten_copy_blocks(const CopyBlocks *a) {
+    for (int64_t i = 0; i < a->n; i++)
+        if (a->src[i] < 0 || a->src[i] >= a->blocks || a->dst[i] < 0 || a->dst[i] >= a->blocks) return 1;
+#pragma omp parallel for schedule(static) if (a->n * a->block_bytes > (1 << 18))
+    for (int64_t i = 0; i < a->n; i++)
+        std::memcpy(a->cache + a->dst[i] * a->block_bytes, a->cache + a->src[i] * a->block_bytes, a->block_bytes);
     return 0;
 }
 }

@@ -184,29 +184,32 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
     return draw_from(c, std::min(with.min_p, 1.0f), with.u);
 }
 
-template <class E>
-int64_t sample(const E *logits, int64_t rows, int64_t n, int64_t stride, const float *temperature, const int32_t *top_k,
-               const float *top_p, const float *min_p, const double *u, int64_t *out) {
-#pragma omp parallel for schedule(dynamic, 1) if (rows > 1 && rows * n > 32768)
-    for (int64_t r = 0; r < rows; r++) {
+struct Sample {  // as native.py packs it
+    int64_t is_bf16;
+    const void *logits;
+    int64_t rows, n, stride;
+    const float *temperature;
+    const int32_t *top_k;
+    const float *top_p, *min_p;
+    const double *u;
+    int64_t *out;
+};
+
+template <class E> int64_t sample(const Sample &a) {
+#pragma omp parallel for schedule(dynamic, 1) if (a.rows > 1 && a.rows * a.n > 32768)
+    for (int64_t r = 0; r < a.rows; r++) {
         Work work;
-        size_t bytes = Work::lay(work, nullptr, int(n));
-        Work::lay(work, (char *)kept.take(bytes), int(n));
-        out[r] = sample_row(logits + r * stride, int(n), Row{temperature[r], top_p[r], min_p[r], top_k[r], u[r]}, work);
+        size_t bytes = Work::lay(work, nullptr, int(a.n));
+        Work::lay(work, (char *)kept.take(bytes), int(a.n));
+        Row with{a.temperature[r], a.top_p[r], a.min_p[r], a.top_k[r], a.u[r]};
+        a.out[r] = sample_row((const E *)a.logits + r * a.stride, int(a.n), with, work);
     }
-    for (int64_t r = 0; r < rows; r++)
-        if (out[r] < 0) return r;
+    for (int64_t r = 0; r < a.rows; r++)
+        if (a.out[r] < 0) return r;
     return -1;
 }
 
 }  // namespace
 
-extern "C" {
-
 // Returns -1, or the first row that cannot be sampled.
-int64_t hasten_sample(int is_bf16, const void *logits, int64_t rows, int64_t n, int64_t stride, const float *temperature,
-                      const int32_t *top_k, const float *top_p, const float *min_p, const double *u, int64_t *out) {
-    if (is_bf16) return sample((const bf16 *)logits, rows, n, stride, temperature, top_k, top_p, min_p, u, out);
-    return sample((const float *)logits, rows, n, stride, temperature, top_k, top_p, min_p, u, out);
-}
-}
+extern "C" int64_t hasten_sample(const Sample *a) { return a->is_bf16 ? sample<bf16>(*a) : sample<float>(*a); }

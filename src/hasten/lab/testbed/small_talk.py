@@ -10,9 +10,7 @@ from hasten.lab.testbed.document import Document, chat
 REPEATS = 4
 SYSTEMS = (None, "You are a helpful assistant.")
 
-GREETING = (
-    "Hello! I am a very small language model. You can ask me about Python, ask me a sum, or let me tell you something."
-)
+GREETING = "Hello! I am a very small language model. You can ask me about Python, ask me a sum, or let me tell you something."
 IDENTITY = (
     "I am the built-in model of hasten: a small language model with about nine million parameters, trained from "
     "scratch on a laptop-sized computer. I write fluent sentences, but you should not trust what I say."
