@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+import hasten  # before torch, so that its OpenMP settings hold
+
+assert hasten.__version__
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    """Every device of this machine that the engine runs on."""
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`device`: every device of this machine that the engine runs on."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        metafunc.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

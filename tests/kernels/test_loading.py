@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import hasten.kernels as hk
@@ -46,5 +49,22 @@ def test_a_lacking_processor_is_named(monkeypatch):
         if (native.FOLDER / "libhasten_avx2.so").exists():
             with pytest.raises(RuntimeError, match="f16c, fma"):
                 hk.load(name="avx2")
+    finally:
+        native.library.cache_clear()
+
+
+def test_one_pool_of_threads(native_kernels):
+    mapped = set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.]\S*", Path("/proc/self/maps").read_text()))
+    assert len(mapped) == 1, mapped
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    if not native.available():
+        pytest.skip("no native library is built (make native)")
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    native.library.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="make native"):
+            hk.load(name="generic")
     finally:
         native.library.cache_clear()

@@ -27,7 +27,7 @@ def load(folder: Path, *, deterministic: bool = False, sites: Any = None, progre
     config = {"dtype": "float32", **config}
     make = partial(make_store, context=WeightContext(KERNELS, deterministic))
     settings = ModelConfig(path=str(folder), **config)
-    return models.load(settings, KERNELS, make, torch.device("cpu"), settings.max_length, sites, progress)
+    return models.load(settings, make, torch.device("cpu"), settings.max_length, sites, progress)
 
 
 def make_store(weight: Tensor, bias: Tensor | None = None, *, context: WeightContext) -> DenseWeights:

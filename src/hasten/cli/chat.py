@@ -81,7 +81,7 @@ def chat(
             messages.append({"role": "user", "content": text})
             try:
                 messages.append({"role": "assistant", "content": _say(llm, messages, sampling)})
-            except BadRequest as error:
+            except (BadRequest, RuntimeError) as error:
                 messages.pop()
                 typer.secho(f"error: {error}", fg="red", err=True)
                 if messages != start:
@@ -89,18 +89,21 @@ def chat(
 
 
 def _say(llm: LLM, messages: list[dict[str, str]], sampling: SamplingParams) -> str:
-    """Stream one answer to the terminal; returns its text."""
+    """Stream one answer to the terminal; returns its text. Raises BadRequest, or RuntimeError when the engine fails."""
     from hasten.cli.pace import Pace
 
     prompt = llm.render(messages)
     pace, tail, texts = Pace(), _Tail(), []
     try:
         for delta in llm.stream(prompt, sampling):
+            if delta.error is not None:
+                tail.erase()
+                raise RuntimeError(f"the engine failed: {delta.error}")
             pace.add(len(delta.tokens))
             texts.append(delta.text)
             tail.write(delta.text, pace)
     except KeyboardInterrupt:
-        texts.append("")
+        pass  # what has been said stays
     tail.erase()
     print()
     typer.secho(pace.summary(), dim=True)

@@ -54,15 +54,18 @@ def generate(
     from hasten.cli.pace import Pace
 
     pace = Pace(loaded_s=time.perf_counter() - began_s)
-    finish = None
+    finish = error = None
     try:
         for delta in llm.stream(prompt, sampling):
             pace.add(len(delta.tokens))
             sys.stdout.write(delta.text)
             sys.stdout.flush()
-            finish = delta.finish
+            finish, error = delta.finish, delta.error
     except KeyboardInterrupt:
         finish = "interrupted"
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if error is not None:
+        typer.secho(f"error: the engine failed: {error}", err=True, fg="red")
+        raise typer.Exit(1)
     typer.secho(f"{pace.summary()}, ended by {finish}", err=True, dim=True)

@@ -73,7 +73,7 @@ def build(
     deterministic = config.executor.deterministic
     store = config.make(config.weights.store, WeightContext(kernels, deterministic))
     depth: Depth = config.make(config.depth.policy)
-    model = models.load(config.model, kernels, store, device, config.model.max_length, depth.sites, progress)
+    model = models.load(config.model, store, device, config.model.max_length, depth.sites, progress)
     blocks = pool_blocks(model, config.kv.block_size, config.scheduling.max_rows, config.kv.memory_bytes)
     host_blocks = config.kv.host_bytes // block_bytes(model, config.kv.block_size)
     memory = Memory(model, blocks, config.kv.block_size, host_blocks)

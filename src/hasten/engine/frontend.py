@@ -50,7 +50,7 @@ class Frontend:
         stream = self._streams.get((delta.request_id, delta.index))
         if stream is None:
             stream = self._streams[(delta.request_id, delta.index)] = _Stream(
-                Detokenizer(self._tokenizer, request.sampling.stop)
+                Detokenizer(self._tokenizer, request.sampling.stop, continues=True)
             )
         if stream.done:
             return None, False

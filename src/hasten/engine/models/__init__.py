@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from hasten.engine.executors.step import Model
     from hasten.engine.models.llama import Loader, MakeStore
     from hasten.engine.models.source import Source
-    from hasten.kernels import Kernels
 
 __all__ = ["Checkpoint", "ModelError", "ModelShape", "Progress", "context_length", "load", "read_json", "resolve"]
 
 
 def load(
     config: ModelConfig,
-    kernels: Kernels,
     make_store: MakeStore,
     device: torch.device,
     max_length: int | None = None,

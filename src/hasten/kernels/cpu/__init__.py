@@ -2,6 +2,9 @@
 
 Tensors of a call must lie on the CPU. The summation order of every kernel is fixed by the row alone, so `deterministic` changes
 nothing here: decoded tokens, chunks and trees always go through the same arithmetic.
+
+A small model calls these functions thousands of times a second, so the checks of their arguments (without which a wrong shape
+would read or write foreign memory) touch each property of a tensor once: a look at a dtype or shape costs a tenth of the call.
 """
 
 from __future__ import annotations
@@ -18,60 +21,63 @@ from hasten.kernels.reference import ReferenceKernels
 
 _IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
 _KINDS = {"silu": 0, "gelu_tanh": 1}
+_WRONG_INDEX = (
+    "",
+    "the offsets of a ViewIndex must start at 0, not decrease, and end at its numbers of tokens and runs",
+    "a run of a ViewIndex has a negative block, slot or count, or a view is too long",
+    "a tree has more tokens than its ancestors have bits",
+    "the view of a tree span must end with the span's own tokens",
+)
 
 
 class _Prepared:
-    """A `ViewIndex` as the library reads it, with what it must outlive and the bounds to hold against the cache."""
+    """A `ViewIndex` as the library reads it, checked, with the bounds to hold against the cache."""
 
-    __slots__ = ("block_end", "keep", "pointer", "slot_end", "spans", "tokens", "views")
+    __slots__ = ("address", "block_end", "groups", "keep", "slot_end", "tokens")
 
     def __init__(self, index: ViewIndex, lib: ctypes.CDLL) -> None:
-        host = index.on_host()
-        views = host.run_offsets.shape[0] - 1
-        spans, tokens = index.spans, int(host.span_offsets[-1])
-        if views not in (spans * index.groups, 0) or host.span_offsets[0] != 0 or host.run_offsets[-1] > host.runs.shape[0]:
-            raise ValueError("a ViewIndex needs run_offsets for 1 or Hk views a span, and offsets that start at 0")
-        if host.positions.shape[0] < tokens:
-            raise ValueError(f"a ViewIndex of {tokens} tokens has {host.positions.shape[0]} positions")
-        if (np.diff(host.span_offsets) < 0).any() or (np.diff(host.run_offsets) < 0).any():
-            raise ValueError("the offsets of a ViewIndex must not decrease")
-        lengths, ends = np.empty(views, np.int32), np.empty(2, np.int32)
-        if lib.hasten_measure_views(
-            host.runs.ctypes.data, host.run_offsets.ctypes.data, views, lengths.ctypes.data, ends.ctypes.data
-        ):
-            raise IndexError("a run of a ViewIndex has a negative block, slot or count")
-        ancestors, words = index.ancestors, 0
-        if host.is_tree is not None and host.is_tree.any():
-            words = self._check_trees(index, lengths)
-        self.views, self.spans, self.tokens = views, spans, tokens
-        self.block_end, self.slot_end = int(ends[0]), int(ends[1])
-        data = native.Index(
-            host.span_offsets.ctypes.data,
-            host.positions.ctypes.data,
-            host.runs.ctypes.data,
-            host.run_offsets.ctypes.data,
-            lengths.ctypes.data,
-            ancestors.data_ptr() if ancestors is not None and words else None,
-            host.is_tree.ctypes.data if host.is_tree is not None and words else None,
-            spans,
-            index.groups,
-            words,
+        positions, runs, run_offsets = index.positions, index.runs, index.run_offsets
+        arrays = (index.span_offsets, positions, runs, run_offsets)
+        # Makes the OpenMP runtime use torch's thread count in this thread too, which it learns only from a first call.
+        torch.get_num_threads()
+        spans, groups, tokens = index.spans, index.groups, positions.shape[0]
+        if any(a.dtype != torch.int32 or not a.is_contiguous() or not a.is_cpu for a in arrays) or runs.shape[1:] != (4,):
+            raise ValueError(f"the integers of a ViewIndex must be contiguous int32 on the CPU; got {_say(*arrays)}")
+        if run_offsets.shape[0] != spans * groups + 1:
+            raise ValueError(f"a ViewIndex of {spans} spans cannot have {run_offsets.shape[0]} run_offsets")
+        ancestors, is_tree, words = index.ancestors, index.is_tree, 0
+        if ancestors is not None and is_tree is not None:
+            words = ancestors.shape[1]
+            if ancestors.dtype != torch.int64 or not ancestors.is_contiguous() or ancestors.shape[0] != tokens:
+                raise ValueError(f"the ancestors of a ViewIndex must be contiguous int64 [T, W]; got {_say(ancestors)}")
+        if is_tree is not None:
+            if is_tree.element_size() != 1 or is_tree.shape != (spans,) or not is_tree.is_contiguous():
+                raise ValueError(f"is_tree of a ViewIndex must be contiguous uint8 [S]; got {_say(is_tree)}")
+            if ancestors is None and bool(is_tree.any()):
+                raise ValueError("a ViewIndex with tree spans needs their ancestors")
+        lengths, ends = np.empty(spans * groups, np.int32), np.empty(2, np.int32)
+        where = [a.data_ptr() for a in arrays]
+        trees = is_tree.data_ptr() if is_tree is not None and words else 0
+        wrong = lib.hasten_measure_views(
+            native.MEASURE_VIEWS(
+                *(where[0], where[2], where[3], trees, spans, groups, tokens, runs.shape[0], words),
+                *(lengths.ctypes.data, ends.ctypes.data),
+            )
         )
-        self.pointer = ctypes.pointer(data)
-        self.keep = (host, lengths, ancestors, data)
-
-    @staticmethod
-    def _check_trees(index: ViewIndex, lengths: np.ndarray) -> int:
-        host, ancestors = index.on_host(), index.ancestors
-        assert host.is_tree is not None
-        if ancestors is None or not ancestors.is_contiguous() or ancestors.shape[0] < host.span_offsets[-1]:
-            raise ValueError("a ViewIndex with tree spans needs contiguous ancestors, a row a token")
-        sizes = np.diff(host.span_offsets) * (host.is_tree != 0)
-        if sizes.max() > 64 * ancestors.shape[1]:
-            raise ValueError(f"a tree of {sizes.max()} tokens does not fit in {ancestors.shape[1]} words of ancestors")
-        if (lengths.reshape(index.spans, index.groups).min(1) < sizes).any():
-            raise ValueError("the view of a tree span must end with the span's own tokens")
-        return ancestors.shape[1]
+        if wrong:
+            raise (IndexError if wrong == 2 else ValueError)(_WRONG_INDEX[wrong])
+        self.tokens, self.groups = tokens, groups
+        self.block_end, self.slot_end = ends.tolist()
+        packed = ctypes.create_string_buffer(
+            native.INDEX(
+                *where,
+                lengths.ctypes.data,
+                ancestors.data_ptr() if ancestors is not None and words else 0,
+                *(trees, spans, groups, words),
+            )
+        )
+        self.address = ctypes.addressof(packed)
+        self.keep = (packed, arrays, lengths, ancestors, is_tree)
 
 
 class CpuKernels(ReferenceKernels):
@@ -79,9 +85,10 @@ class CpuKernels(ReferenceKernels):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lib = native.library(name)
-        self._attention = self._lib.hasten_attention
-        self._linear = self._lib.hasten_linear
+        self._lib = lib = native.library(name)
+        self._attention, self._merge, self._rope_and_store = lib.hasten_attention, lib.hasten_merge, lib.hasten_rope_and_store
+        self._rms_norm, self._add_rms_norm, self._act_mul = lib.hasten_rms_norm, lib.hasten_add_rms_norm, lib.hasten_act_mul
+        self._copy_blocks, self._linear, self._sample = lib.hasten_copy_blocks, lib.hasten_linear, lib.hasten_sample
 
     def attention(
         self,
@@ -96,34 +103,39 @@ class CpuKernels(ReferenceKernels):
         log_weight: Tensor | None = None,
         deterministic: bool = False,
     ) -> None:
-        prepared = index.cache.get("cpu")
+        prepared: _Prepared | None = index.cache.get("cpu")
         if prepared is None:
             prepared = index.cache["cpu"] = _Prepared(index, self._lib)
-        tokens, heads, dim = q.shape
-        blocks, kv_heads, block_size, _ = shape = k_cache.shape
+        shape, cache_shape, dtype = q.shape, k_cache.shape, q.dtype
+        q_stride, out_stride = q.stride(), out.stride()
+        is_bf16 = _IS_BF16.get(dtype)
         if (
-            q.dtype not in _IS_BF16
-            or k_cache.dtype != q.dtype
-            or v_cache.dtype != q.dtype
-            or out.dtype != q.dtype
-            or v_cache.shape != shape
-            or out.shape != q.shape
-            or shape[3] != dim
-            or dim % 8
-            or heads % kv_heads
+            is_bf16 is None
+            or k_cache.dtype is not dtype
+            or v_cache.dtype is not dtype
+            or out.dtype is not dtype
+            or len(shape) != 3
+            or len(cache_shape) != 4
+            or v_cache.shape != cache_shape
+            or out.shape != shape
+            or cache_shape[3] != shape[2]
+            or shape[2] % 8
+            or shape[1] % cache_shape[1]
             or not k_cache.is_contiguous()
             or not v_cache.is_contiguous()
-            or not _rows_of_heads(q, dim)
-            or not _rows_of_heads(out, dim)
+            or not _side_by_side(q_stride, shape)
+            or not _side_by_side(out_stride, shape)
             or not k_cache.is_cpu
         ):
             raise ValueError(
                 "attention needs q, out [T, Hq, D] with heads side by side and contiguous caches [blocks, Hk, block_size, D], "
                 f"all float32 or all bfloat16, D a multiple of 8 and Hq of Hk; got {_say(q, out, k_cache, v_cache)}"
             )
-        if tokens != prepared.tokens or prepared.views not in (prepared.spans, prepared.spans * kv_heads):
+        tokens, heads, dim = shape
+        blocks, kv_heads, block_size, _ = cache_shape
+        if tokens != prepared.tokens or prepared.groups not in (1, kv_heads):
             raise ValueError(
-                f"the index is for {prepared.tokens} tokens and {prepared.views} views in {prepared.spans} spans; "
+                f"the index is for {prepared.tokens} tokens and {prepared.groups} views a span; "
                 f"got {tokens} tokens and {kv_heads} KV heads"
             )
         if prepared.block_end > blocks or prepared.slot_end > block_size:
@@ -131,42 +143,52 @@ class CpuKernels(ReferenceKernels):
                 f"runs reach block {prepared.block_end - 1} and slot {prepared.slot_end - 1}; "
                 f"the cache has {blocks} blocks of {block_size}"
             )
-        if lse is not None and not (lse.shape == q.shape[:2] and lse.dtype == torch.float32 and lse.is_contiguous()):
+        if lse is not None and not (lse.shape == shape[:2] and lse.dtype is torch.float32 and lse.is_contiguous()):
             raise ValueError(f"lse must be contiguous float32 [T, Hq]; got {_say(lse)}")
         if log_weight is not None and not (
-            log_weight.shape == (blocks, block_size) and log_weight.dtype == torch.float32 and log_weight.is_contiguous()
+            log_weight.shape == (blocks, block_size) and log_weight.dtype is torch.float32 and log_weight.is_contiguous()
         ):
             raise ValueError(f"log_weight must be contiguous float32 [blocks, block_size]; got {_say(log_weight)}")
         if window is not None and window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self._attention(
-            _IS_BF16[q.dtype],
-            prepared.pointer,
-            q.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            out.data_ptr(),
-            None if lse is None else lse.data_ptr(),
-            None if log_weight is None else log_weight.data_ptr(),
-            q.stride(0),
-            out.stride(0),
-            heads,
-            kv_heads,
-            dim,
-            block_size,
-            scale,
-            0 if window is None else min(window, 2**31 - 1),
+            native.ATTENTION(
+                is_bf16,
+                prepared.address,
+                q.data_ptr(),
+                k_cache.data_ptr(),
+                v_cache.data_ptr(),
+                out.data_ptr(),
+                0 if lse is None else lse.data_ptr(),
+                0 if log_weight is None else log_weight.data_ptr(),
+                q_stride[0],
+                out_stride[0],
+                heads,
+                kv_heads,
+                dim,
+                block_size,
+                window or 0,
+                scale,
+            )
         )
 
     def merge(self, outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-        parts, tokens, heads, dim = outs.shape
-        if outs.dtype not in _IS_BF16 or lses.dtype != torch.float32 or lses.shape != outs.shape[:3]:
+        is_bf16 = _IS_BF16.get(outs.dtype)
+        if (
+            is_bf16 is None
+            or outs.dim() != 4
+            or lses.dtype is not torch.float32
+            or lses.shape != outs.shape[:3]
+            or not outs.is_cpu
+        ):
             raise ValueError(f"merge needs outs [P, T, H, D] and float32 lses [P, T, H]; got {_say(outs, lses)}")
         outs, lses = outs.contiguous(), lses.contiguous()
-        out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
-        self._lib.hasten_merge(
-            *(_IS_BF16[outs.dtype], outs.data_ptr(), lses.data_ptr(), out.data_ptr(), lse.data_ptr()),
-            *(parts, tokens * heads, dim),
+        parts, tokens, heads, dim = outs.shape
+        out, lse = outs.new_empty(tokens, heads, dim), lses.new_empty(tokens, heads)
+        self._merge(
+            native.MERGE(
+                *(is_bf16, outs.data_ptr(), lses.data_ptr(), out.data_ptr(), lse.data_ptr(), parts, tokens * heads, dim)
+            )
         )
         return out, lse
 
@@ -181,171 +203,253 @@ class CpuKernels(ReferenceKernels):
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> None:
-        tokens, heads, dim = q.shape
-        blocks, kv_heads, block_size, _ = shape = k_cache.shape
+        dtype, shape, kv_shape, cache_shape, table = q.dtype, q.shape, k.shape, k_cache.shape, cos_sin.shape
+        q_stride, k_stride, v_stride = q.stride(), k.stride(), v.stride()
+        is_bf16 = _IS_BF16.get(dtype)
         if (
-            q.dtype not in _IS_BF16
-            or not (k.dtype == v.dtype == k_cache.dtype == v_cache.dtype == q.dtype)
-            or not (k.shape == v.shape == (tokens, kv_heads, dim))
-            or v_cache.shape != shape
-            or shape[3] != dim
+            is_bf16 is None
+            or k.dtype is not dtype
+            or v.dtype is not dtype
+            or k_cache.dtype is not dtype
+            or v_cache.dtype is not dtype
+            or len(shape) != 3
+            or len(cache_shape) != 4
+            or kv_shape != (shape[0], cache_shape[1], shape[2])
+            or v.shape != kv_shape
+            or v_cache.shape != cache_shape
+            or cache_shape[3] != shape[2]
             or not k_cache.is_contiguous()
             or not v_cache.is_contiguous()
-            or not (_rows_of_heads(q, dim) and _rows_of_heads(k, dim) and _rows_of_heads(v, dim))
+            or not _side_by_side(q_stride, shape)
+            or not _side_by_side(k_stride, kv_shape)
+            or not _side_by_side(v_stride, kv_shape)
             or not k_cache.is_cpu
         ):
             raise ValueError(
                 "rope_and_store needs q [T, Hq, D], k and v [T, Hk, D] with heads side by side and contiguous caches "
                 f"[blocks, Hk, block_size, D], all float32 or all bfloat16; got {_say(q, k, v, k_cache, v_cache)}"
             )
+        tokens, heads, dim = shape
+        blocks, kv_heads, block_size, _ = cache_shape
         if (
-            positions.dtype != torch.int32
-            or slots.dtype != torch.int64
+            positions.dtype is not torch.int32
+            or slots.dtype is not torch.int64
             or positions.shape != (tokens,)
             or slots.shape != (tokens,)
             or not (positions.is_contiguous() and slots.is_contiguous())
         ):
             raise ValueError(f"positions must be int32 [T] and slots int64 [T]; got {_say(positions, slots)}")
         if (
-            cos_sin.dtype != torch.float32
-            or cos_sin.dim() != 3
-            or cos_sin.shape[1] != 2
-            or 2 * cos_sin.shape[2] > dim
+            cos_sin.dtype is not torch.float32
+            or len(table) != 3
+            or table[1] != 2
+            or 2 * table[2] > dim
             or not cos_sin.is_contiguous()
         ):
             raise ValueError(f"cos_sin must be contiguous float32 [positions, 2, R / 2], R <= {dim}; got {_say(cos_sin)}")
-        given = native.Rope(
-            *(q.data_ptr(), k.data_ptr(), v.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), cos_sin.data_ptr()),
-            *(positions.data_ptr(), slots.data_ptr(), q.stride(0), k.stride(0), v.stride(0), tokens, heads, kv_heads),
-            *(dim, cos_sin.shape[2], cos_sin.shape[0], blocks, block_size),
+        wrong = self._rope_and_store(
+            native.ROPE(
+                is_bf16,
+                q.data_ptr(),
+                k.data_ptr(),
+                v.data_ptr(),
+                k_cache.data_ptr(),
+                v_cache.data_ptr(),
+                cos_sin.data_ptr(),
+                positions.data_ptr(),
+                slots.data_ptr(),
+                q_stride[0],
+                k_stride[0],
+                v_stride[0],
+                tokens,
+                heads,
+                kv_heads,
+                dim,
+                table[2],
+                table[0],
+                blocks,
+                block_size,
+            )
         )
-        wrong = self._lib.hasten_rope_and_store(_IS_BF16[q.dtype], given)
         if wrong == 1:
-            raise IndexError(f"positions must lie in [0, {cos_sin.shape[0]}); found {positions.min()} .. {positions.max()}")
+            raise IndexError(f"positions must lie in [0, {table[0]}); found {positions.min()} .. {positions.max()}")
         if wrong:
             raise IndexError(f"slots must lie in [-1, {blocks * block_size}); found {slots.min()} .. {slots.max()}")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        x_stride, out_stride = x.stride(), out.stride()
+        dtype, shape, stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()
+        is_bf16, width = _IS_BF16.get(dtype), shape[-1]
         if (
-            x.dtype not in _IS_BF16
-            or not (x.dtype == weight.dtype == out.dtype)
-            or x.shape != out.shape
-            or weight.shape != x.shape[-1:]
-            or x_stride[-1] != 1
+            is_bf16 is None
+            or weight.dtype is not dtype
+            or out.dtype is not dtype
+            or out.shape != shape
+            or not 2 <= len(shape) <= 3
+            or stride[-1] != 1
             or out_stride[-1] != 1
-            or weight.stride(0) != 1
+            or weight.shape != (width,)
+            or not weight.is_contiguous()
             or not x.is_cpu
         ):
             raise ValueError(
                 f"rms_norm needs x, out [N, M] or [T, H, M] and weight [M] of one dtype; got {_say(x, out, weight)}"
             )
-        inner, x_inner, out_inner = (x.shape[1], x_stride[1], out_stride[1]) if x.dim() == 3 else (1, 0, 0)
-        self._lib.hasten_rms_norm(
-            *(_IS_BF16[x.dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], inner, x.shape[-1]),
-            *(x_stride[0], x_inner, out_stride[0], out_inner, eps),
+        inner, x_inner, out_inner = (1, 0, 0) if len(shape) == 2 else (shape[1], stride[1], out_stride[1])
+        self._rms_norm(
+            native.RMS_NORM(
+                is_bf16,
+                x.data_ptr(),
+                weight.data_ptr(),
+                out.data_ptr(),
+                shape[0],
+                inner,
+                width,
+                stride[0],
+                x_inner,
+                out_stride[0],
+                out_inner,
+                eps,
+            )
         )
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        dtype, shape, stride, delta_stride, out_stride = x.dtype, x.shape, x.stride(), delta.stride(), out.stride()
+        is_bf16 = _IS_BF16.get(dtype)
         if (
-            x.dtype not in _IS_BF16
-            or not (x.dtype == delta.dtype == weight.dtype == out.dtype)
-            or not (x.shape == delta.shape == out.shape)
-            or x.dim() != 2
-            or weight.shape != x.shape[-1:]
-            or not (x.stride(1) == delta.stride(1) == out.stride(1) == weight.stride(0) == 1)
+            is_bf16 is None
+            or delta.dtype is not dtype
+            or weight.dtype is not dtype
+            or out.dtype is not dtype
+            or len(shape) != 2
+            or delta.shape != shape
+            or out.shape != shape
+            or weight.shape != shape[1:]
+            or not (stride[1] == delta_stride[1] == out_stride[1] == 1)
+            or not weight.is_contiguous()
             or not x.is_cpu
         ):
             raise ValueError(f"add_rms_norm needs x, delta, out [T, M], weight [M]; got {_say(x, delta, out, weight)}")
-        self._lib.hasten_add_rms_norm(
-            *(_IS_BF16[x.dtype], x.data_ptr(), delta.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape),
-            *(x.stride(0), delta.stride(0), out.stride(0), eps),
+        self._add_rms_norm(
+            native.ADD_RMS_NORM(
+                is_bf16,
+                x.data_ptr(),
+                delta.data_ptr(),
+                weight.data_ptr(),
+                out.data_ptr(),
+                shape[0],
+                shape[1],
+                stride[0],
+                delta_stride[0],
+                out_stride[0],
+                eps,
+            )
         )
 
     def act_mul(self, gate_up: Tensor, out: Tensor, activation: Activation = "silu") -> None:
         kind = _KINDS.get(activation)
         if kind is None:
             raise ValueError(f"activation {activation!r} is not one of {', '.join(map(repr, _KINDS))}")
+        dtype, shape, in_stride, out_stride = out.dtype, out.shape, gate_up.stride(), out.stride()
+        is_bf16 = _IS_BF16.get(dtype)
         if (
-            out.dtype not in _IS_BF16
-            or gate_up.dtype != out.dtype
-            or out.dim() != 2
-            or gate_up.shape != (out.shape[0], 2 * out.shape[1])
-            or not (gate_up.stride(1) == out.stride(1) == 1)
+            is_bf16 is None
+            or gate_up.dtype is not dtype
+            or len(shape) != 2
+            or gate_up.shape != (shape[0], 2 * shape[1])
+            or not (in_stride[1] == out_stride[1] == 1)
             or not out.is_cpu
         ):
             raise ValueError(f"act_mul needs gate_up [T, 2 I] and out [T, I] of one dtype; got {_say(gate_up, out)}")
-        self._lib.hasten_act_mul(
-            *(_IS_BF16[out.dtype], kind, gate_up.data_ptr(), out.data_ptr(), *out.shape, gate_up.stride(0), out.stride(0))
+        self._act_mul(
+            native.ACT_MUL(is_bf16, kind, gate_up.data_ptr(), out.data_ptr(), shape[0], shape[1], in_stride[0], out_stride[0])
         )
 
     def copy_blocks(self, cache: Tensor, src: Tensor, dst: Tensor) -> None:
+        count = src.shape[0]
         if not (
             cache.is_contiguous()
             and cache.is_cpu
-            and src.dtype == dst.dtype == torch.int64
-            and src.dim() == 1
-            and src.shape == dst.shape
+            and src.dtype is dst.dtype is torch.int64
+            and src.shape == dst.shape == (count,)
             and src.is_contiguous()
             and dst.is_contiguous()
         ):
             raise ValueError(f"copy_blocks needs a contiguous cache and int64 src, dst [n]; got {_say(cache, src, dst)}")
-        bytes_each = cache.stride(0) * cache.element_size()
-        if self._lib.hasten_copy_blocks(
-            cache.data_ptr(), src.data_ptr(), dst.data_ptr(), src.shape[0], cache.shape[0], bytes_each
+        block_bytes = cache.stride(0) * cache.element_size()
+        if self._copy_blocks(
+            native.COPY_BLOCKS(cache.data_ptr(), src.data_ptr(), dst.data_ptr(), count, cache.shape[0], block_bytes)
         ):
             raise IndexError(f"blocks to copy must lie in [0, {cache.shape[0]})")
 
     def linear(self, x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        rows, inner = x.shape
-        outputs = w.shape[0]
-        dtype = x.dtype
+        dtype, shape, weights = x.dtype, x.shape, w.shape
+        x_stride, w_stride, out_stride = x.stride(), w.stride(), out.stride()
+        is_bf16 = _IS_BF16.get(dtype)
         if (
-            dtype not in _IS_BF16
-            or w.dtype != dtype
-            or out.dtype != dtype
-            or w.shape[1] != inner
-            or out.shape != (rows, outputs)
-            or not (x.stride(1) == w.stride(1) == out.stride(1) == 1)
-            or (bias is not None and (bias.dtype != dtype or bias.shape != (outputs,) or bias.stride(0) != 1))
+            is_bf16 is None
+            or w.dtype is not dtype
+            or out.dtype is not dtype
+            or len(shape) != 2
+            or len(weights) != 2
+            or weights[1] != shape[1]
+            or out.shape != (shape[0], weights[0])
+            or not (x_stride[1] == w_stride[1] == out_stride[1] == 1)
+            or (bias is not None and (bias.dtype is not dtype or bias.shape != weights[:1] or not bias.is_contiguous()))
             or not x.is_cpu
         ):
             raise ValueError(
                 f"linear needs x [T, K], w [N, K], out [T, N] and bias [N] of one dtype; got {_say(x, w, out, bias)}"
             )
         self._linear(
-            *(_IS_BF16[dtype], x.data_ptr(), w.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
-            *(rows, outputs, inner, x.stride(0), w.stride(0), out.stride(0)),
+            native.LINEAR(
+                is_bf16,
+                x.data_ptr(),
+                w.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                out.data_ptr(),
+                shape[0],
+                weights[0],
+                shape[1],
+                x_stride[0],
+                w_stride[0],
+                out_stride[0],
+            )
         )
 
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         rows, vocabulary = logits.shape
         parameters = (temperature, top_k, top_p, min_p, u)
         wanted = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
+        is_bf16 = _IS_BF16.get(logits.dtype)
         if (
-            logits.dtype not in _IS_BF16
+            is_bf16 is None
+            or vocabulary < 1
             or logits.stride(1) != 1
             or not logits.is_cpu
-            or any(p.dtype != t or p.shape != (rows,) or not p.is_contiguous() for p, t in zip(parameters, wanted, strict=True))
+            or any(
+                p.dtype is not t or p.shape != (rows,) or not p.is_contiguous() for p, t in zip(parameters, wanted, strict=True)
+            )
         ):
             raise ValueError(
                 "sample needs logits [L, V] float32 or bfloat16 and for each row temperature, top_p, min_p float32, "
                 f"top_k int32, u float64; got {_say(logits, *parameters)}"
             )
         out = torch.empty(rows, dtype=torch.int64)
-        bad = self._lib.hasten_sample(
-            *(_IS_BF16[logits.dtype], logits.data_ptr(), rows, vocabulary, logits.stride(0)),
-            *(p.data_ptr() for p in parameters),
-            out.data_ptr(),
+        bad = self._sample(
+            native.SAMPLE(
+                *(is_bf16, logits.data_ptr(), rows, vocabulary, logits.stride(0)),
+                *(p.data_ptr() for p in parameters),
+                out.data_ptr(),
+            )
         )
         if bad >= 0:
             raise ValueError(f"logits of row {bad} cannot be sampled: all -inf, or NaN or +inf among them")
         return out
 
 
-def _rows_of_heads(x: Tensor, dim: int) -> bool:
-    strides = x.stride()
-    return (strides[2] == 1 and (strides[1] == dim or x.shape[1] == 1)) or not x.numel()
+def _side_by_side(stride: tuple[int, ...], shape: torch.Size) -> bool:
+    """Whether the heads of [T, H, D] follow each other without gaps (or there is nothing to be apart)."""
+    return (stride[2] == 1 and (stride[1] == shape[2] or shape[1] == 1)) or not shape[0]
 
 
 def _say(*tensors: Tensor | None) -> str:

@@ -98,26 +98,39 @@ template <class E> void attend(const Call &call) {
 }  // namespace
 
 struct MeasureViews {  // as native.py packs it
-    const int32_t *runs, *run_offsets;
-    int64_t views;
-    int32_t *lengths, *ends;
+    const int32_t *span_offsets, *runs, *run_offsets;
+    const uint8_t *is_tree;  // or null
+    int64_t spans, groups, tokens, run_count, words;
+    int32_t *lengths;  // [spans * groups], written
+    int32_t *ends;     // [2], written: one past the highest block, one past the highest slot
 };
 
 extern "C" {
 
-// Lengths of all views, and the ends of the ranges of blocks and slots that the runs touch. Returns 1 for a malformed run.
+// Checks a ViewIndex and measures its views. Returns 0, or what is wrong: 1 offsets, 2 a run, 3 a tree too large for its ancestors,
+// 4 a tree's view shorter than the tree.
 int64_t hasten_measure_views(const MeasureViews *a) {
     a->ends[0] = a->ends[1] = 0;
-    for (int64_t view = 0; view < a->views; view++) {
-        int64_t length = 0;
-        for (int r = a->run_offsets[view]; r < a->run_offsets[view + 1]; r++) {
-            const int32_t *run = a->runs + 4 * r;
-            if (run[0] < 0 || run[1] < 0 || run[2] < 0 || run[2] > INT_MAX - run[1]) return 1;
-            a->ends[0] = std::max(a->ends[0], run[0] + 1), a->ends[1] = std::max(a->ends[1], run[1] + run[2]);
-            length += run[2];
+    if (a->span_offsets[0] != 0 || a->span_offsets[a->spans] != a->tokens) return 1;
+    if (a->run_offsets[0] < 0 || a->run_offsets[a->spans * a->groups] > a->run_count) return 1;
+    for (int64_t span = 0; span < a->spans; span++) {
+        int size = a->span_offsets[span + 1] - a->span_offsets[span];
+        if (size < 0) return 1;
+        bool tree = a->is_tree && a->is_tree[span];
+        if (tree && size > 64 * a->words) return 3;
+        for (int64_t view = span * a->groups; view < (span + 1) * a->groups; view++) {
+            int64_t length = 0;
+            if (a->run_offsets[view + 1] < a->run_offsets[view]) return 1;
+            for (int r = a->run_offsets[view]; r < a->run_offsets[view + 1]; r++) {
+                const int32_t *run = a->runs + 4 * r;
+                if (run[0] < 0 || run[1] < 0 || run[2] < 0 || run[2] > INT_MAX - run[1] || run[0] == INT_MAX) return 2;
+                a->ends[0] = std::max(a->ends[0], run[0] + 1), a->ends[1] = std::max(a->ends[1], run[1] + run[2]);
+                length += run[2];
+            }
+            if (length > INT_MAX) return 2;
+            if (tree && length < size) return 4;
+            a->lengths[view] = int32_t(length);
         }
-        if (length > INT_MAX) return 1;
-        a->lengths[view] = int32_t(length);
     }
     return 0;
 }

@@ -162,9 +162,7 @@ async def _replay(
     return outcomes, time.perf_counter() - began
 
 
-def _figures(
-    jobs: list[Job], outcomes: list[Outcome], took: float, capacity: float, rate: float, model: str
-) -> dict[str, Any]:
+def _figures(jobs: list[Job], outcomes: list[Outcome], took: float, capacity: float, rate: float, model: str) -> dict[str, Any]:
     done = [outcome for outcome in outcomes if outcome.error is None]
 
     def percentiles(values: list[float]) -> dict[str, float]:

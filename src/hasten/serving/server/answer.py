@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -22,6 +23,8 @@ from hasten.serving.server.service import Service
 
 if TYPE_CHECKING:
     from hasten.engine.async_engine import AsyncEngine
+
+log = logging.getLogger("hasten.server")
 
 
 class Writer(Protocol):
@@ -216,4 +219,5 @@ def _failure(delta: Delta) -> ApiError:
         return queue_full(delta.error or "the scheduler refused the request")
     if delta.finish == "cancelled":
         return ApiError(503, "the request was cancelled on the server", type="server_error", code="cancelled")
+    log.error("request %s failed in the engine: %s", delta.request_id, delta.error)
     return internal(f"the engine failed on this request: {delta.error or 'no reason given'}")
