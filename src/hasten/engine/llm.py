@@ -122,8 +122,8 @@ class LLM:
 
     def _many(self, prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int | np.integer)):
-            return [prompts]  # type: ignore[list-item]
-        return list(prompts)
+            return [cast(Prompt, prompts)]
+        return list(cast("Seq[Prompt]", prompts))
 
     def _add(self, requests: list[Request]) -> None:
         added: list[Request] = []
