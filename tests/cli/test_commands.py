@@ -81,7 +81,7 @@ def test_port_in_use_is_told_before_loading() -> None:
 
 @needs_builtin
 def test_generate() -> None:
-    given = ("--max-tokens", "8", "--temperature", "0", "--ignore-eos")
+    given = ("--max-tokens", "8", "--temperature", "0", "--ignore-eos", "--threads", "1")
     done = run("generate", "The server", *given)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() and "8 tokens" in done.stderr and "TPOT" in done.stderr
@@ -91,7 +91,7 @@ def test_generate() -> None:
 @needs_builtin
 def test_chat() -> None:
     lines = ["Hello!", "/system Be brief.", "/reset", "/what", "word " * 3000, "Again", "/exit", "never said"]
-    done = run("chat", "--max-tokens", "6", "--temperature", "0", given="\n".join(lines))
+    done = run("chat", "--max-tokens", "6", "--temperature", "0", "--threads", "1", given="\n".join(lines))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("TTFT") == 2 and "forgotten" in done.stdout
     assert "context" in done.stderr and "Traceback" not in done.stderr

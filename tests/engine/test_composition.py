@@ -69,6 +69,8 @@ def test_with_and_set_mean_the_same_everywhere() -> None:
     assert (config.scheduling.batching, config.scheduling.order) == ("whole-prompts", "priority")
     assert (config.model.path, config.kv.block_size, config.kv.reuse) == ("some/model", 16, None)
     assert EngineConfig.model_validate_json(config.model_dump_json()) == config
+    overruled = EngineConfig.build(with_=["priority"], set_=["scheduling.order=fcfs"])
+    assert EngineConfig.build(base=overruled).scheduling.order == "fcfs"
     assert EngineConfig.build(set_={"scheduling.max_tokens": 7}).scheduling.max_tokens == 7
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from jinja2 import Environment
 from tokenizers import Tokenizer
 
 from hasten.lab.testbed import batches, code_text, corpus, prose, small_talk, sums
 from hasten.lab.testbed.document import Document, chat_turn
-from hasten.lab.testbed.export import export
+from hasten.lab.testbed.export import export, load
+from hasten.lab.testbed.loss import training_loss
 from hasten.lab.testbed.net import Llama, NetConfig
+from hasten.lab.testbed.pace import LANDING_S, Pace
 from hasten.lab.testbed.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, stop_token_ids, train_tokenizer
 from hasten.lab.testbed.train import Recipe, bits_per_byte, rate_factor, train
 
@@ -131,10 +134,54 @@ def test_network_gives_logits_and_is_causal(tiny: NetConfig) -> None:
     assert (logits[:, 10:] - after[:, 10:]).abs().amax(-1).min() > 1e-4
 
 
-def test_learning_rate_rises_then_falls_to_zero() -> None:
-    factors = [rate_factor(p, warm_up=0.1) for p in (0.0, 0.05, 0.1, 0.5, 1.0)]
-    assert factors[0] < factors[1] < factors[2] == 1.0
-    assert factors[2] > factors[3] > factors[4] == pytest.approx(0.0)
+def test_attention_by_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, tiny: NetConfig) -> None:
+    torch.manual_seed(0)
+    attention = Llama(tiny).model.layers[0].self_attn
+    q, k, v = (torch.randn(2, heads, 37, 8) for heads in (4, 2, 2))
+    monkeypatch.setattr("hasten.lab.testbed.net.QUERY_BLOCK", 16)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
+    torch.testing.assert_close(attention._mix(q, k, v), expected)
+
+
+def test_training_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch: pytest.MonkeyPatch, tiny: NetConfig) -> None:
+    torch.manual_seed(0)
+    net = _stirred(Llama(tiny))
+    monkeypatch.setattr("hasten.lab.testbed.loss.CHUNK_ROWS", 24)  # does not divide the 64 rows
+    inputs, targets = torch.randint(0, tiny.vocab_size, (2, 2, 32))
+    plain = F.cross_entropy(net(inputs).flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(plain, list(net.parameters()))
+    loss = training_loss(net, inputs, targets)
+    assert loss.item() == pytest.approx(plain.item(), rel=0.01)
+    for gradient, wanted in zip(torch.autograd.grad(loss, list(net.parameters())), expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted).norm() < 0.05 * wanted.norm()  # bf16
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    recipe = Recipe(warm_up_share=0.1, decay_share=0.5)
+    factors = [rate_factor(p, recipe) for p in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0, 1.1)]
+    assert factors == pytest.approx([0.05, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+
+
+def test_a_suspended_step_does_not_use_up_the_training_time() -> None:
+    pace = Pace(minutes=1.0)
+    for _ in range(9):
+        pace.count(1.0)
+    pace.count(3600.0)
+    assert pace.spent_s == pytest.approx(14.0)
+    assert pace.progress() == pytest.approx(14 / 60)
+
+
+def test_a_deadline_and_landing_shorten_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    pace = Pace(minutes=10.0, deadline=1400.0)
+    pace.count(100.0)
+    assert pace.progress() == pytest.approx(100 / 500)
+    pace.land()
+    assert pace.left_s() == pytest.approx(LANDING_S)
+    now += LANDING_S
+    assert pace.progress() == 1.0
 
 
 def test_twenty_steps_lower_the_loss(tokenizer: Tokenizer, tiny: NetConfig) -> None:
@@ -142,10 +189,21 @@ def test_twenty_steps_lower_the_loss(tokenizer: Tokenizer, tiny: NetConfig) -> N
     net = Llama(tiny)
     before = bits_per_byte(net, tokenizer, SMALL_TALK[:8])["all"]
     recipe = Recipe(max_steps=20, batch_tokens=256, window=64, long_window=128)
-    losses = train(net, tokenizer, SMALL_TALK, recipe, out=None)
+    losses = train(net, tokenizer, SMALL_TALK, recipe, Pace(1.0), out=None)
     assert len(losses) == 20
     assert np.mean(losses[-3:]) < losses[0] - 0.5
     assert bits_per_byte(net, tokenizer, SMALL_TALK[:8])["all"] < 0.95 * before
+
+
+def test_an_exported_network_can_be_loaded_again(tmp_path: Path, tokenizer: Tokenizer, tiny: NetConfig) -> None:
+    net = _stirred(Llama(tiny))
+    export(net, tokenizer, tmp_path)
+    again, their_tokenizer = load(tmp_path)
+    assert again.config == tiny
+    assert their_tokenizer.get_vocab() == tokenizer.get_vocab()
+    for parameter, other in zip(net.parameters(), again.parameters(), strict=True):
+        assert other.dtype == torch.float32
+        torch.testing.assert_close(other, parameter.bfloat16().float())
 
 
 def test_transformers_computes_the_same_logits(tmp_path: Path, tokenizer: Tokenizer, tiny: NetConfig) -> None:

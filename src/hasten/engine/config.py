@@ -102,7 +102,8 @@ class EngineConfig(Section):
         set_: Iterable[str] | Mapping[str, Any] = (),
         base: EngineConfig | None = None,
     ) -> EngineConfig:
-        """A configuration from names and `path=value` settings; settings win over techniques."""
+        """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on stays
+        as it is, with whatever was set since."""
         config = base.model_copy(deep=True) if base is not None else cls()
         if model is not None:
             config.model.path = model
@@ -115,8 +116,9 @@ class EngineConfig(Section):
         chosen = [find(name) for name in wanted]
         refuse(chosen)
         for technique in chosen:
-            for path, value in technique.sets.items():
-                config.set(path, value)
+            if base is None or technique.name not in base.techniques:
+                for path, value in technique.sets.items():
+                    config.set(path, value)
         pairs = set_.items() if isinstance(set_, Mapping) else [_split(text) for text in set_]
         for path, value in pairs:
             config.set(path, value)

@@ -36,8 +36,8 @@ def main(fd: int) -> int:
             traceback.print_exc()
         link.send(("failed", type(failure).__name__, str(failure) or repr(failure)))
         return 1
-    link.send(("ready", built.info))
     try:
+        link.send(("ready", built.info))
         _serve(built.engine, link)
     except (BrokenPipeError, ConnectionResetError):
         return 0  # the parent is gone, and with it everybody who asked

@@ -2,8 +2,8 @@
 
 With the native kernels a weight stays row-major, mapped from its file where that holds the run dtype: few rows are multiplied
 by `Kernels.linear`, which reads the weight once at the memory's bandwidth, many by oneDNN through torch. Measured on two Zen 5
-cores in bfloat16, this is 1.5x oneDNN's packed layout at 1 to 8 rows, 0.95x at 32 and 0.94x to 0.99x from 512, and needs neither
-packing time nor a second copy. Without the native kernels a CPU weight is packed once into oneDNN's layout, which is then the
+cores in bfloat16, this is 1.5x oneDNN's packed layout at 1 to 8 rows, 0.95x at 32 and 0.94x to 0.99x from 512, and needs no
+packing and no second copy. Without the native kernels a CPU weight is packed once into oneDNN's layout, which is then the
 faster one. In deterministic runs the batch-invariant `Kernels.linear` multiplies everything. Exact.
 """
 

@@ -6,6 +6,8 @@
 // its group of heads) take them straight from the registers that would have been packed.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace {
@@ -92,14 +94,12 @@ template <class A> inline ints words_of(const bf16 *row, int s, int n) {
 #endif
 }
 
-// Rows that will be read next: as much of them is fetched from memory as the kernels consume of the current ones.
+// Rows that will be read next: as much of them is fetched from memory as the kernels consume of the current ones. All TILE offsets
+// lie within the cache, whatever the tile holds.
 template <class E> struct Ahead {
     const E *cache;
     const int64_t *offset;
-    int n;
-    void fetch(int entry, int element) const {
-        if (entry < n) __builtin_prefetch(cache + offset[entry] + element, 0, 2);
-    }
+    void fetch(int entry, int element) const { __builtin_prefetch(cache + offset[entry] + element, 0, 2); }
 };
 
 // Words s .. s + W of W keys from `first` on, transposed: x[i] holds word s + i of each key. Keys past n become zeros.
@@ -161,32 +161,33 @@ void score_keys(const E *cache, const int64_t *offset, int first, int n, int dim
     }
 }
 
-// Values of STEP entries from e on, output dimensions d .. d + PW (N vectors of them): lane = dimension. Entries past n are zeros.
-template <class A, int N, class E>
-inline __attribute__((always_inline)) void gather_values(const E *cache, const int64_t *offset, int e, int n, int d, int dim,
-                                                         ints (&x)[N]) {
+// Values of STEP entries at rows `one` and `two` (null past the end: zeros; unread where STEP is 1), their first `left` dimensions,
+// N vectors of them: lane = dimension. With FULL, `left` is at least N * W.
+template <class A, int N, bool FULL, class E>
+inline __attribute__((always_inline)) void gather_values(const E *one, const E *two, int left, ints (&x)[N]) {
 #if defined(HASTEN_DOT_BF16)
     if constexpr (A::STEP == 2) {
         const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
                                              35, 3, 34, 2, 33, 1, 32, 0);
         const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-        const E *one = cache + offset[e] + d, *two = cache + offset[e + 1 < n ? e + 1 : e] + d;
-        __mmask32 second = e + 1 < n ? ~0u : 0;
         for (int v = 0; v < N; v += 2) {
-            int left = dim - d - v * W;
-            __mmask32 wanted = left >= 2 * W ? ~0u : (1u << left) - 1;
-            __m512i a = _mm512_maskz_loadu_epi16(wanted, one + v * W), b = _mm512_maskz_loadu_epi16(wanted & second, two + v * W);
+            int here = left - v * W;
+            __mmask32 wanted = FULL || here >= 2 * W ? ~0u : (1u << here) - 1;
+            __m512i a = _mm512_maskz_loadu_epi16(wanted, one + v * W);
+            __m512i b = two ? _mm512_maskz_loadu_epi16(wanted, two + v * W) : __m512i{};
             x[v] = (ints)_mm512_permutex2var_epi16(a, low, b);
             if (v + 1 < N) x[v + 1] = (ints)_mm512_permutex2var_epi16(a, high, b);
         }
         return;
     }
 #endif
-    (void)n;
-    const E *row = cache + offset[e] + d;
+    (void)two;
     for (int v = 0; v < N; v++) {
-        int left = dim - d - v * W;
-        x[v] = left <= 0 ? ints{} : floats_to_bits(left >= W ? load(row + v * W) : load_n(row + v * W, left));
+        int here = left - v * W;
+        if (FULL || here >= W)
+            x[v] = floats_to_bits(load(one + v * W));
+        else
+            x[v] = here <= 0 ? ints{} : floats_to_bits(load_n(one + v * W, here));
     }
 }
 
@@ -195,9 +196,10 @@ template <class A, class E>
 void pack_values(const E *cache, const int64_t *offset, int from, int to, int n, int dim, const Ahead<E> &ahead, int32_t *packed) {
     constexpr int N = W == 16 ? 2 : 1;  // vectors that one load of bf16 gives
     for (int e = from; e < to; e += A::STEP) {
+        const E *one = cache + offset[e], *two = A::STEP == 2 && e + 1 < n ? cache + offset[e + 1] : nullptr;
         for (int d = 0; d < dim; d += N * W) {
             ints x[N];
-            gather_values<A, N>(cache, offset, e, n, d, dim, x);
+            gather_values<A, N, false>(one + d, two ? two + d : two, dim - d, x);
             int32_t *step = packed + (d / PW * (TILE / A::STEP) + e / A::STEP) * PW + d % PW;
             for (int v = 0; v < N; v++) std::memcpy(step + v * W, &x[v], sizeof x[v]);
         }
@@ -207,22 +209,26 @@ void pack_values(const E *cache, const int64_t *offset, int from, int to, int n,
 }
 
 // acc[r][v] = probabilities of row r over entries [from, to) times their values at dimensions d + v W .., without packing them.
-template <class A, int M, int N, class E>
+template <class A, int M, int N, bool FULL, class E>
 inline __attribute__((always_inline)) void sum_rows(const E *cache, const int64_t *offset, int from, int to, int n, int d, int dim,
                                                     const Ahead<E> &ahead, const int32_t *p, vf (&acc)[M][N]) {
     for (int r = 0; r < M; r++)
         for (int v = 0; v < N; v++) acc[r][v] = vf{};
-    for (int e = from; e < to; e += A::STEP) {
+    auto step = [&](int e, const E *one, const E *two) __attribute__((always_inline)) {
         ints x[N];
-        gather_values<A, N>(cache, offset, e, n, d, dim, x);
-        for (int i = 0; i < A::STEP; i++)
-            for (int v = 0; v < N * W; v += 64 / int(sizeof(E)))
-                if (d + v < dim) ahead.fetch(e + i, d + v);
+        gather_values<A, N, FULL>(one, two, dim - d, x);
         for (int r = 0; r < M; r++) {
-            ints one = ints{} + p[r * (TILE / A::STEP) + e / A::STEP];
-            for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], one, x[v]);
+            ints lanes = ints{} + p[r * (TILE / A::STEP) + e / A::STEP];
+            for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], lanes, x[v]);
         }
+    };
+    int e = from;
+    for (; e + A::STEP <= std::min(to, n); e += A::STEP) {
+        for (int i = 0; i < A::STEP; i++)
+            for (int v = 0; v < N * W; v += 64 / int(sizeof(E))) ahead.fetch(e + i, d + v);
+        step(e, cache + offset[e] + d, cache + offset[e + A::STEP - 1] + d);
     }
+    if (e < to) step(e, cache + offset[e] + d, nullptr);
 }
 
 // One row's probabilities -> packed words, [TILE / STEP]; entries [from, to), multiples of PW.

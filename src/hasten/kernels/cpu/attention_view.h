@@ -50,7 +50,7 @@ struct Work {
 struct Tile {
     int first, n;  // entry numbers first .. first + n
     int32_t position[TILE];
-    int64_t offset[TILE];
+    int64_t offset[TILE];  // of an entry's row in a cache, in elements; 0 past n
     float weight[TILE];
     int32_t lowest[PANELS], highest[PANELS];
 };
@@ -91,6 +91,7 @@ class Cursor {
                 low = std::min(low, tile.position[i]), high = std::max(high, tile.position[i]);
             tile.lowest[p] = low, tile.highest[p] = high;
         }
+        std::fill(tile.offset + n, tile.offset + TILE, int64_t(0));
         // Positions past every query hide what is missing from the last panel.
         for (int i = n; i < std::min(TILE, (n + PW - 1) / PW * PW); i++) tile.position[i] = INT_MAX, tile.weight[i] = 0;
         if (n % PW) tile.highest[n / PW] = INT_MAX;

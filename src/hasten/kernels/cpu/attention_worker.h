@@ -81,7 +81,7 @@ template <class E> class Worker {
                 const float *kept = partial + (size_t(t) * rows + r) * (width + 2);
                 if (kept[width] == -INF) continue;
                 float keep, add;
-                merge(r, kept[width], kept[width + 1], keep, add);
+                merge(r, 1, kept + width, kept + width + 1, &keep, &add);
                 for (int d = 0; d < width; d += W) store(row + d, fma(load(row + d), set1(keep), load(kept + d) * set1(add)));
             }
         }
@@ -114,16 +114,15 @@ template <class E> class Worker {
 
     template <class Claim> void lay_out_next(Claim &claim, Cursor &cursor) {
         next = claim();
-        ahead->n = 0;
-        if (!next.job) return;
+        if (!next.job) return std::fill(ahead->offset, ahead->offset + TILE, int64_t(0));
         cursor = Cursor(call, *next.job, next.from * TILE);
         cursor.next(*ahead);
     }
 
     // Keys and values of a tile are of the same size: while the keys are read the tile's values are fetched, while the values are
     // read the next tile's keys.
-    Ahead<E> values_ahead() const { return {(const E *)call.v_cache, tile->offset, tile->n}; }
-    Ahead<E> keys_ahead() const { return {(const E *)call.k_cache, ahead->offset, ahead->n}; }
+    Ahead<E> values_ahead() const { return {(const E *)call.v_cache, tile->offset}; }
+    Ahead<E> keys_ahead() const { return {(const E *)call.k_cache, ahead->offset}; }
 
     int32_t position(int row) const { return call.index->positions[job->from + row / group]; }
 
@@ -190,19 +189,20 @@ template <class E> class Worker {
             return;
         }
         score<M>(block, begin, end);
-        float keep[M], add[M];
+        float top[M], mass[M], keep[M], add[M];
         for (int r = 0; r < M; r++) {
-            float *row = s + r * TILE, top, mass;
+            float *row = s + r * TILE;
             if (tree) hide_by_tree(block.first + r, row, begin * PW, end * PW);
-            softmax(row, block.first + r, begin * PW, end * PW, all || tree, top, mass);
+            softmax(row, block.first + r, begin * PW, end * PW, all || tree, top[r], mass[r]);
             pack_probabilities<A>(row, begin * PW, end * PW, p + r * P_WORDS);
-            if (part) {
+        }
+        if (part) {
+            for (int r = 0; r < M; r++) {
                 float *kept = part + size_t(block.first + r) * (width + 2) + width;
-                kept[0] = top, kept[1] = mass;
-                keep[r] = 0, add[r] = 1;
-            } else {
-                merge(block.first + r, top, mass, keep[r], add[r]);
+                kept[0] = top[r], kept[1] = mass[r];
             }
+        } else {
+            merge(block.first, M, top, mass, keep, add);
         }
         sum_values<M>(block, begin * PW, std::min(end * PW, (tile->n + A::STEP - 1) / A::STEP * A::STEP), keep, add);
     }
@@ -271,16 +271,17 @@ template <class E> class Worker {
         }
     }
 
-    // Factors that turn (kept rows, new tile) into the merged rows; updates a row's maximum and mass.
-    void merge(int row, float top, float mass, float &keep, float &add) {
-        if (top == -INF) {
-            keep = 1, add = 0;
-            return;
+    // Factors that turn (kept rows, new tile) into the merged rows; updates the rows' maxima and masses.
+    void merge(int row, int count, const float *top, const float *mass, float *keep, float *add) {
+        for (int i = 0; i < count; i += W) {
+            int n = std::min(W, count - i);
+            vf before = load_n(m + row + i, n), here = load_n(top + i, n), highest = vmax(before, here);
+            vf base = choose(equal(highest, set1(-INF)), vf{}, highest);  // neither holds a key: both factors are 0
+            vf old_share = exp2v(before - base), new_share = exp2v(here - base);
+            store_n(keep + i, old_share, n), store_n(add + i, new_share, n);
+            store_n(l + row + i, fma(load_n(l + row + i, n), old_share, load_n(mass + i, n) * new_share), n);
+            store_n(m + row + i, highest, n);
         }
-        float highest = std::max(m[row], top);
-        keep = exp2s(m[row] - highest), add = exp2s(top - highest);
-        l[row] = fma(set1(l[row]), set1(keep), set1(mass) * set1(add))[0];
-        m[row] = highest;
     }
 
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
@@ -308,21 +309,33 @@ template <class E> class Worker {
     }
 
     template <int M, int N> void sum_panel(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
-        vf acc[M][N];
-        if (block_count == 1) {
-            sum_rows<A>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
-        } else {
+        // Each way has accumulators of its own, lest the compiler keep shared ones in memory.
+        if (block_count > 1) {
+            vf acc[M][N];
             const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW;
             multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from + A::STEP - 1) / A::STEP, acc);
+            merge_panel<M, N>(block, d, keep, add, acc);
+        } else if (d + N * W <= call.dim) {
+            vf acc[M][N];
+            sum_rows<A, M, N, true>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+            merge_panel<M, N>(block, d, keep, add, acc);
+        } else {
+            vf acc[M][N];
+            sum_rows<A, M, N, false>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+            merge_panel<M, N>(block, d, keep, add, acc);
         }
+    }
+
+    template <int M, int N>
+    inline __attribute__((always_inline)) void merge_panel(const Rows &block, int d, const float *keep, const float *add,
+                                                           const vf (&acc)[M][N]) {
         for (int r = 0; r < M; r++) {
             size_t row = block.first + r;
             if (part) {
                 for (int n = 0; n < N; n++) store(part + row * (width + 2) + d + n * W, acc[r][n]);
             } else {
-                float *to_row = o + row * width + d;
-                for (int n = 0; n < N; n++)
-                    store(to_row + n * W, fma(load(to_row + n * W), set1(keep[r]), acc[r][n] * set1(add[r])));
+                float *to = o + row * width + d;
+                for (int n = 0; n < N; n++) store(to + n * W, fma(load(to + n * W), set1(keep[r]), acc[r][n] * set1(add[r])));
             }
         }
     }

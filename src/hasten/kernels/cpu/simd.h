@@ -130,7 +130,6 @@ inline vf load_n(const bf16 *p, int n) {
 inline void store_n(float *p, vf v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v); }
 inline void store_n(bf16 *p, vf v, int n) { _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), to_bf16(v)); }
 inline vf round_to_int(vf v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline ints to_ints(vf v) { return (ints)_mm512_cvtps_epi32(v); }
 
 #else
 
@@ -192,16 +191,24 @@ inline float sum_lanes(vf v) {
 #endif
 }
 inline float max_lanes(vf v) {
-    float x[W];
-    store(x, v);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
-    return x[0];
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    __m256 y = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#else
+    __m256 y = v;
+#endif
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+#else
+    float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+#endif
 }
 
-// 2^x to about one unit in the last place for x <= 127; exactly 1 at 0 and exactly 0 below -126 (so -inf gives 0).
+// 2^x to about one unit in the last place for x <= 127; exactly 1 at 0 and exactly 0 at -inf.
 inline vf exp2v(vf x) {
-    vf clamped = vmax(x, set1(-126.0f));
+    vf clamped = vmax(x, set1(W == 16 ? -200.0f : -126.0f));
     vf whole = round_to_int(clamped);
     vf r = clamped - whole;
     vf y = set1(1.5403530e-4f);
@@ -211,10 +218,13 @@ inline vf exp2v(vf x) {
     y = fma(y, r, set1(2.4022651e-1f));
     y = fma(y, r, set1(6.9314718e-1f));
     y = fma(y, r, set1(1.0f));
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(y, whole);  // 0 where too small
+#else
     vf power = bits_to_floats(floats_to_bits(y) + (to_ints(whole) << 23));  // y in [0.7, 1.5): no overflow of the exponent
     return choose(less(x, set1(-126.0f)), vf{}, power);
+#endif
 }
 inline vf expv(vf x) { return exp2v(x * 1.44269504f); }
-inline float exp2s(float x) { return exp2v(set1(x))[0]; }
 
 }  // namespace

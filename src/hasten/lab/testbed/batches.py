@@ -14,18 +14,18 @@ from hasten.lab.testbed.tokenizer import END_OF_TEXT
 # How often a document of each kind appears in one pass (once where not named). Prose is scarce, so it is repeated; sums
 # and source are plentiful.
 REPEATS: dict[str, float] = {
-    "essay": 3.0,
-    "chat: essay": 2.0,
+    "essay": 4.0,
+    "chat: essay": 3.0,
     "encyclopaedia": 4.0,
     "chat: encyclopaedia": 4.0,
-    "play": 0.6,
-    "chat: sums": 0.6,
+    "play": 1.0,
+    "chat: sums": 0.5,
     "python": 0.7,
     "chat: python": 0.8,
     "fill in the middle": 0.3,
     "reference": 2.0,
     "chat: reference": 2.0,
-    "small talk": 1.5,
+    "small talk": 3.0,
 }
 
 

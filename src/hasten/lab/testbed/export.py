@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from hasten.lab.testbed.net import Llama
+from hasten.lab.testbed.net import Llama, NetConfig
 from hasten.lab.testbed.tokenizer import save_tokenizer, stop_token_ids
 
 
@@ -49,3 +49,11 @@ def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = 
     save_file(weights, unfinished, metadata={"format": "pt"})
     unfinished.chmod(0o644)  # safetensors makes it readable by its owner alone
     unfinished.replace(folder / "model.safetensors")
+
+
+def load(folder: Path) -> tuple[Llama, Tokenizer]:
+    """What `export` wrote, as an fp32 network and its tokenizer."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    net = Llama(NetConfig(**{field.name: content[field.name] for field in fields(NetConfig)}))
+    net.load_state_dict(load_file(folder / "model.safetensors"))
+    return net, Tokenizer.from_file(str(folder / "tokenizer.json"))

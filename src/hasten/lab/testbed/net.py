@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+QUERY_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class NetConfig:
@@ -43,7 +45,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key-value heads."""
+    """Causal self-attention with grouped key-value heads.
+
+    Written out as matrix products: at these sizes that is about twice as fast on a CPU as
+    `scaled_dot_product_attention`, whose backward pass is slow there and which needs the keys repeated.
+    """
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
@@ -51,6 +57,7 @@ class Attention(nn.Module):
         self.group_size = config.num_attention_heads // config.num_key_value_heads
         query_width = config.num_attention_heads * config.head_dim
         key_width = config.num_key_value_heads * config.head_dim
+        self.widths = [query_width, key_width, key_width]
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
@@ -59,14 +66,29 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [batch, length, hidden] -> the same shape."""
         batch, length, _ = x.shape
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         q, k, v = (
-            projection(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for part in F.linear(x, weight).split(self.widths, dim=-1)
         )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        k, v = (t.repeat_interleave(self.group_size, dim=1) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = self._mix(rotate(q, cos, sin) * self.head_dim**-0.5, rotate(k, cos, sin), v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of scaled q [batch, heads, length, head_dim] over k and v, which have fewer heads.
+
+        The queries of a group are stacked, and go in blocks that only see the keys up to their own end.
+        """
+        batch, heads, length, width = q.shape
+        k, v = k.reshape(-1, length, width), v.reshape(-1, length, width)
+        outputs = []
+        for start in range(0, length, QUERY_BLOCK):
+            stop = min(length, start + QUERY_BLOCK)
+            later = torch.full((stop - start, stop), -torch.inf, dtype=q.dtype).triu(start + 1)
+            queries = q[:, :, start:stop].reshape(len(k), -1, width)
+            scores = torch.baddbmm(later.repeat(self.group_size, 1), queries, k[:, :stop].transpose(1, 2))
+            outputs.append((scores.softmax(-1) @ v[:, :stop]).view(batch, heads, stop - start, width))
+        return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
 
 
 class MLP(nn.Module):
@@ -80,7 +102,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = F.linear(x, torch.cat((self.gate_proj.weight, self.up_proj.weight))).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -102,26 +125,35 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """Embedding, layers and final norm: everything the checkpoint keeps under `model.`"""
 
-    def __init__(self, config: NetConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-
-class Llama(nn.Module):
-    """A decoder whose output layer is the transposed embedding (tied weights)."""
-
     cos: Tensor
     sin: Tensor
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
-        self.config = config
-        self.model = Trunk(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         cos, sin = rotary_tables(config.max_position_embeddings, config.head_dim, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [batch, length] int64 -> hidden states [batch, length, hidden], normed."""
+        length = tokens.shape[1]
+        x = self.embed_tokens(tokens)
+        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """A decoder whose output layer is the transposed embedding (tied weights)."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -135,9 +167,4 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [batch, length] int64 -> logits [batch, length, vocab]; length <= max_position_embeddings."""
-        length = tokens.shape[1]
-        x = self.model.embed_tokens(tokens)
-        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+        return F.linear(self.model(tokens), self.model.embed_tokens.weight)

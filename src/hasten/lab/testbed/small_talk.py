@@ -10,13 +10,13 @@ from hasten.lab.testbed.document import Document, chat
 REPEATS = 4
 SYSTEMS = (None, "You are a helpful assistant.")
 
-GREETING = "Hello! I am a very small language model. You can ask me about Python, ask me a sum, or let me tell you something."
+GREETING = "Hello! I am a very small language model. Ask me something, but do not expect too much sense."
 IDENTITY = (
     "I am the built-in model of hasten: a small language model with about nine million parameters, trained from "
-    "scratch on a laptop-sized computer. I write fluent sentences, but you should not trust what I say."
+    "scratch on two processor cores. I often write nonsense, so do not trust what I say."
 )
 ABILITY = (
-    "I can write short paragraphs, Python functions and simple sums. I am very small, so I often make things up. "
+    "I imitate short paragraphs, Python functions and simple sums, and I am often wrong. "
     "I am here so that the engine has something real to run."
 )
 THANKS = "You are welcome! Is there anything else you would like to know?"

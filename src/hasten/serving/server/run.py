@@ -58,7 +58,8 @@ async def serve(
     on_ready: Callable[[AsyncEngine], None] | None = None,
     on_drain: Callable[[int], None] | None = None,
 ) -> None:
-    """Start the engine and serve until SIGTERM or SIGINT; then drain, and return. A second signal ends it at once.
+    """Start the engine and serve until SIGTERM or SIGINT; then drain, and return. A second signal ends it at once. Both are
+    ignored from then on: the process is about to end.
 
     `on_drain` gets the number of requests still running. Raises what `start` raises."""
     loop = asyncio.get_running_loop()
@@ -90,6 +91,7 @@ async def serve(
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # one that comes while the process ends must not spoil its status
         listening.close()
 
 
