@@ -107,8 +107,7 @@ class BuildKernels(build_ext):
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = {
                 isa: [
-                    pool.submit(self._compile, compiler, flags, source, work / f"{source.stem}.{isa}.o")
-                    for source in sources
+                    pool.submit(self._compile, compiler, flags, source, work / f"{source.stem}.{isa}.o") for source in sources
                 ]
                 for isa, flags in wanted.items()
             }
@@ -147,9 +146,7 @@ class BuildKernels(build_ext):
         # Under another name first: writing into a library that a running process has mapped would crash it.
         fresh = library.with_name(f".{library.name}.{os.getpid()}")
         try:
-            subprocess.run(
-                [*compiler, *LINK, *map(str, objects), "-o", str(fresh)], capture_output=True, text=True, check=True
-            )
+            subprocess.run([*compiler, *LINK, *map(str, objects), "-o", str(fresh)], capture_output=True, text=True, check=True)
             os.replace(fresh, library)
         finally:
             fresh.unlink(missing_ok=True)

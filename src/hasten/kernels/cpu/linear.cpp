@@ -65,7 +65,8 @@ template <class E> void linear(const Linear<E> &a) {
     int64_t most = (a.outputs + 15) / 16, width = (int64_t(1) << 18) / (a.inner * int64_t(sizeof(E)) + 1);
     width = ((width < most ? width : most) + 23) / 24 * 24;
     int64_t across = (a.outputs + width - 1) / width, down = (a.rows + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(dynamic, 1) if (a.rows * a.outputs * a.inner > (1 << 16))
+    // A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
+#pragma omp parallel for schedule(dynamic, 1) if (a.rows * a.outputs * a.inner > (1 << 19))
     for (int64_t job = 0; job < across * down; job++) {
         int64_t from = job % across * width, to = from + width < a.outputs ? from + width : a.outputs;
         int64_t first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
