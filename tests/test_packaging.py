@@ -72,3 +72,17 @@ def test_every_folder_of_code_is_a_package() -> None:
 def test_type_marker_is_shipped() -> None:
     assert (Path(hasten.__file__).parent / "py.typed").exists()
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["hasten"]
+
+
+def test_the_core_imports_no_torch() -> None:
+    """The loop, the schedulers and the KV books must run where no tensors exist (simulation)."""
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "import hasten.engine.loop, hasten.engine.scheduling, hasten.engine.kv\n"
+        "for package in (hasten.engine.scheduling, hasten.engine.kv):\n"
+        "    for module in pkgutil.iter_modules(package.__path__):\n"
+        "        importlib.import_module(f'{package.__name__}.{module.name}')\n"
+        "import hasten.engine.async_engine, hasten.engine.text\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
