@@ -26,8 +26,9 @@ INSIDE = ("linear", "attention", "norm", "activation", "head", "embedding", "exp
 
 @dataclass(slots=True)
 class Point:
-    """One measured case. Seconds are medians of a step; `spread` is the interquartile range. `bound` is what the limits
-    measured around the run allow: bytes over bandwidth for decode, FLOP over the matmul rate for prefill."""
+    """One measured case. Seconds are medians of a step; `spread` is the interquartile range. `bound_s` is what the limits
+    measured around the run allow: for decode the slower of reading the weights and multiplying by them, then reading the KV;
+    for prefill all its FLOP at the matmul rate."""
 
     what: str
     batch: int
@@ -150,7 +151,8 @@ def _judge(built: Built, point: Point, read: float, matmul: float, output: int) 
     item = torch.empty(0, dtype=model.dtype).element_size()
     if point.what == "decode":
         kv = block_bytes(model, size) / size * (point.prompt + output / 2) * point.batch
-        point.bound_s = (model.active_weight_bytes + kv) / read
+        arithmetic = 2 * model.active_weight_bytes / item * point.batch / matmul
+        point.bound_s = max(model.active_weight_bytes / read, arithmetic) + kv / read
     else:
         # The head multiplies one row only; every other weight multiplies each token.
         head = model.head.shape[0] * model.head.shape[1]

@@ -216,10 +216,9 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         for p in (50, 95, 99):
             at = figures[f"{key}_s"][f"p{p}"] * 1e3
             axis.plot(at, p, "o", color="#c05621", markersize=5)
-            left = p > 50
-            axis.annotate(f"p{p} {at:.1f}", (at, p), textcoords="offset points", xytext=(-6 if left else 7, -11),
-                          fontsize=8, ha="right" if left else "left")  # fmt: skip
-        axis.set(xlabel=label, ylabel="requests, %", ylim=(0, 102), xscale="log")
+            offset, side = {50: ((7, -11), "left"), 95: ((-7, -10), "right"), 99: ((-7, 0), "right")}[p]
+            axis.annotate(f"p{p} {at:.1f}", (at, p), textcoords="offset points", xytext=offset, fontsize=8, ha=side)
+        axis.set(xlabel=label, ylabel="requests, %", ylim=(0, 104), xscale="log")
         axis.grid(True, which="major", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
