@@ -11,6 +11,7 @@ from tests.engine.fake import VOCABULARY, alone, make_engine
 from hasten.engine.events import Kind
 from hasten.engine.outputs import QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request, SamplingParams
+from hasten.engine.scheduling.base import StepPlan, Work, WorkKind
 from hasten.engine.scheduling.priority import Priority
 from hasten.engine.scheduling.whole_prompts import WholePrompts
 
@@ -186,3 +187,48 @@ def test_queue_limit_and_bad_requests_change_nothing() -> None:
     engine.run()
     engine.add(request("c", [1], max_tokens=1))
     engine.run()
+
+
+class Broken:
+    """A batching that does everything wrong, one thing a step."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def compose(self, ranked: list, view: object) -> StepPlan:
+        self.step += 1
+        if self.step % 4 == 0:
+            raise KeyError("a bug")
+        first = ranked[0]
+        wrong = [
+            [Work(first, 1, WorkKind.PREFILL), Work(first, 1, WorkKind.PREFILL)],
+            [Work(first, first.remaining + 1, WorkKind.PREFILL)],
+            [Work(seq, 0, WorkKind.DECODE) for seq in ranked],
+        ]
+        return StepPlan(wrong[self.step % 4 - 1])
+
+
+class Useless:
+    def plan(self, view: object, plan: StepPlan) -> list:
+        return []
+
+
+def test_a_broken_policy_slows_the_engine_and_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_engine(batching=Broken(), eos=EOS)
+    made = [request(f"r{i}", [i, 2, 3], max_tokens=9) for i in range(4)]
+    for one in made:
+        engine.add(one)
+    out = engine.run()
+    for one in made:
+        expect(one, gather(out)[one.id])
+    assert engine.events.counts[Kind.PLAN_REFUSED] > 3
+    assert "planned twice" in caplog.text and "a bug" in caplog.text
+
+
+def test_a_residency_that_frees_nothing_ends_requests_rather_than_hanging() -> None:
+    engine = make_engine(blocks=4, residency=Useless(), reuse=False)
+    for i in range(3):
+        engine.add(request(f"r{i}", list(range(9)), max_tokens=20))
+    finishes = [delta.finish for delta in engine.run() if delta.finish]
+    assert sorted(set(finishes)) in (["error", "length"], ["length"]) and len(finishes) == 3
+    engine.ledger.audit()

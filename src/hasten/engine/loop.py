@@ -20,14 +20,14 @@ from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import Drawn, Policies, Row, TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
-from hasten.engine.kv.base import NoBlocks
 from hasten.engine.ledger import Ledger
 from hasten.engine.outputs import QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request
 from hasten.engine.rng import mix
-from hasten.engine.scheduling.base import Batching, Limits, Order, Residency, StepPlan, Work
+from hasten.engine.scheduling.base import Batching, Limits, Order, Residency
 from hasten.engine.scheduling.planner import Planner
-from hasten.engine.sequence import Draft, Finish, Sequence, Span, State
+from hasten.engine.sequence import Finish, Sequence, Span, State
+from hasten.engine.spans import SpanMaker
 
 
 class Engine:
@@ -55,6 +55,7 @@ class Engine:
         self.decoding = decoding
         self.max_length = max_length
         self._planner = Planner(ledger, executor, limits, order, batching, residency, decoding.proposer, max_length)
+        self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
         self._builder = BatchBuilder()
         self._eos = eos
@@ -153,7 +154,7 @@ class Engine:
             self._intake()
             self.ledger.settle()
             plan = self._planner.plan()
-            spans = self._spans(plan)
+            spans = self._spans.make(plan, self._last)
             if not spans:
                 self._nothing_planned()
         if spans:
@@ -180,67 +181,6 @@ class Engine:
         stuck = next(iter(self.ledger.sequences.values()))
         self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
 
-    def _spans(self, plan: StepPlan) -> list[Span]:
-        drafts = self._drafts(plan)
-        spans = []
-        for work in plan.work:
-            try:
-                spans.append(self._span(work, drafts.get(work.sequence.id)))
-            except NoBlocks:  # the estimate was too kind (shared tails): the rest waits for the next step
-                continue
-        return spans
-
-    def _drafts(self, plan: StepPlan) -> dict[int, Draft]:
-        works = [w for w in plan.work if w.drafts]
-        if not works or self.decoding.proposer is None:
-            return {}
-        budgets = [w.drafts for w in works]
-        proposed = self.decoding.proposer.propose([w.sequence for w in works], budgets, self._last)
-        found = {}
-        for work, draft in zip(works, proposed, strict=True):
-            pruned = speculate.prune(draft, work.sequence, work.drafts) if draft is not None else None
-            if pruned is not None:
-                found[work.sequence.id] = pruned
-        return found
-
-    def _span(self, work: Work, draft: Draft | None) -> Span:
-        seq, books = work.sequence, self.ledger.books
-        ranges = seq.next_ranges(work.count)
-        if len(ranges) == 1:
-            start, stop = ranges[0]
-            tokens, positions, segments = seq.tokens[start:stop], seq.positions[start:stop], seq.segments[start:stop]
-        else:
-            picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-            tokens, positions, segments = seq.tokens[picked], seq.positions[picked], seq.segments[picked]
-        samples = work.count == seq.remaining
-        parents = None
-        if draft is not None:
-            deep = speculate.depths(draft) + 1
-            parents = None
-            if draft.parents is not None:
-                above = np.where(draft.parents < 0, work.count - 1, work.count + draft.parents)
-                parents = np.concatenate([np.arange(-1, work.count - 1), above]).astype(np.int32)
-            tokens = np.concatenate([tokens, draft.tokens])
-            positions = np.concatenate([positions, positions[-1] + deep])
-            segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
-        slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(seq.view, positions)
-        span = Span(seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft)
-        if self.ledger.groups[seq.request.id].prompt_scores is not None and ranges[0][0] < seq.prompt_length:
-            span.logits = list(range(len(tokens)))
-        elif samples:
-            span.logits = list(range(work.count - 1, len(tokens)))
-        span.drafts = len(tokens) - work.count
-        return span
-
-    def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:
-        """Slots of tokens some of which already have one (partial prefill into an assembled view)."""
-        picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
-        old = picked[picked < seq.view.length]
-        held = self.ledger.books.rewrite(seq.view, old)
-        if len(old) == len(positions):
-            return held
-        return np.concatenate([held, self.ledger.books.append(seq.view, positions[len(old) :])])
-
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
         now = self.clock.now()
@@ -251,15 +191,8 @@ class Engine:
         self.executor.copy_blocks(self.ledger.books.take_copies())
         try:
             return [(spans, self.executor.submit(self._builder.build(spans), taps).wait())]
-        except Exception as failure:
-            if len(spans) == 1:
-                with self._lock:
-                    self.ledger.close(spans[0].sequence, Finish.ERROR, f"{type(failure).__name__}: {failure}")
-                return []
-        runs = []
-        for span in spans:
-            runs += self._execute_alone(span, taps)
-        return runs
+        except Exception:
+            return [run for span in spans for run in self._execute_alone(span, taps)]
 
     def _execute_alone(self, span: Span, taps: frozenset[int]) -> list[tuple[list[Span], StepResult]]:
         try:

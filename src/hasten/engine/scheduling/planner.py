@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hasten.engine.decoding.base import SpeculationBudget
     from hasten.engine.executors.base import Executor
     from hasten.engine.ledger import Ledger
+
+_log = logging.getLogger(__name__)
 
 _ROUNDS = 4
 """How often the residency is asked again in one step while its transfers do not free enough."""
@@ -56,6 +59,7 @@ class Planner:
         self._max_length = max_length
         self._keys: dict[int, float] = {}
         self._keyed_at = -np.inf
+        self._fault: str | None = None
         if order.stale_on:
             ledger.events.subscribe(self._observe)
 
@@ -126,9 +130,16 @@ class Planner:
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
         ranked = self._ranked()
-        plan = self._batching.compose(ranked, self)
-        fault = check(plan, self)
+        try:
+            plan = self._batching.compose(ranked, self)
+            fault = check(plan, self)
+        except Exception:
+            _log.exception("the batching failed")
+            fault = "it raised an exception"
         if fault is not None:
+            if fault != self._fault:
+                _log.error("a plan was refused (%s); first come, first served instead", fault)
+            self._fault = fault
             self._ledger.events.add(self.now, Kind.PLAN_REFUSED)
             plan = self._first_come(ranked)
         for sequence, reason in plan.reject:

@@ -1,0 +1,88 @@
+"""From a plan to spans: which tokens, where their KV goes, what is guessed behind them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from hasten.engine import speculate
+from hasten.engine.decoding.base import Proposer
+from hasten.engine.executors.base import StepResult
+from hasten.engine.kv.base import NoBlocks
+from hasten.engine.ledger import Ledger
+from hasten.engine.scheduling.base import StepPlan, Work
+from hasten.engine.sequence import Draft, Sequence, Span
+
+_log = logging.getLogger(__name__)
+
+
+class SpanMaker:
+    def __init__(self, ledger: Ledger, proposer: Proposer | None) -> None:
+        self._ledger = ledger
+        self._proposer = proposer
+
+    def make(self, plan: StepPlan, last: StepResult | None) -> list[Span]:
+        """The plan's spans, in its order, with slots taken for their KV; work that finds no block waits for a later step."""
+        drafts = self._drafts(plan, last)
+        spans = []
+        for work in plan.work:
+            try:
+                spans.append(self._span(work, drafts.get(work.sequence.id)))
+            except NoBlocks:  # the estimate was too kind (shared tails)
+                continue
+        return spans
+
+    def _drafts(self, plan: StepPlan, last: StepResult | None) -> dict[int, Draft]:
+        works = [w for w in plan.work if w.drafts]
+        if not works or self._proposer is None:
+            return {}
+        try:
+            proposed = self._proposer.propose([w.sequence for w in works], [w.drafts for w in works], last)
+        except Exception:  # a guess is never needed
+            _log.exception("the proposer failed; this step runs without drafts")
+            return {}
+        found = {}
+        for work, draft in zip(works, proposed, strict=True):
+            pruned = speculate.prune(draft, work.sequence, work.drafts) if draft is not None else None
+            if pruned is not None:
+                found[work.sequence.id] = pruned
+        return found
+
+    def _span(self, work: Work, draft: Draft | None) -> Span:
+        seq, books = work.sequence, self._ledger.books
+        ranges = seq.next_ranges(work.count)
+        if len(ranges) == 1:
+            start, stop = ranges[0]
+            tokens, positions, segments = seq.tokens[start:stop], seq.positions[start:stop], seq.segments[start:stop]
+        else:
+            picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+            tokens, positions, segments = seq.tokens[picked], seq.positions[picked], seq.segments[picked]
+        samples = work.count == seq.remaining
+        parents = None
+        if draft is not None:
+            deep = speculate.depths(draft) + 1
+            if draft.parents is not None:
+                above = np.where(draft.parents < 0, work.count - 1, work.count + draft.parents)
+                parents = np.concatenate([np.arange(-1, work.count - 1), above]).astype(np.int32)
+            tokens = np.concatenate([tokens, draft.tokens])
+            positions = np.concatenate([positions, positions[-1] + deep])
+            segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
+        slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(seq.view, positions)
+        span = Span(seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft)
+        if self._ledger.groups[seq.request.id].prompt_scores is not None and ranges[0][0] < seq.prompt_length:
+            span.logits = list(range(len(tokens)))
+        elif samples:
+            span.logits = list(range(work.count - 1, len(tokens)))
+        span.drafts = len(tokens) - work.count
+        return span
+
+    def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:
+        """Slots of tokens some of which already have one (partial prefill into an assembled view)."""
+        picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+        old = picked[picked < seq.view.length]
+        held = self._ledger.books.rewrite(seq.view, old)
+        if len(old) == len(positions):
+            return held
+        return np.concatenate([held, self._ledger.books.append(seq.view, positions[len(old) :])])
