@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.frontend import Frontend
 from hasten.engine.models.config import ModelError
 from hasten.engine.outputs import Delta, EngineDead, TokenDelta
-from hasten.engine.request import Request
+from hasten.engine.request import BadRequest, Request
+from hasten.engine.sequence import Finish
 from hasten.engine.technique import ConfigError
 from hasten.engine.text import ChatTemplate, Tokenizer, load_text
 
@@ -34,7 +36,8 @@ class AsyncEngine:
         self.info: dict[str, Any] = {}
         self.alive = False
         self._frontend = Frontend(tokenizer)
-        self._queues: dict[str, asyncio.Queue[Delta | Exception]] = {}
+        self._queues: dict[str, asyncio.Queue[Delta | Exception | None]] = {}
+        """None in a queue: nothing more comes."""
         self._stats: dict[str, Any] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -117,11 +120,13 @@ class AsyncEngine:
     def _deliver(self, token_delta: TokenDelta) -> None:
         delta, cancel = self._frontend.feed(token_delta)
         if cancel:
-            self._send("cancel", token_delta.request_id, token_delta.index)
+            self._send("cancel", token_delta.request_id, token_delta.index, Finish.STOP)
         if delta is not None:
             self._put(delta.request_id, delta)
+        if token_delta.last:
+            self._put(token_delta.request_id, None)
 
-    def _put(self, request_id: str, item: Delta | Exception) -> None:
+    def _put(self, request_id: str, item: Delta | Exception | None) -> None:
         queue = self._queues.get(request_id)
         if queue is not None:
             queue.put_nowait(item)
@@ -145,20 +150,23 @@ class AsyncEngine:
             raise EngineDead("the engine process is not running")
         if request.id in self._queues:
             raise ValueError(f"a request with id {request.id!r} is already running")
-        queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        try:
+            pickled = pickle.dumps(request)
+        except Exception as failure:
+            raise BadRequest(f"the request cannot be sent to the engine: {failure}") from None
+        queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         self._queues[request.id] = queue
         self._idle.clear()
         self._frontend.open(request)
-        self._send("add", request)
         done = False
         try:
-            while not done:
-                item = await queue.get()
+            self._send("add", request.id, pickled)
+            while (item := await queue.get()) is not None:
                 if isinstance(item, Exception):
                     done = True
                     raise item
-                done = self._frontend.finished(request.id) and queue.empty()
                 yield item
+            done = True
         finally:
             if not done:
                 await self.cancel(request.id)
@@ -169,7 +177,8 @@ class AsyncEngine:
     async def cancel(self, request_id: str) -> None:
         """End a request now; its deltas stop."""
         self._frontend.close(request_id)
-        self._send("cancel", request_id, None)
+        self._send("cancel", request_id, None, Finish.CANCELLED)
+        self._put(request_id, None)
 
     def stats(self) -> dict[str, Any]:
         """The engine's latest counters (see `Engine.stats`), at most half a second old while it works."""

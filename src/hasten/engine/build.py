@@ -76,6 +76,8 @@ def build(
     model = models.load(config.model, store, device, config.model.max_length, depth.sites, progress)
     blocks = pool_blocks(model, config.kv.block_size, config.scheduling.max_rows, config.kv.memory_bytes)
     host_blocks = config.kv.host_bytes // block_bytes(model, config.kv.block_size)
+    if config.kv.host_bytes and not host_blocks:
+        raise ConfigError(f"kv.host_bytes={config.kv.host_bytes} holds no block of {config.kv.block_size} tokens")
     memory = Memory(model, blocks, config.kv.block_size, host_blocks)
     books = Books(BlockPool(blocks, config.kv.block_size))
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog())

@@ -45,7 +45,7 @@ class Kind(IntEnum):
     DRAFTED = 12
     """drafted tokens were verified [a: drafted, b: accepted]"""
     TRANSFER_DONE = 13
-    """a copy between tiers ended [a: blocks, b: seconds]"""
+    """a copy between tiers ended [a: blocks]"""
     STEP = 14
     """a step was measured [sequence: -1, a: tokens computed, b: seconds]"""
     MEMORY = 15

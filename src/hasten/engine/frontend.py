@@ -25,16 +25,13 @@ class Frontend:
         self._tokenizer = tokenizer
         self._requests: dict[str, Request] = {}
         self._streams: dict[tuple[str, int], _Stream] = {}
-        self._open: dict[str, set[int]] = {}
 
     def open(self, request: Request) -> None:
         self._requests[request.id] = request
-        self._open[request.id] = set(range(request.sampling.n))
 
     def close(self, request_id: str) -> None:
         """Forget a request; later deltas of it are ignored."""
         if self._requests.pop(request_id, None) is not None:
-            del self._open[request_id]
             for key in [key for key in self._streams if key[0] == request_id]:
                 del self._streams[key]
 
@@ -47,6 +44,12 @@ class Frontend:
         request = self._requests.get(delta.request_id)
         if request is None:
             return None, False
+        out = self._spell(request, delta)
+        if delta.last:
+            self.close(request.id)
+        return out
+
+    def _spell(self, request: Request, delta: TokenDelta) -> tuple[Delta | None, bool]:
         stream = self._streams.get((delta.request_id, delta.index))
         if stream is None:
             stream = self._streams[(delta.request_id, delta.index)] = _Stream(
@@ -63,8 +66,6 @@ class Frontend:
             stopped_early = False
             if finish is not None:
                 text += stream.detokenizer.flush()
-                if stream.detokenizer.stopped is not None:
-                    finish = "stop"
         stream.tokens += len(tokens)
         out = Delta(
             delta.request_id,
@@ -77,12 +78,7 @@ class Frontend:
             delta.reused,
             delta.prompt_logprobs,
         )
-        if finish is not None:
-            stream.done = True
-            still = self._open[delta.request_id]
-            still.discard(delta.index)
-            if not still:
-                self.close(delta.request_id)
+        stream.done = finish is not None
         return out, stopped_early
 
     def _spoken(self, request: Request, tokens: list[int], finish: str | None) -> list[int]:

@@ -31,6 +31,8 @@ class Group:
     number: int
     sequences: list[Sequence] = field(default_factory=list)
     split: bool = False
+    unwanted: set[int] = field(default_factory=set)
+    """Sequences cancelled before the request was split."""
     reused: int = 0
     prompt_scores: list[TokenLogprobs | None] | None = None
 
@@ -82,6 +84,8 @@ class Ledger:
 
     def fork(self, parent: Sequence, seed: int) -> Sequence:
         """A sequence of the same request that shares all of `parent`'s tokens and KV."""
+        if parent.state is not State.RUNNING:
+            raise ValueError(f"{parent} cannot be forked: it is not running")
         group = self.groups[parent.request.id]
         child = Sequence(next(self._ids), parent.request, len(group.sequences), seed, parent.reuse_key, parent.arrival_s)
         child.take_after(parent)
@@ -295,12 +299,17 @@ class Ledger:
         if group is not None and all(s.state is State.FINISHED for s in group.sequences):
             del self.groups[seq.request.id]
 
-    def cancel(self, request_id: str, index: int | None = None) -> None:
+    def cancel(self, request_id: str, index: int | None = None, reason: Finish = Finish.CANCELLED) -> None:
         """End a request, or only its sequence `index`."""
         group = self.groups.get(request_id)
+        if group is not None and index is not None and not group.split and group.request.sampling.n > 1:
+            group.unwanted.add(index)
+            if len(group.unwanted) < group.request.sampling.n:
+                return
+            index = None
         for seq in list(group.sequences) if group is not None else []:
             if index is None or seq.index == index:
-                self.close(seq, Finish.CANCELLED)
+                self.close(seq, reason)
 
     # -- reading --------------------------------------------------------------------------------------------------------
 

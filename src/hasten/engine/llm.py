@@ -15,6 +15,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.frontend import Frontend
 from hasten.engine.outputs import Choice, Completion, Delta
 from hasten.engine.request import BadRequest, Request, SamplingParams
+from hasten.engine.sequence import Finish
 from hasten.engine.text import ChatTemplate, Tokenizer, load_text
 
 Prompt = str | Seq[int]
@@ -71,11 +72,10 @@ class LLM:
         if len(params) != len(many):
             raise BadRequest(f"{len(many)} prompts and {len(params)} sampling parameters", "sampling")
         requests = [self.request(prompt, p) for prompt, p in zip(many, params, strict=True)]
-        self._add(requests)
         done = {request.id: self._blank(request) for request in requests}
         times: dict[str, list[float]] = {request.id: [] for request in requests}
         began = self.engine.clock.now()
-        with _bar("generating", progress) as advance:
+        with self._running(requests), _bar("generating", progress) as advance:
             finished = 0
             for delta in self._deltas({request.id for request in requests}):
                 now = self.engine.clock.now()
@@ -107,14 +107,8 @@ class LLM:
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[Delta]:
         """Yield the answer to one prompt as it comes. Leaving the loop early cancels the request."""
         request = self.request(prompt, sampling or SamplingParams())
-        self._add([request])
-        try:
+        with self._running([request]):
             yield from self._deltas({request.id})
-        finally:
-            if not self._frontend.finished(request.id):
-                self._frontend.close(request.id)
-                self.engine.cancel(request.id)
-                self.engine.run()
 
     def request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
@@ -125,19 +119,21 @@ class LLM:
             return [cast(Prompt, prompts)]
         return list(cast("Seq[Prompt]", prompts))
 
-    def _add(self, requests: list[Request]) -> None:
-        added: list[Request] = []
+    @contextmanager
+    def _running(self, requests: list[Request]) -> Iterator[None]:
+        """The requests are in the engine inside, and gone from it afterwards, however that ends."""
+        if self.engine.unfinished:
+            raise RuntimeError("this LLM is still answering: finish or close the stream first, or use AsyncEngine")
         try:
             for request in requests:
                 self.engine.add(request)
-                added.append(request)
                 self._frontend.open(request)
-        except Exception:
-            for request in added:
+            yield
+        finally:
+            for request in requests:
                 self._frontend.close(request.id)
                 self.engine.cancel(request.id)
             self.engine.run()
-            raise
 
     def _blank(self, request: Request) -> Completion:
         choices = [Choice(i) for i in range(request.sampling.n)]
@@ -148,11 +144,9 @@ class LLM:
             for token_delta in self.engine.step():
                 delta, cancel = self._frontend.feed(token_delta)
                 if cancel:
-                    self.engine.cancel(token_delta.request_id, token_delta.index)
+                    self.engine.cancel(token_delta.request_id, token_delta.index, Finish.STOP)
                 if delta is not None:
                     yield delta
-        while self.engine.unfinished:  # sequences that a stop string ended are cancelled in the next step
-            self.engine.step()
 
 
 def _collect(completion: Completion, delta: Delta, times: list[float], now: float) -> None:
@@ -168,8 +162,7 @@ def _collect(completion: Completion, delta: Delta, times: list[float], now: floa
         completion.prompt_logprobs = delta.prompt_logprobs
     if delta.tokens:
         times.append(now)
-    if delta.error is not None:
-        raise RuntimeError(f"{delta.request_id}: {delta.error}")
+    choice.error = delta.error or choice.error
 
 
 def _time(completion: Completion, times: list[float], began: float) -> None:

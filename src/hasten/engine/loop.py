@@ -7,9 +7,11 @@ model and a simulation. One loop runs one lane; several lanes may share a `Memor
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import Sequence as Seq
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from hasten.engine.scheduling.base import Batching, Limits, Order, Residency
 from hasten.engine.scheduling.planner import Planner
 from hasten.engine.sequence import Finish, Sequence, Span, State
 from hasten.engine.spans import SpanMaker
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -60,7 +64,7 @@ class Engine:
         self._builder = BatchBuilder()
         self._eos = eos
         self._queue_limit = queue_limit
-        self._inbox: deque[Request | tuple[str, int | None]] = deque()
+        self._inbox: deque[Request | tuple[str, int | None, Finish]] = deque()
         self._open: set[str] = set()
         self._out: list[TokenDelta] = []
         self._last: StepResult | None = None
@@ -84,9 +88,10 @@ class Engine:
             self._open.add(request.id)
             self._inbox.append(request)
 
-    def cancel(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its sequences, as soon as possible; unknown and finished ones are ignored."""
-        self._inbox.append((request_id, index))
+    def cancel(self, request_id: str, index: int | None = None, reason: Finish = Finish.CANCELLED) -> None:
+        """End a request, or one of its sequences, as soon as possible; unknown and finished ones are ignored. `reason` STOP:
+        it has said all it should (a stop string)."""
+        self._inbox.append((request_id, index, reason))
 
     @property
     def unfinished(self) -> int:
@@ -98,7 +103,7 @@ class Engine:
         states = [seq.state for seq in list(self.ledger.sequences.values())]
         return {
             "running": states.count(State.RUNNING),
-            "waiting": states.count(State.WAITING) + len(self._inbox),
+            "waiting": states.count(State.WAITING) + sum(isinstance(item, Request) for item in list(self._inbox)),
             "swapped": sum(states.count(s) for s in (State.LEAVING, State.SWAPPED, State.LOADING)),
             "free_blocks": self.ledger.books.available,
             "total_blocks": self.ledger.books.pool.blocks,
@@ -224,10 +229,26 @@ class Engine:
         self._last = result
         if not rows:
             return
-        drawn = self.decoding.sampler.draw(result, rows)
+        drawn = self._draw(result, rows, [*firsts, len(rows)])
         committed = [(span.sequence, self._keep(span, drawn, first)) for span, first in zip(drawn_spans, firsts, strict=True)]
         if self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self)
+
+    def _draw(self, result: StepResult, rows: list[Row], bounds: list[int]) -> Drawn:
+        """Draw all rows; if that fails, each span's alone, and -1 for those at fault. `bounds`: each span's rows."""
+        try:
+            return self.decoding.sampler.draw(result, rows)
+        except Exception:
+            _log.exception("drawing failed; each sequence is drawn from alone")
+        drawn = Drawn([], [])
+        for first, stop in pairwise(bounds):
+            try:
+                part = self.decoding.sampler.draw(result, rows[first:stop])
+            except Exception:
+                part = Drawn([-1] * (stop - first), [None] * (stop - first))
+            drawn.tokens += part.tokens
+            drawn.logprobs += part.logprobs
+        return drawn
 
     def _split(self, seq: Sequence) -> list[Sequence]:
         """The sequences that draw from this row: the request's n, once their common prompt is computed."""
@@ -237,7 +258,11 @@ class Engine:
         group.split = True
         self.ledger.cache(seq)
         base = seq.seed
-        return [seq] + [self.ledger.fork(seq, mix(base, i)) for i in range(1, seq.request.sampling.n)]
+        members = [seq] + [self.ledger.fork(seq, mix(base, i)) for i in range(1, seq.request.sampling.n)]
+        for member in members:
+            if member.index in group.unwanted:
+                self.ledger.close(member, Finish.CANCELLED)
+        return [member for member in members if member.index not in group.unwanted]
 
     def _score_prompt(self, span: Span, result: StepResult, at: int) -> None:
         group = self.ledger.groups[span.sequence.request.id]
@@ -256,7 +281,9 @@ class Engine:
         """Commit what was drawn for a span; how many tokens it got."""
         seq = span.sequence
         if drawn.tokens[first] < 0:
-            self.ledger.close(seq, Finish.ERROR, "the model's logits are not finite")
+            self.ledger.close(
+                seq, Finish.ERROR, "its next token cannot be drawn: the logits are not finite, or its constraint failed"
+            )
             return 0
         accepted, draws = speculate.accept(span, drawn, first)
         tokens: list[int] = []
@@ -275,8 +302,12 @@ class Engine:
             self._keep_kv(span, accepted[: len(tokens) - 1])
         began = seq.output_length == 0
         if seq.constraint is not None:
-            for token in tokens[: len(tokens) - (finish is Finish.STOP)]:
-                seq.constraint.advance(token)
+            try:
+                for token in tokens[: len(tokens) - (finish is Finish.STOP)]:
+                    seq.constraint.advance(token)
+            except Exception as failure:
+                self.ledger.close(seq, Finish.ERROR, f"constraint: {failure}")
+                return 0
         seq.commit(tokens)
         now = self.clock.now()
         if began:
@@ -316,6 +347,8 @@ class Engine:
         return [self.ledger.fork(sequence, mix(sequence.seed, first + i)) for i in range(count)]
 
     def inject(self, sequence: Sequence, tokens: Seq[int]) -> None:
+        if sequence.state is not State.RUNNING:
+            raise ValueError(f"{sequence} takes no tokens: it is not running")
         for token in tokens:
             sequence.append(token)
             if sequence.constraint is not None:
@@ -359,6 +392,7 @@ class Engine:
                 self._out.append(TokenDelta(seq.request.id, index, [], finish=seq.finish.name.lower(), error=error))
         if all(s.finish is not None for s in group.sequences):
             self._open.discard(seq.request.id)
+            self._out[-1].last = True
 
     def _measured(self, spans: list[Span], began: float) -> None:
         now = self.clock.now()

@@ -31,6 +31,8 @@ class TokenDelta:
     error: str | None = None
     reused: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    last: bool = False
+    """Nothing more comes of this request."""
 
 
 @dataclass(slots=True)
@@ -51,13 +53,14 @@ class Delta:
 
 @dataclass(slots=True)
 class Choice:
-    """One finished sequence."""
+    """One finished sequence; `error` says what went wrong where `finish` is error."""
 
     index: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     finish: str | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)

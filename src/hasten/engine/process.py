@@ -7,6 +7,7 @@ the other side: commands are read by a thread, and the socket's buffer is large.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -16,6 +17,9 @@ import traceback
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
+
+from hasten.engine.outputs import QueueFull
+from hasten.engine.request import BadRequest
 
 STATS_EVERY_S = 0.5
 
@@ -45,6 +49,8 @@ def main(fd: int) -> int:
         traceback.print_exc()
         link.send(("died", f"{type(failure).__name__}: {failure}"))
         return 1
+    finally:
+        built.engine.executor.close()
     return 0
 
 
@@ -75,7 +81,7 @@ def _serve(engine: Any, link: Connection) -> None:
             while True:
                 commands.append(link.recv())
                 wake.set()
-        except (EOFError, OSError):
+        except Exception:  # nobody is there any more, or what comes makes no sense: nothing can be served either way
             commands.append(("stop",))
             wake.set()
 
@@ -103,11 +109,13 @@ def _serve(engine: Any, link: Connection) -> None:
 def _obey(engine: Any, command: tuple[Any, ...], link: Connection) -> None:
     name, *arguments = command
     if name == "add":
-        (request,) = arguments
+        request_id, pickled = arguments
         try:
-            engine.add(request)
-        except Exception as refused:  # BadRequest, QueueFull: the asker's, not the engine's
-            link.send(("refused", request.id, refused))
+            engine.add(pickle.loads(pickled))
+        except (BadRequest, QueueFull) as refused:
+            link.send(("refused", request_id, refused))
+        except Exception as failure:  # a constraint whose class this process does not know, say
+            link.send(("refused", request_id, BadRequest(f"the request cannot be read: {type(failure).__name__}: {failure}")))
     elif name == "cancel":
         engine.cancel(*arguments)
 

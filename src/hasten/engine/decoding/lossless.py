@@ -97,7 +97,7 @@ class LosslessSampler:
             ids_ = torch.tensor(list(params.logit_bias), device=device)
             logits[ids_] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=device)
         if seq.output_length + len(row.path) < params.min_tokens:
-            stops = [*self._eos, *params.stop_token_ids]
+            stops = [token for token in (*self._eos, *params.stop_token_ids) if token < self._vocabulary]
             logits[torch.tensor(stops, dtype=torch.int64, device=device)] = _NEVER
         if row.constraint is not None:
             words = np.zeros((self._vocabulary + 31) // 32, dtype=np.int32)

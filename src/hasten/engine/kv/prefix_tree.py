@@ -87,6 +87,8 @@ class PrefixTree:
         if full == 0:
             return
         path = self._walk(key, tokens, full)
+        if path and path[-1].block not in view.blocks:
+            return  # a twin computed the same; blocks below nodes it does not read would keep those from being evicted
         self._tick += 1
         for node in path:
             node.last_used = self._tick

@@ -106,7 +106,16 @@ class View(Protocol):
         """Blocks the slower tier would still take; 0 when there is none."""
         ...
 
+    @property
+    def leaving_blocks(self) -> int:
+        """Blocks that transfers under way will free."""
+        ...
+
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int: ...
+    def blocks_freed(self, sequence: Sequence) -> int:
+        """Blocks that could be had if the sequence gave up its KV: those nobody else reads."""
+        ...
+
     def order_key(self, sequence: Sequence) -> float:
         """The Order's current key of a sequence."""
         ...

@@ -31,7 +31,7 @@ class NewestYields:
         short = sum(need.values()) - view.free_blocks
         if short <= 0:
             return self._bring_back(view, -short)
-        return self._yield(view, need, short)
+        return self._yield(view, need, short - view.leaving_blocks)
 
     def _bring_back(self, view: View, spare: int) -> list[Transfer]:
         transfers = []
@@ -60,7 +60,7 @@ class NewestYields:
                 room -= blocks
             else:
                 transfers.append(Transfer(seq, Direction.DROP))
-            short -= blocks + need.get(seq.id, 0)
+            short -= view.blocks_freed(seq) + need.get(seq.id, 0)
         return transfers
 
 

@@ -99,9 +99,19 @@ class Planner:
         return self._ledger.tier.room if self._ledger.tier is not None else 0
 
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
-        if sequence.state is State.SWAPPED:  # its view names blocks of the other tier
-            return -(-tokens // self.block_size)
+        if sequence.state is State.SWAPPED:  # its view names blocks of the other tier, all to be its own when it is back
+            last = sequence.view.last_run()
+            room = self.block_size - last[1] - last[2] if last is not None else 0
+            return -(-max(0, tokens - room) // self.block_size)
         return self._ledger.books.blocks_needed(sequence.view, tokens)
+
+    def blocks_freed(self, sequence: Sequence) -> int:
+        pool = self._ledger.books.pool
+        return sum(pool.refs[b] == 1 + pool.is_cached(b) for b in sequence.view.blocks)
+
+    @property
+    def leaving_blocks(self) -> int:
+        return sum(self.blocks_freed(seq) for seq in self._ledger.in_state(State.LEAVING))
 
     def order_key(self, sequence: Sequence) -> float:
         return self._keys.get(sequence.id, np.inf)
