@@ -14,6 +14,7 @@ from hasten.engine.request import BadRequest, Request, SamplingParams
 from hasten.engine.scheduling.base import StepPlan, Work, WorkKind
 from hasten.engine.scheduling.priority import Priority
 from hasten.engine.scheduling.whole_prompts import WholePrompts
+from hasten.engine.sequence import Finish
 
 EOS = frozenset({7})
 
@@ -232,3 +233,76 @@ def test_a_residency_that_frees_nothing_ends_requests_rather_than_hanging() -> N
     finishes = [delta.finish for delta in engine.run() if delta.finish]
     assert sorted(set(finishes)) in (["error", "length"], ["length"]) and len(finishes) == 3
     engine.ledger.audit()
+
+
+def test_twins_that_prefill_together_leave_no_block_that_cannot_be_had() -> None:
+    """Two requests compute the same prefix in one step; the one that goes on must be able to use all the memory."""
+    engine = make_engine(blocks=8, max_length=70, tokens=64, chunk=64)
+    shared = list(range(17))
+    engine.add(request("a", [*shared, 1], max_tokens=1))
+    engine.add(request("b", [*shared, 2], max_tokens=45))
+    out = engine.run()
+    assert [delta.error for delta in out if delta.error] == []
+    assert gather(out)["b"][0] == alone(request("b", [*shared, 2], max_tokens=45))[0]
+    pool, tree = engine.ledger.books.pool, engine.ledger.books.reuse
+    assert tree is not None
+    tree.evict(pool.evictable)
+    assert pool.free == pool.blocks
+
+
+def test_a_sequence_that_fills_the_pool_comes_back_from_the_host() -> None:
+    engine = make_engine(blocks=9, host_blocks=20, reuse=False, max_length=90)
+    one = request("r", list(range(30)), max_tokens=42, n=2)
+    engine.add(one)
+    out = engine.run()
+    assert [gather(out)["r"][k] for k in (0, 1)] == alone(one, max_length=90)
+
+
+def test_part_of_a_request_can_be_cancelled_before_it_is_split() -> None:
+    engine = make_engine()
+    one = request("q", [1, 2, 3], max_tokens=5, n=3, temperature=0.9)
+    engine.add(one)
+    engine.cancel("q", 0)
+    engine.cancel("q", 2)
+    out = engine.run()
+    ends = {delta.index: delta.finish for delta in out if delta.finish}
+    assert ends == {0: "cancelled", 1: "length", 2: "cancelled"}
+    assert gather(out)["q"][1] == alone(one)[1]
+    assert [delta.last for delta in out if delta.last] == [True] and out[-1].last
+
+
+def test_a_draw_that_fails_ends_its_request_only() -> None:
+    class Bad:
+        def start(self, request: Request) -> Bad:
+            return self
+
+        def fill(self, mask: np.ndarray) -> None:
+            raise KeyError("a bug in a grammar")
+
+        def fork(self) -> Bad:
+            return self
+
+    engine = make_engine(constraint=Bad())
+    good = request("good", [1, 2], max_tokens=5)
+    engine.add(good)
+    engine.add(request("bad", [1, 2], max_tokens=5, constraint="x"))
+    out = engine.run()
+    assert [d.finish for d in out if d.request_id == "bad"] == ["error"]
+    expect(good, gather(out)["good"], frozenset())
+    engine.add(request("next", [1, 2], max_tokens=2))
+    assert engine.run()[-1].finish == "length"
+
+
+def test_a_stop_is_a_success_and_only_running_sequences_fork() -> None:
+    engine = make_engine()
+    engine.add(request("s", list(range(20)), max_tokens=50))
+    engine.step()
+    engine.step()
+    (seq,) = engine.ledger.sequences.values()
+    engine.cancel("s", 0, Finish.STOP)
+    engine.run()
+    assert (engine.events.counts[Kind.FINISHED], engine.events.counts[Kind.FAILED]) == (1, 0)
+    with pytest.raises(ValueError, match="not running"):
+        engine.fork(seq, 1)
+    with pytest.raises(ValueError, match="not running"):
+        engine.inject(seq, [1])

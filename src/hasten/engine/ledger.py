@@ -84,8 +84,6 @@ class Ledger:
 
     def fork(self, parent: Sequence, seed: int) -> Sequence:
         """A sequence of the same request that shares all of `parent`'s tokens and KV."""
-        if parent.state is not State.RUNNING:
-            raise ValueError(f"{parent} cannot be forked: it is not running")
         group = self.groups[parent.request.id]
         child = Sequence(next(self._ids), parent.request, len(group.sequences), seed, parent.reuse_key, parent.arrival_s)
         child.take_after(parent)

@@ -343,6 +343,8 @@ class Engine:
     # -- what a controller may do (decoding.base.Actions) -----------------------------------------------------------------
 
     def fork(self, sequence: Sequence, count: int) -> list[Sequence]:
+        if sequence.state is not State.RUNNING:
+            raise ValueError(f"{sequence} cannot be forked: it is not running")
         first = len(self.ledger.groups[sequence.request.id].sequences)
         return [self.ledger.fork(sequence, mix(sequence.seed, first + i)) for i in range(count)]
 
@@ -358,8 +360,9 @@ class Engine:
             self.ledger.close(sequence, Finish.LENGTH)
 
     def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:
-        group = self.ledger.groups[sequences[0].request.id]
-        child = self.ledger.join(sequences, tokens, mix(sequences[0].seed, len(group.sequences)))
+        first = sequences[0]
+        group = self.ledger.groups.get(first.request.id)
+        child = self.ledger.join(sequences, tokens, mix(first.seed, len(group.sequences) if group is not None else 0))
         self._out.append(TokenDelta(child.request.id, child.index, list(tokens), [None] * len(tokens)))
         return child
 
