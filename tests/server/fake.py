@@ -73,7 +73,8 @@ class FakeEngine:
         frontend = Frontend(self.tokenizer)
         frontend.open(request)
         said = 0
-        while not frontend.finished(request.id):
+        going = set(range(sampling.n))
+        while going:
             await asyncio.sleep(self.step_s)
             if not self.alive:
                 raise EngineDead("the engine process ended")
@@ -97,6 +98,8 @@ class FakeEngine:
                             out.prompt_logprobs = [None, *scored]
                 delta, _ = frontend.feed(out)
                 if delta is not None:
+                    if delta.finish is not None:
+                        going.discard(index)
                     yield delta
             said += 1
 
