@@ -240,10 +240,11 @@ def test_twins_that_prefill_together_leave_no_block_that_cannot_be_had() -> None
     engine = make_engine(blocks=8, max_length=70, tokens=64, chunk=64)
     shared = list(range(17))
     engine.add(request("a", [*shared, 1], max_tokens=1))
-    engine.add(request("b", [*shared, 2], max_tokens=45))
+    twin = request("b", [*shared, *range(20, 30)], max_tokens=35)  # a third full block, below the shared two
+    engine.add(twin)
     out = engine.run()
     assert [delta.error for delta in out if delta.error] == []
-    assert gather(out)["b"][0] == alone(request("b", [*shared, 2], max_tokens=45))[0]
+    assert gather(out)["b"][0] == alone(twin, max_length=70)[0]
     pool, tree = engine.ledger.books.pool, engine.ledger.books.reuse
     assert tree is not None
     tree.evict(pool.evictable)
