@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hasten.engine.request import Request, SamplingParams
 
 # At its end a kernel's threads spin for the next kernel to come. libgomp's own figure is milliseconds: when anything else wants
-# a core, every kernel then waits out the scheduler (measured on two cores: a step 10 to 20 times slower). About 0.3 ms covers
-# the gaps within a step at no measurable cost. Read when the OpenMP library loads, so it must stand before torch is imported.
+# a core, every kernel then waits out the scheduler (docs/measurements.md, "Threads"). About 0.3 ms covers the gaps within a
+# step. Read when the OpenMP library loads, so it must stand before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
 """Dense weights in the run dtype, the default store.
 
 With the native kernels a weight stays row-major, mapped from its file where that holds the run dtype: few rows are multiplied
-by `Kernels.linear`, which reads the weight once at the memory's bandwidth, many by oneDNN through torch. Measured on two Zen 5
-cores in bfloat16, this is 1.5x oneDNN's packed layout at 1 to 8 rows, 0.95x at 32 and 0.94x to 0.99x from 512, and needs no
-packing and no second copy. Without the native kernels a CPU weight is packed once into oneDNN's layout, which is then the
+by `Kernels.linear`, which reads the weight once at the memory's bandwidth, many by oneDNN through torch. Measured on two EPYC
+cores in bfloat16 against oneDNN's packed layout: 1.3x to 1.8x at 1 to 2 rows, 1.0x to 1.6x at 4 to 8, 0.8x to 1.04x at 32, 0.94x
+to 0.99x at 512 (float32: 0.6x to 0.8x at 512); and it needs no packing and no second copy. Without the native kernels a CPU weight is packed once into oneDNN's layout, which is then the
 faster one. In deterministic runs the batch-invariant `Kernels.linear` multiplies everything. Exact.
 """
 
