@@ -2,9 +2,10 @@
 
 With the native kernels a weight stays row-major, mapped from its file where that holds the run dtype: few rows are multiplied
 by `Kernels.linear`, which reads the weight once at the memory's bandwidth, many by oneDNN through torch. Measured on two EPYC
-cores in bfloat16 against oneDNN's packed layout: 1.3x to 1.8x at 1 to 2 rows, 1.0x to 1.6x at 4 to 8, 0.8x to 1.04x at 32, 0.94x
-to 0.99x at 512 (float32: 0.6x to 0.8x at 512); and it needs no packing and no second copy. Without the native kernels a CPU weight is packed once into oneDNN's layout, which is then the
-faster one. In deterministic runs the batch-invariant `Kernels.linear` multiplies everything. Exact.
+cores in bfloat16 against oneDNN's packed layout: 1.3x to 1.8x at 1 to 2 rows, 1.0x to 1.6x at 4 to 8, 0.8x to 1.04x at 32,
+0.94x to 0.99x at 512 (float32: 0.6x to 0.8x at 512); and it needs no packing and no second copy. Without the native kernels a
+CPU weight is packed once into oneDNN's layout, which is then the faster one. In deterministic runs the batch-invariant
+`Kernels.linear` multiplies everything. Exact.
 """
 
 from __future__ import annotations
