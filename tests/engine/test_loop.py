@@ -307,3 +307,17 @@ def test_a_stop_is_a_success_and_only_running_sequences_fork() -> None:
         engine.fork(seq, 1)
     with pytest.raises(ValueError, match="not running"):
         engine.inject(seq, [1])
+
+
+def test_a_lookup_that_leads_nowhere_costs_nobody_its_blocks() -> None:
+    """One of two is dropped; what the tree kept of it is found again at once, but does not fit beside what still runs."""
+    engine = make_engine(blocks=40, max_length=400)
+    first = Request(id="a", prompt=np.array([7]), sampling=SamplingParams(max_tokens=113, temperature=0))
+    second = Request(id="b", prompt=np.arange(1, 100) % VOCABULARY, sampling=SamplingParams(max_tokens=111, temperature=0))
+    deltas = []
+    for request in (first, second):
+        engine.add(request)
+    deltas = engine.run()
+    assert [d.error for d in deltas if d.error] == []
+    assert engine.events.counts[Kind.PREEMPTED] > 0
+    engine.ledger.audit()

@@ -12,10 +12,10 @@ import torch
 
 from hasten import kernels as kernel_library
 from hasten.engine import models
+from hasten.engine.assemble import assemble, require
 from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.clock import Clock, RealClock
 from hasten.engine.config import EngineConfig
-from hasten.engine.decoding.base import Policies
 from hasten.engine.depth.base import Depth
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
@@ -23,12 +23,9 @@ from hasten.engine.executors.local import LocalExecutor
 from hasten.engine.executors.step import Model
 from hasten.engine.kv.base import Reuse
 from hasten.engine.kv.books import Books
-from hasten.engine.kv.host import HostTier
 from hasten.engine.kv.pool import BlockPool
-from hasten.engine.ledger import Ledger
 from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
-from hasten.engine.scheduling.base import Limits
 from hasten.engine.technique import ConfigError
 from hasten.engine.weights.dense import WeightContext
 from hasten.kernels import Kernels
@@ -82,7 +79,7 @@ def build(
     books = Books(BlockPool(blocks, config.kv.block_size))
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog())
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
-    _require(config, attention)
+    require(config, attention)
     if config.kv.reuse is not None:
         reuse: Reuse = config.make(config.kv.reuse, parts)
         books.reuse = reuse
@@ -90,7 +87,7 @@ def build(
         raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
     executor = LocalExecutor(memory, kernels, attention, depth, deterministic=deterministic)
     parts.executor = executor
-    engine = assemble(config, parts, executor, host_blocks)
+    engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
     info = {
         "model": config.model.path,
         "max_length": model.max_length,
@@ -102,50 +99,6 @@ def build(
         **executor.describe(),
     }
     return Built(engine, parts, info)
-
-
-def assemble(config: EngineConfig, parts: Parts, executor: Executor, host_blocks: int) -> Engine:
-    """The loop and its policies around an executor."""
-    tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
-    ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)
-
-    def policy(name: str | None) -> Any:
-        return config.make(name, parts) if name is not None else None
-
-    decoding = Policies(
-        sampler=policy(config.decoding.sampler),
-        constraint=policy(config.decoding.constraint),
-        proposer=policy(config.decoding.proposer),
-        controller=policy(config.decoding.controller),
-    )
-    return Engine(
-        executor=executor,
-        ledger=ledger,
-        lock=parts.memory.lock,
-        clock=parts.clock,
-        events=parts.events,
-        order=policy(config.scheduling.order),
-        batching=policy(config.scheduling.batching),
-        residency=policy(config.scheduling.residency),
-        decoding=decoding,
-        limits=Limits(config.scheduling.max_tokens, config.scheduling.max_rows),
-        max_length=parts.model.max_length,
-        eos=parts.eos,
-        queue_limit=config.scheduling.queue_limit,
-    )
-
-
-def _require(config: EngineConfig, attention: AttentionPolicy) -> None:
-    """Refuse what the attention policy's store cannot do, naming both sides."""
-    needs = [
-        (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
-        (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
-        (config.decoding.proposer is not None, "truncate", f"decoding.proposer={config.decoding.proposer}"),
-        (config.decoding.proposer is not None, "tree", f"decoding.proposer={config.decoding.proposer}"),
-    ]
-    for wanted, feature, setting in needs:
-        if wanted and feature not in attention.supports:
-            raise ConfigError(f"{config.attention.policy} and {setting} cannot run together: its store does no {feature}")
 
 
 def _device(name: str) -> torch.device:

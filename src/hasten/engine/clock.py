@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -11,6 +12,9 @@ class Clock(Protocol):
 
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
+    def wait(self, until_s: float, woken: Callable[[], bool]) -> None:
+        """Let time pass until `until_s`, or on a real clock until `woken`, asked about every millisecond."""
+        ...
 
 
 class RealClock:
@@ -21,6 +25,10 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
+
+    def wait(self, until_s: float, woken: Callable[[], bool]) -> None:
+        while not woken() and (left := until_s - self.now()) > 0:
+            time.sleep(min(left, 1e-3))
 
 
 class VirtualClock:
@@ -35,7 +43,14 @@ class VirtualClock:
     def sleep(self, seconds: float) -> None:
         self.advance(max(0.0, seconds))
 
+    def wait(self, until_s: float, woken: Callable[[], bool]) -> None:
+        self.advance_to(until_s)
+
     def advance(self, seconds: float) -> None:
         if seconds < 0:
             raise ValueError(f"time cannot run backwards ({seconds} s)")
         self._now += seconds
+
+    def advance_to(self, time_s: float) -> None:
+        """Be no earlier than `time_s`."""
+        self._now = max(self._now, time_s)

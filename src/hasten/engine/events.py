@@ -7,9 +7,10 @@ Metrics, traces, plots and the console are functions of this log and read nothin
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class Kind(IntEnum):
     TRANSFER_DONE = 13
     """a copy between tiers ended [a: blocks]"""
     STEP = 14
-    """a step was measured [sequence: -1, a: tokens computed, b: seconds]"""
+    """a step was measured, planning included [sequence: -1, a: tokens computed, b: seconds]"""
     MEMORY = 15
     """after a step [sequence: -1, a: free blocks incl. evictable, b: rows in the step]"""
     MEMORY_LOW = 16
@@ -60,6 +61,12 @@ class Kind(IntEnum):
     """it ended well [a: output tokens, b: finish reason's number]"""
     FAILED = 20
     """it ended with an error, or was cancelled or rejected [b: finish reason's number]"""
+    READ = 21
+    """after a step, what its attention read [sequence: -1, a: cached tokens, b: pairs of query and key]"""
+
+
+COLUMNS = {"time_s": np.float64, "kind": np.int8, "sequence": np.int64, "a": np.float64, "b": np.float64}
+"""Names and dtypes of the log's columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +81,10 @@ class Event:
 
 
 class EventLog:
-    """Columns of events. At most `keep` rows are held: the older half is dropped when the log is full."""
+    """Columns of events. At most `keep` rows are held (None: all): the older half is dropped when the log is full."""
 
-    def __init__(self, keep: int = 4_000_000) -> None:
-        self._keep = keep
+    def __init__(self, keep: int | None = 4_000_000) -> None:
+        self.keep = keep
         self._time = array("d")
         self._kind = array("b")
         self._sequence = array("q")
@@ -104,22 +111,36 @@ class EventLog:
         self._b.append(b)
         self.counts[kind] += 1
         self.sums[kind] += a
-        if len(self._time) > self._keep:
+        if self.keep is not None and len(self._time) > self.keep:
             self._drop_older_half()
         for observer in self._observers:
             observer(Event(time_s, kind, sequence, a, b))
 
+    def extend(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add many events at once: columns as `columns()` gives them, of these dtypes."""
+        kinds = columns["kind"]
+        for column, name in zip(self._columns(), COLUMNS, strict=True):
+            column.frombytes(columns[name].tobytes())
+        sums = np.bincount(kinds, weights=columns["a"], minlength=len(Kind))
+        for kind, count in enumerate(np.bincount(kinds, minlength=len(Kind)).tolist()):
+            self.counts[kind] += count
+            self.sums[kind] += float(sums[kind])
+        while self.keep is not None and len(self._time) > self.keep:
+            self._drop_older_half()
+        if self._observers:
+            for time_s, kind, *rest in zip(*(columns[name].tolist() for name in COLUMNS), strict=True):
+                for observer in self._observers:
+                    observer(Event(time_s, Kind(kind), *rest))
+
+    def _columns(self) -> tuple[array[Any], ...]:
+        return self._time, self._kind, self._sequence, self._a, self._b
+
     def _drop_older_half(self) -> None:
         half = len(self._time) // 2
-        for column in (self._time, self._kind, self._sequence, self._a, self._b):
+        for column in self._columns():
             del column[:half]
 
-    def columns(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Copies of the columns `time_s`, `kind`, `sequence`, `a`, `b`, each [n]."""
-        return {
-            "time_s": np.array(self._time, dtype=np.float64),
-            "kind": np.array(self._kind, dtype=np.float64),
-            "sequence": np.array(self._sequence, dtype=np.float64),
-            "a": np.array(self._a, dtype=np.float64),
-            "b": np.array(self._b, dtype=np.float64),
-        }
+    def columns(self, start: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """Copies of the columns from row `start` on: `time_s` float64, `kind` int8, `sequence` int64, `a`, `b` float64."""
+        parts = zip(COLUMNS, self._columns(), COLUMNS.values(), strict=True)
+        return {name: np.array(column[start:], dtype=dtype) for name, column, dtype in parts}

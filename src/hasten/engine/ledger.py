@@ -5,7 +5,7 @@ It imports no torch: bytes move through the executor. The loop calls it under `M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
@@ -154,9 +154,11 @@ class Ledger:
                 if seq.output_length == 0:
                     self.groups[seq.request.id].reused = min(reused, seq.prompt_length)
 
-    def close_unplanned(self) -> None:
+    def close_unplanned(self, planned: Container[int] = ()) -> None:
         """Let go of the KV looked up for sequences that were not planned after all."""
         for id in list(self._opened):
+            if id in planned:
+                continue
             seq = self.sequences[id]
             del self._opened[id]
             self._release(seq)
@@ -174,6 +176,11 @@ class Ledger:
     def truncate(self, seq: Sequence, entries: int) -> None:
         self.books.truncate(seq.view, entries)
         self._attention.truncate(seq, entries)
+
+    @property
+    def moving(self) -> bool:
+        """Some sequence's KV is on the way between tiers."""
+        return bool(self._moving)
 
     # -- yielding and coming back ---------------------------------------------------------------------------------------
 

@@ -10,26 +10,30 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from hasten.engine import speculate
-from hasten.engine.batch import BatchBuilder
+from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import Drawn, Policies, Row, TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
+from hasten.engine.executors.cost import StepShape, shape_of_spans
 from hasten.engine.ledger import Ledger
 from hasten.engine.outputs import QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request
 from hasten.engine.rng import mix
-from hasten.engine.scheduling.base import Batching, Limits, Order, Residency
+from hasten.engine.scheduling.base import Batching, Limits, Order, Residency, StepPlan
 from hasten.engine.scheduling.planner import Planner
 from hasten.engine.sequence import Finish, Sequence, Span, State
 from hasten.engine.spans import SpanMaker
+from hasten.engine.steady import Steady
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +55,10 @@ class Engine:
         max_length: int,
         eos: frozenset[int] = frozenset(),
         queue_limit: int | None = None,
+        build_batch: Callable[[list[Span]], Batch] | None = None,
+        steady: bool = False,
     ) -> None:
+        """`steady`: advance steps that no policy can change together; for executors on a virtual clock."""
         self.executor = executor
         self.ledger = ledger
         self.clock = clock
@@ -61,7 +68,8 @@ class Engine:
         self._planner = Planner(ledger, executor, limits, order, batching, residency, decoding.proposer, max_length)
         self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
-        self._builder = BatchBuilder()
+        self._build_batch = build_batch if build_batch is not None else BatchBuilder().build
+        self._steady = Steady(self, (order, batching, residency)) if steady else None
         self._eos = eos
         self._queue_limit = queue_limit
         self._inbox: deque[Request | tuple[str, int | None, Finish]] = deque()
@@ -153,23 +161,26 @@ class Engine:
 
     # -- the step -------------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[TokenDelta]:
-        """Run one step; what became of the requests. Empty when there was nothing to do."""
+    def step(self, until_s: float = inf) -> list[TokenDelta]:
+        """Run one step; what became of the requests. Empty when there was nothing to do. Before `until_s`, engine time, the
+        caller has nothing new to hand over: an engine on a virtual clock may run several steps that begin before it."""
+        began = self.clock.now()
         with self._lock:
             self._intake()
             self.ledger.settle()
             plan = self._planner.plan()
-            spans = self._spans.make(plan, self._last)
-            if not spans:
-                self._nothing_planned()
+            together = self._steady is not None and self._steady.run(plan, self._planner, until_s)
+            spans = self._spans.make(plan, self._last) if not together else []
         if spans:
-            began = self.clock.now()
+            shape = shape_of_spans(spans)
             runs = self._execute(spans)
             with self._lock:
                 for done, result in runs:
                     self._commit(done, result)
                 self.ledger.settle()
-                self._measured(spans, began)
+                self._measured(shape, began)
+        elif not together:
+            self._nothing_planned(plan, until_s)
         out, self._out = self._out, []
         return out
 
@@ -180,11 +191,17 @@ class Engine:
             out += self.step()
         return out
 
-    def _nothing_planned(self) -> None:
-        if self.ledger.settle(wait=True) or not self.ledger.sequences or self._out:
-            return
-        stuck = next(iter(self.ledger.sequences.values()))
-        self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
+    def _nothing_planned(self, plan: StepPlan, until_s: float) -> None:
+        with self._lock:
+            if self.ledger.settle(wait=True) or not self.ledger.sequences or self._out:
+                return
+            waits = plan.replan_at is not None and plan.replan_at > self.clock.now()
+            if not waits:
+                stuck = next(iter(self.ledger.sequences.values()))
+                self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
+        if waits:  # the policy holds its sequences back on purpose
+            assert plan.replan_at is not None
+            self.clock.wait(min(plan.replan_at, until_s), lambda: bool(self._inbox))
 
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
@@ -195,13 +212,13 @@ class Engine:
         taps = controller.taps if controller is not None else frozenset()
         self.executor.copy_blocks(self.ledger.books.take_copies())
         try:
-            return [(spans, self.executor.submit(self._builder.build(spans), taps).wait())]
+            return [(spans, self.executor.submit(self._build_batch(spans), taps).wait())]
         except Exception:
             return [run for span in spans for run in self._execute_alone(span, taps)]
 
     def _execute_alone(self, span: Span, taps: frozenset[int]) -> list[tuple[list[Span], StepResult]]:
         try:
-            return [([span], self.executor.submit(self._builder.build([span]), taps).wait())]
+            return [([span], self.executor.submit(self._build_batch([span]), taps).wait())]
         except Exception as failure:
             with self._lock:
                 self.ledger.close(span.sequence, Finish.ERROR, f"{type(failure).__name__}: {failure}")
@@ -373,14 +390,19 @@ class Engine:
         sampling = seq.request.sampling
         if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
             return Finish.STOP
-        if sampling.max_tokens is not None and produced >= sampling.max_tokens:
-            return Finish.LENGTH
-        total = seq.prompt_length + produced
+        return Finish.LENGTH if produced >= self.room(seq) else None
+
+    def room(self, seq: Sequence) -> int:
+        """Tokens of output at which a sequence ends by length."""
         pool = self.ledger.books.pool
         # The last token's own KV is never needed, so a sequence may be one token longer than the pool.
-        if total >= self.max_length or total > pool.blocks * pool.block_size:
-            return Finish.LENGTH
-        return None
+        most = min(self.max_length, pool.blocks * pool.block_size + 1) - seq.prompt_length
+        asked = seq.request.sampling.max_tokens
+        return most if asked is None else min(asked, most)
+
+    def deliver(self, delta: TokenDelta) -> None:
+        """Hand out a delta with this step's others."""
+        self._out.append(delta)
 
     def _closed(self, seq: Sequence, error: str | None) -> None:
         assert seq.finish is not None
@@ -397,9 +419,9 @@ class Engine:
             self._open.discard(seq.request.id)
             self._out[-1].last = True
 
-    def _measured(self, spans: list[Span], began: float) -> None:
+    def _measured(self, shape: StepShape, began: float) -> None:
         now = self.clock.now()
-        tokens = sum(span.count for span in spans)
-        self.events.add(now, Kind.STEP, -1, tokens, now - began)
-        self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, len(spans))
+        self.events.add(now, Kind.STEP, -1, shape.tokens, now - began)
+        self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, shape.rows)
+        self.events.add(now, Kind.READ, -1, shape.cached, shape.pairs)
         self.executor.attention.after_step()

@@ -171,6 +171,19 @@ class Sequence:
             self.append(token)
         self.todo = [(self.length - 1, self.length)]
 
+    def run_on(self, token: int, count: int) -> None:
+        """`count` decode steps at once, each of which computed the last token and committed `token`."""
+        start, stop = self.length, self.length + count
+        while len(self._tokens) < stop:
+            self._grow()
+        position = int(self._positions[start - 1]) + 1
+        self._tokens[start:stop] = token
+        self._positions[start:stop] = np.arange(position, position + count, dtype=np.int32)
+        self._segments[start:stop] = self._segments[start - 1]
+        self.length = stop
+        self.service += count
+        self.todo = [(stop - 1, stop)]
+
     def set_positions(self, start: int, positions: Ints, segment: int = 0) -> None:
         """Place tokens [start, start + n) at `positions`; only before their KV is computed."""
         stop = start + len(positions)

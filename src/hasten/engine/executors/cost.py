@@ -1,44 +1,144 @@
 """The cost model: predicted seconds of a step from what it computes and reads.
 
-A step costs a fixed overhead, plus the slower of two limits per part: reading weights and KV at the memory's bandwidth, and
-multiplying at the processor's rate (the roofline of Williams et al., 2009). The generic default takes round figures for a
-two-core server processor; measured ones replace them when the machine is calibrated.
+A step of T tokens takes a time that is flat while reading the weights dominates and rises with T once multiplying does: the
+roofline of Williams et al. (2009), with the fixed overhead below it. That curve is kept as a broken line through `knots`, computed from a device's published
+figures or measured: kernels change with the number of rows, and experts are read as tokens touch them. The rest is linear: a cost per sequence, per row drawn from, per cached token read and per pair of
+query and key, and copies to a slower tier at a bandwidth. All terms have units a person can check.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from hasten.engine.scheduling.base import StepPlan
+
+if TYPE_CHECKING:
+    from hasten.engine.sequence import Span
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step does: `tokens` computed, `rows` (sequences) they belong to, `heads` rows drawn from, `cached` tokens its
+    attention reads, new ones included, and `pairs` of query and key."""
+
+    tokens: int
+    rows: int
+    heads: int
+    cached: int
+    pairs: int
+
+
+def span_pairs(new: int, before: int) -> int:
+    """Pairs of query and key when `new` tokens attend to `before` earlier ones and causally to themselves."""
+    return new * before + new * (new + 1) // 2
+
+
+def shape_of_spans(spans: Iterable[Span]) -> StepShape:
+    """Of spans whose views already hold their new entries."""
+    tokens = rows = heads = cached = pairs = 0
+    for span in spans:
+        new, held = span.count, span.sequence.view.length
+        tokens += new
+        rows += 1
+        heads += len(span.logits)
+        cached += held
+        pairs += span_pairs(new, held - new)
+    return StepShape(tokens, rows, heads, cached, pairs)
+
+
+def shape_of_plan(plan: StepPlan) -> StepShape:
+    """Of a plan whose work has not begun."""
+    tokens = heads = cached = pairs = 0
+    for work in plan.work:
+        new, before = work.count + work.drafts, work.sequence.view.length
+        tokens += new
+        heads += work.drafts + (work.count == work.sequence.remaining)
+        cached += before + new
+        pairs += span_pairs(new, before)
+    return StepShape(tokens, len(plan.work), heads, cached, pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
-    """`weight_bytes`: read once a step; `flops_per_token`: multiply-adds of the weights, twice; `kv_bytes_per_token`: of one
-    cached token over all sites; `attention_flops`: per pair of query token and cached token. Rates in bytes/s and FLOP/s."""
+    """`knots`: tokens of a step, ascending, with `knot_s` seconds each (overhead, weights and everything per token; linear
+    between, the last slope beyond). `row_s` per sequence, `head_s` per row drawn from, `cached_s` per cached token read,
+    `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_block_s` per KV block of it."""
 
-    weight_bytes: float
-    flops_per_token: float
-    kv_bytes_per_token: float
-    attention_flops: float
-    overhead_s: float = 1e-3
-    bandwidth: float = 40e9
-    rate: float = 400e9
+    knots: tuple[int, ...]
+    knot_s: tuple[float, ...]
+    row_s: float = 0.0
+    head_s: float = 0.0
+    cached_s: float = 0.0
+    pair_s: float = 0.0
+    copy_s: float = 0.0
+    copy_block_s: float = 0.0
+    _slopes: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
 
-    def step(self, tokens: int, cached: int, pairs: int) -> float:
-        """Seconds of a step of `tokens` tokens over sequences that hold `cached` tokens, `pairs` (query, key) pairs in all."""
-        if tokens == 0:
+    def __post_init__(self) -> None:
+        if len(self.knots) < 2 or len(self.knots) != len(self.knot_s):
+            raise ValueError("a cost model needs at least two knots with one time each")
+        if any(b <= a for a, b in zip(self.knots, self.knots[1:], strict=False)):
+            raise ValueError(f"knots must ascend, got {self.knots}")
+        pairs = list(zip(self.knots, self.knot_s, strict=True))
+        slopes = tuple((t1 - t0) / (n1 - n0) for (n0, t0), (n1, t1) in zip(pairs, pairs[1:], strict=False))
+        object.__setattr__(self, "_slopes", slopes)
+
+    def tokens(self, count: int) -> float:
+        """Seconds of a step of `count` tokens before anything that depends on context."""
+        i = min(max(bisect_right(self.knots, count) - 1, 0), len(self._slopes) - 1)
+        return self.knot_s[i] + (count - self.knots[i]) * self._slopes[i]
+
+    def step(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        if shape.tokens == 0:
             return 0.0
-        linear = max(self.weight_bytes / self.bandwidth, tokens * self.flops_per_token / self.rate)
-        attention = max(cached * self.kv_bytes_per_token / self.bandwidth, pairs * self.attention_flops / self.rate)
-        return self.overhead_s + linear + attention
+        fixed = self.tokens(shape.tokens) + shape.rows * self.row_s + shape.heads * self.head_s
+        return fixed + shape.cached * self.cached_s + shape.pairs * self.pair_s
+
+    def decode_run(self, rows: int, cached: int, steps: int) -> npt.NDArray[np.float64]:
+        """Seconds float64 [steps] of successive steps in which the same `rows` sequences get one token each; the first reads
+        `cached` tokens. Each equals `step` of its shape bit for bit."""
+        fixed = self.tokens(rows) + rows * self.row_s + rows * self.head_s
+        read = cached + rows * np.arange(steps, dtype=np.int64)
+        return fixed + read * self.cached_s + read * self.pair_s
 
     def plan(self, plan: StepPlan) -> float:
-        tokens = cached = pairs = 0
-        for work in plan.work:
-            new = work.count + work.drafts
-            before = work.sequence.view.length
-            tokens += new
-            cached += before + new
-            pairs += new * before + new * (new + 1) // 2
-        return self.step(tokens, cached, pairs)
+        return self.step(shape_of_plan(plan))
+
+
+def roofline(
+    *,
+    read_bytes: Callable[[int], float],
+    flops_per_token: float,
+    head_flops: float,
+    kv_bytes_per_token: float,
+    attention_flops: float,
+    overhead_s: float,
+    bandwidth: float,
+    rate: float,
+    attention_rate: float | None = None,
+    copy_block_s: float = 0.0,
+) -> CostModel:
+    """The cost model of a device known by its memory bandwidth (bytes/s) and arithmetic rates (FLOP/s) alone.
+
+    `read_bytes(tokens)`: weight bytes that a step of so many tokens reads (more tokens touch more experts); `flops_per_token` of
+    the weights, `head_flops` per row drawn from, `attention_flops` per pair."""
+    token_s = flops_per_token / rate
+    ridge = next(count for i in range(1, 31) if (count := 2**i) * token_s >= read_bytes(count) / bandwidth)
+    # Within the last octave before the ridge both lines matter; elsewhere powers of two follow the curve closely enough.
+    fine = {ridge // 2 + i * max(1, ridge // 32) for i in range(16)}
+    knots = tuple(sorted({2**i for i in range(ridge.bit_length() + 1)} | {k for k in fine if k > 0}))
+    return CostModel(
+        knots=knots,
+        knot_s=tuple(overhead_s + max(read_bytes(n) / bandwidth, n * token_s) for n in knots),
+        head_s=head_flops / rate,
+        cached_s=kv_bytes_per_token / bandwidth,
+        pair_s=attention_flops / (attention_rate or rate),
+        copy_block_s=copy_block_s,
+    )

@@ -17,7 +17,7 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import StepResult
-from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.cost import CostModel, roofline
 from hasten.engine.executors.step import Step
 from hasten.engine.kv.base import Handle
 from hasten.engine.memory import Memory, block_bytes
@@ -208,14 +208,19 @@ class _Stopwatch:
 
 
 def generic_cost(memory: Memory) -> CostModel:
-    """The cost model of a model before anything was measured."""
+    """The cost model of a model before anything was measured, with round figures of a two-core server processor."""
     model = memory.model
     item = torch.empty(0, dtype=model.dtype).element_size()
-    return CostModel(
-        weight_bytes=model.active_weight_bytes,
-        flops_per_token=2 * model.active_weight_bytes / item,
+    head = model.head.shape[0] * model.head.shape[1]
+    return roofline(
+        read_bytes=lambda tokens: model.active_weight_bytes,
+        flops_per_token=2 * (model.active_weight_bytes / item - head),
+        head_flops=2 * head,
         kv_bytes_per_token=block_bytes(model, memory.block_size) / memory.block_size,
         attention_flops=sum(4 * site.heads * site.head_dim for site in model.sites),
+        overhead_s=1e-3,
+        bandwidth=40e9,
+        rate=400e9,
     )
 
 

@@ -83,6 +83,16 @@ class Books:
                 done += take
         return slots
 
+    def extend(self, view: View, count: int) -> None:
+        """Grow a view that is not empty by `count` entries at the positions that follow."""
+        last = view.last_run()
+        assert last is not None
+        block, first, held, position = last
+        if first + held + count <= self.pool.block_size and self.pool.refs[block] == 1:
+            view.extend_last(count)
+        else:
+            self.append(view, np.arange(position + held, position + held + count, dtype=np.int32))
+
     @staticmethod
     def _place(view: View, block: int, first: int, count: int, position: int) -> None:
         last = view.last_run()

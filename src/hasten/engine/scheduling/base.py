@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,8 @@ class Transfer:
 @dataclass(slots=True)
 class StepPlan:
     """What one step computes. `reject` ends sequences with a reason; `hints` name what will be needed soon (prewarming);
-    `replan_at`: engine time of the policy's next full re-plan, None for every step."""
+    `replan_at`: engine time of the policy's next full re-plan, None for every step; an empty plan with it
+    means that the policy holds everything back until then, or until something arrives."""
 
     work: list[Work] = field(default_factory=list)
     reject: list[tuple[Sequence, str]] = field(default_factory=list)
@@ -134,6 +135,16 @@ class View(Protocol):
 
     def cost(self, plan: StepPlan) -> float:
         """Predicted seconds of the step."""
+        ...
+
+
+@runtime_checkable
+class Steady(Protocol):
+    """What a policy may offer for simulation: without it every step is asked for singly, which is always right."""
+
+    def steady(self, plan: StepPlan, view: View) -> float:
+        """For how many more steps (infinity allowed) the policy's answers stay what they were for `plan`, in which every
+        sequence decodes one token, as long as nothing arrives, ends, moves between tiers or runs out of memory."""
         ...
 
 

@@ -7,6 +7,7 @@ sequences come back, oldest first, as soon as there is room for all their blocks
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View
@@ -62,6 +63,10 @@ class NewestYields:
                 transfers.append(Transfer(seq, Direction.DROP))
             short -= view.blocks_freed(seq) + need.get(seq.id, 0)
         return transfers
+
+    def steady(self, plan: StepPlan, view: View) -> float:
+        """Who is swapped lacks memory to come back, and decoding frees none."""
+        return math.inf
 
 
 TECHNIQUE = Technique(

@@ -60,6 +60,8 @@ class Planner:
         self._keys: dict[int, float] = {}
         self._keyed_at = -np.inf
         self._fault: str | None = None
+        self.untouched = True
+        """The last plan is what the batching composed: nobody was moved, rejected or left out after it had answered."""
         if order.stale_on:
             ledger.events.subscribe(self._observe)
 
@@ -152,10 +154,14 @@ class Planner:
             self._fault = fault
             self._ledger.events.add(self.now, Kind.PLAN_REFUSED)
             plan = self._first_come(ranked)
+        composed = len(plan.work)
         for sequence, reason in plan.reject:
             self._ledger.close(sequence, Finish.REJECTED, reason)
-        self._make_room(plan)
+        # What was looked up in vain must not keep its blocks from those that run.
+        self._ledger.close_unplanned({work.sequence.id for work in plan.work})
+        moved = self._make_room(plan)
         self._trim(plan)
+        self.untouched = fault is None and not moved and not plan.reject and len(plan.work) == composed
         for work in plan.work:
             self._ledger.start(work.sequence)
         self._ledger.close_unplanned()
@@ -193,7 +199,9 @@ class Planner:
     def _needs(self, plan: StepPlan) -> int:
         return sum(self.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work)
 
-    def _make_room(self, plan: StepPlan) -> None:
+    def _make_room(self, plan: StepPlan) -> bool:
+        """Carry out the residency's transfers until the plan fits; whether there were any."""
+        any_moved = False
         for _ in range(_ROUNDS):
             short = self._needs(plan) - self.free_blocks
             if short > 0:
@@ -201,8 +209,10 @@ class Planner:
             transfers = self._residency.plan(self, plan)
             moved = {t.sequence.id for t in transfers if self._carry_out(t)}
             plan.work = [w for w in plan.work if w.sequence.id not in moved]
+            any_moved |= bool(moved)
             if short <= 0 or not moved:
-                return
+                break
+        return any_moved
 
     def _carry_out(self, transfer: Transfer) -> bool:
         seq, ledger = transfer.sequence, self._ledger

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.events import Event, Kind
-from hasten.engine.scheduling.base import View
+from hasten.engine.scheduling.base import StepPlan, View
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
 
@@ -25,6 +25,10 @@ class Priority:
 
     def observe(self, event: Event) -> None:
         pass
+
+    def steady(self, plan: StepPlan, view: View) -> float:
+        """Priorities never change."""
+        return math.inf
 
 
 TECHNIQUE = Technique(

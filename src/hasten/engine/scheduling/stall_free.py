@@ -7,6 +7,7 @@ chooses the budget by profiling). Exact. O(sequences) a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -70,6 +71,10 @@ class StallFree:
             budget -= count
             rows -= 1
         return plan
+
+    def steady(self, plan: StepPlan, view: View) -> float:
+        """Whoever waits lacks rows or memory, and decoding frees neither."""
+        return math.inf
 
 
 TECHNIQUE = Technique(

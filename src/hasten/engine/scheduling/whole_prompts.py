@@ -7,6 +7,7 @@ limit is cut, since it could never run otherwise. Exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 
 from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
@@ -47,6 +48,10 @@ class WholePrompts:
             plan.work.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
             budget -= 1 + drafts
         return plan
+
+    def steady(self, plan: StepPlan, view: View) -> float:
+        """Whoever waits lacks rows or memory, and decoding frees neither."""
+        return math.inf
 
 
 TECHNIQUE = Technique(

@@ -25,7 +25,8 @@ class TimedRequest:
     end). `prompt_tokens`, `output_tokens`: lengths, at least 1 each; exactly `output_tokens` are generated. `blocks`: what the
     prompt's leading blocks of `Workload.block_tokens` tokens hold, as numbers: equal numbers become equal tokens; what they do
     not cover is unique to the request. The last block may be cut short by `prompt_tokens`. `text`: the prompt itself, where a
-    workload has one; its tokens then replace `blocks` and `prompt_tokens`."""
+    workload has one; its tokens then replace `blocks` and `prompt_tokens`. `failed`: whoever recorded the trace got no answer;
+    such requests are in a workload only when asked for."""
 
     id: str
     arrival_s: float
@@ -42,6 +43,7 @@ class TimedRequest:
     adapter: str | None = None
     tenant: str = ""
     priority: int = 0
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

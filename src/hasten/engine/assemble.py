@@ -1,0 +1,106 @@
+"""The last part of building an engine, the same around a real executor and a simulated one. No torch is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.batch import Batch
+from hasten.engine.clock import Clock
+from hasten.engine.config import EngineConfig
+from hasten.engine.decoding.base import Policies, Sampler
+from hasten.engine.events import EventLog
+from hasten.engine.executors.base import Executor
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.host import HostTier
+from hasten.engine.ledger import Ledger
+from hasten.engine.loop import Engine
+from hasten.engine.scheduling.base import Limits
+from hasten.engine.sequence import Span
+from hasten.engine.technique import ConfigError
+
+
+class Served(Protocol):
+    """What the loop must know of the model. `fingerprint`: equal ones may share KV."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+class Parts(Protocol):
+    """What every policy may be made from; a real engine's offers more (`build.Parts`)."""
+
+    @property
+    def config(self) -> EngineConfig: ...
+    @property
+    def eos(self) -> frozenset[int]: ...
+    @property
+    def model(self) -> Served: ...
+    @property
+    def books(self) -> Books: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def events(self) -> EventLog: ...
+
+
+def assemble(
+    parts: Parts,
+    executor: Executor,
+    *,
+    lock: Any,
+    host_blocks: int,
+    sampler: Sampler | None = None,
+    build_batch: Callable[[list[Span]], Batch] | None = None,
+    steady: bool = False,
+) -> Engine:
+    """The loop and its policies around an executor; `sampler` instead of the configuration's, `build_batch` and `steady` as
+    `Engine` takes them."""
+    config = parts.config
+    tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
+    ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)
+
+    def policy(name: str | None) -> Any:
+        return config.make(name, parts) if name is not None else None
+
+    decoding = Policies(
+        sampler=sampler if sampler is not None else policy(config.decoding.sampler),
+        constraint=policy(config.decoding.constraint),
+        proposer=policy(config.decoding.proposer),
+        controller=policy(config.decoding.controller),
+    )
+    return Engine(
+        executor=executor,
+        ledger=ledger,
+        lock=lock,
+        clock=parts.clock,
+        events=parts.events,
+        order=policy(config.scheduling.order),
+        batching=policy(config.scheduling.batching),
+        residency=policy(config.scheduling.residency),
+        decoding=decoding,
+        limits=Limits(config.scheduling.max_tokens, config.scheduling.max_rows),
+        max_length=parts.model.max_length,
+        eos=parts.eos,
+        queue_limit=config.scheduling.queue_limit,
+        build_batch=build_batch,
+        steady=steady,
+    )
+
+
+def require(config: EngineConfig, attention: AttentionPolicy) -> None:
+    """Refuse what the attention policy's store cannot do, naming both sides."""
+    needs = [
+        (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
+        (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
+        (config.decoding.proposer is not None, "truncate", f"decoding.proposer={config.decoding.proposer}"),
+        (config.decoding.proposer is not None, "tree", f"decoding.proposer={config.decoding.proposer}"),
+    ]
+    for wanted, feature, setting in needs:
+        if wanted and feature not in attention.supports:
+            raise ConfigError(f"{config.attention.policy} and {setting} cannot run together: its store does no {feature}")

@@ -1,0 +1,140 @@
+"""The simulated executor: no tensors, a virtual clock. A step takes what the cost model says, and tokens are made up.
+
+The loop, the ledger, the KV books and every policy run as they do on a real machine; what a request says is of no account, so
+its length must be fixed by `max_tokens`. Copies to the host tier queue up behind each other on one link, as behind one copier
+thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.attention.base import StatelessAttention
+from hasten.engine.batch import Batch
+from hasten.engine.clock import VirtualClock
+from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
+from hasten.engine.executors.base import StepResult
+from hasten.engine.executors.cost import CostModel, shape_of_spans
+from hasten.engine.kv.base import Ints
+from hasten.engine.scheduling.base import StepPlan
+from hasten.engine.sequence import Sequence, Span
+
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedModel:
+    """What the loop must know of a model that is not there."""
+
+    name: str
+    vocabulary: int
+    max_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        return f"simulated {self.name}"
+
+
+def spans_only(spans: list[Span]) -> Batch:
+    """A batch of which nothing but the spans is ever read."""
+    return Batch(spans, *[_NOTHING] * 8)
+
+
+def token_of(sequence: Sequence, vocabulary: int) -> int:
+    """The token that stands for all that a sequence says: unlike other sequences' where it can be."""
+    return (sequence.id * 2654435761 + 12345) % vocabulary
+
+
+class NoAttention(StatelessAttention):
+    """Follows sequences as paged attention does, which is not at all."""
+
+    def attend(self, site: Any, q: Any, k: Any, v: Any, step: Any) -> Any:
+        raise AssertionError("a simulated step attends to nothing")
+
+
+class SimulatedSampler:
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+
+    def draw(self, result: StepResult, rows: Seq[Row]) -> Drawn:
+        return Drawn([token_of(row.sequence, self._vocabulary) for row in rows], [None] * len(rows))
+
+    def score(self, result: StepResult, rows: Seq[int], tokens: Ints, top: int) -> list[TokenLogprobs]:
+        raise ValueError("a simulated engine has no log-probabilities")
+
+
+@dataclass(slots=True)
+class _Step:
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A copy that is over at `end_s`."""
+
+    clock: VirtualClock
+    end_s: float
+
+    def done(self) -> bool:
+        return self.clock.now() >= self.end_s
+
+    def wait(self) -> None:
+        self.clock.advance_to(self.end_s)
+
+
+@dataclass(slots=True)
+class SimulatedExecutor:
+    """`speed` divides every time of the cost model."""
+
+    model: SimulatedModel
+    costs: CostModel
+    clock: VirtualClock
+    attention: NoAttention = field(default_factory=NoAttention)
+    speed: float = 1.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    _link_free_s: float = 0.0
+
+    @property
+    def vocabulary(self) -> int:
+        return self.model.vocabulary
+
+    def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> _Step:
+        seconds = self.costs.step(shape_of_spans(batch.spans)) / self.speed
+        self.clock.advance(seconds)
+        return _Step(StepResult(None, seconds={"simulated": seconds}))
+
+    def decode_run(self, rows: int, cached: int, steps: int) -> npt.NDArray[np.float64]:
+        """Seconds of successive decode steps of the same sequences, equal to what `submit` takes for each."""
+        return self.costs.decode_run(rows, cached, steps) / self.speed
+
+    def move_slots(self, source: Seq[int], target: Seq[int]) -> None: ...
+    def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
+
+    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> _Transfer:
+        return self._copy(len(blocks))
+
+    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> _Transfer:
+        return self._copy(len(blocks))
+
+    def _copy(self, blocks: int) -> _Transfer:
+        begin = max(self.clock.now(), self._link_free_s)
+        self._link_free_s = begin + (self.costs.copy_s + blocks * self.costs.copy_block_s) / self.speed
+        return _Transfer(self.clock, self._link_free_s)
+
+    def cost(self, plan: StepPlan) -> float:
+        return self.costs.plan(plan) / self.speed
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"device": "simulated", "model": self.model.name, "speed": self.speed, **self.facts}
+
+    def close(self) -> None:
+        pass

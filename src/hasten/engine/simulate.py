@@ -1,0 +1,78 @@
+"""An engine on a virtual clock: the same loop, books and policies as `build`, with an executor that only takes time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.engine.assemble import assemble, require
+from hasten.engine.clock import VirtualClock
+from hasten.engine.config import EngineConfig
+from hasten.engine.events import EventLog
+from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.simulated import SimulatedExecutor, SimulatedModel, SimulatedSampler, spans_only
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.pool import BlockPool
+from hasten.engine.loop import Engine
+from hasten.engine.technique import ConfigError
+
+_MODELLED = {
+    "attention.policy": "paged",
+    "weights.store": "dense",
+    "depth.policy": "all-blocks",
+    "decoding.sampler": "lossless",
+    "decoding.proposer": None,
+    "decoding.controller": None,
+    "decoding.constraint": None,
+}
+"""What the cost model knows the price of."""
+
+
+@dataclass(slots=True)
+class SimulatedParts:
+    """What policies are made from (`assemble.Parts`)."""
+
+    config: EngineConfig
+    model: SimulatedModel
+    books: Books
+    clock: VirtualClock
+    events: EventLog
+    eos: frozenset[int] = frozenset()
+
+
+def simulated_engine(
+    config: EngineConfig,
+    model: SimulatedModel,
+    costs: CostModel,
+    *,
+    blocks: int,
+    host_blocks: int = 0,
+    speed: float = 1.0,
+    single_steps: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> Engine:
+    """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never advance
+    steps together (the events are the same). Raises ConfigError for techniques whose cost is not modelled."""
+    for path, value in _MODELLED.items():
+        section, field = path.split(".")
+        if (found := getattr(getattr(config, section), field)) != value:
+            raise ConfigError(f"{path}={found} cannot be simulated: the cost model does not know what it costs")
+    if blocks < 1:
+        raise ConfigError(f"{model.name}: no memory is left for KV")
+    clock = VirtualClock()
+    parts = SimulatedParts(config, model, Books(BlockPool(blocks, config.kv.block_size)), clock, EventLog(keep=None))
+    executor = SimulatedExecutor(model, costs, clock, speed=speed, facts=dict(facts or {}))
+    require(config, executor.attention)
+    if config.kv.reuse is not None:
+        parts.books.reuse = config.make(config.kv.reuse, parts)
+    return assemble(
+        parts,
+        executor,
+        lock=threading.RLock(),
+        host_blocks=host_blocks,
+        sampler=SimulatedSampler(model.vocabulary),
+        build_batch=spans_only,
+        steady=not single_steps,
+    )

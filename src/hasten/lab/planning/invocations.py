@@ -1,0 +1,175 @@
+"""Invocations of serverless functions, generated from published statistics: timers, bursts, workflows and plain requests.
+
+What is published and used: the share of functions by trigger, how often functions are called (81 % at most once a minute, 45 % at
+most once an hour; said of applications) and for how long they run (log-normal, log mean −0.38, log sd 2.36) from Serverless in
+the Wild (Shahrad et al., 2020); the time of a start and the burstiness of gaps from Serverless Cold Starts (Joosen et al., 2024).
+What is assumed, because nothing is published: periods of timers (those of common cron lines), stages of a workflow, calls of a
+burst. Functions called more often than every 10 s are left out: no policy lets them go cold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.lab.bench.run import Floats, Ints
+
+SHARES = {"http": 0.55, "queue": 0.152, "event": 0.022, "timer": 0.156, "workflow": 0.069, "other": 0.051}
+"""Functions by trigger (Shahrad et al., 2020, figure 2; storage and the rest are `other`)."""
+SYNCHRONOUS = frozenset({"http", "workflow"})
+"""Somebody waits for the answer."""
+PERIODS_S = (60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
+STAGES = (3, 4, 5)
+BURST = 10.0
+"""Mean calls of a burst of a queue."""
+_LEAST_GAP_S, _MOST_GAP_S = 10.0, 6 * 3600.0
+_MOST_RUN_S = 60.0
+_JITTER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """`resources`: the resource class of its pods. `period_s`: of a timer, else None. `child`: the function that a run's end
+    invokes, for the stages of a workflow."""
+
+    trigger: str
+    synchronous: bool
+    resources: str
+    period_s: float | None = None
+    child: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """n invocations of functions. `arrival_s` float64 [n]: NaN for those that a parent's end invokes; `function` int64 [n];
+    `run_s` float64 [n]; `start_s` float64 [n]: what a start takes if the invocation meets no pod; `child` int64 [n]: the
+    invocation that the end of this one brings about, −1 for none. `spare_start_s`: start-up times of starts that no invocation
+    asked for, used in turn."""
+
+    functions: list[Function]
+    arrival_s: Floats
+    function: Ints
+    run_s: Floats
+    start_s: Floats
+    child: Ints
+    spare_start_s: Floats
+    duration_s: float
+
+    def __len__(self) -> int:
+        return len(self.function)
+
+
+def startup_times(n, rng, mean=3.24, sd=7.10):
+    s2 = math.log(1 + (sd / mean) ** 2)
+    return rng.lognormal(math.log(mean) - s2 / 2, math.sqrt(s2), n)
+
+
+def gaps(n, rng, mean_s=1.25, cv=3.66 / 1.25):
+    low, high = 0.05, 10.0
+    for _ in range(80):
+        k = (low + high) / 2
+        c = math.sqrt(math.exp(math.lgamma(1 + 2 / k) - 2 * math.lgamma(1 + 1 / k)) - 1)
+        low, high = (k, high) if c > cv else (low, k)
+    return mean_s / math.gamma(1 + 1 / k) * rng.weibull(k, n)
+
+
+def generate(functions: int = 300, duration_s: float = 6 * 3600.0, seed: int = 0) -> Stream:
+    """Invocations of about `functions` functions (whole workflows are kept) over `duration_s` seconds."""
+    if functions < 1 or not duration_s > 0:
+        raise ValueError(f"at least one function and a duration above 0 s are needed, got {functions} and {duration_s:g} s")
+    rng = np.random.default_rng(seed)
+    made = _functions(functions, rng)
+    children = {f.child for f in made}
+    times, numbers = [], []
+    for number, function in enumerate(made):
+        if number not in children:
+            arrivals = _arrivals(function, duration_s, rng)
+            times.append(arrivals)
+            numbers.append(np.full(len(arrivals), number))
+    arrival_s, function_of = np.concatenate(times), np.concatenate(numbers)
+    order = np.argsort(arrival_s, kind="stable")
+    arrival_s, function_of = arrival_s[order], function_of[order]
+
+    # Every call of a workflow's first function brings the calls of its later stages with it.
+    child = np.full(len(arrival_s), -1)
+    blocks_a, blocks_f, blocks_c = [arrival_s], [function_of], [child]
+    total, level = len(arrival_s), (function_of, 0)
+    while True:
+        follows = np.array([-1 if f.child is None else f.child for f in made])[level[0]]
+        parents = np.flatnonzero(follows >= 0)
+        if not len(parents):
+            break
+        blocks_c[-1][parents] = total + np.arange(len(parents))
+        blocks_a.append(np.full(len(parents), np.nan))
+        blocks_f.append(follows[parents])
+        blocks_c.append(np.full(len(parents), -1))
+        total, level = total + len(parents), (follows[parents], total)
+    function_of = np.concatenate(blocks_f)
+    mean_run_s = np.minimum(rng.lognormal(-0.38, 2.36, len(made)), _MOST_RUN_S)
+    return Stream(
+        functions=made,
+        arrival_s=np.concatenate(blocks_a),
+        function=function_of,
+        run_s=mean_run_s[function_of] * rng.lognormal(-0.125, 0.5, total),
+        start_s=startup_times(total, rng),
+        child=np.concatenate(blocks_c),
+        spare_start_s=startup_times(4096, rng),
+        duration_s=duration_s,
+    )
+
+
+def _functions(count: int, rng: np.random.Generator) -> list[Function]:
+    made: list[Function] = []
+    triggers = list(SHARES)
+    weights = np.array([SHARES[t] / (np.mean(STAGES) if t == "workflow" else 1.0) for t in triggers])
+    while len(made) < count:
+        trigger = triggers[int(rng.choice(len(triggers), p=weights / weights.sum()))]
+        resources = "large" if rng.random() < 0.25 else "small"
+        stages = int(rng.choice(STAGES)) if trigger == "workflow" else 1
+        for stage in range(stages):
+            made.append(
+                Function(
+                    trigger=trigger,
+                    synchronous=trigger in SYNCHRONOUS,
+                    resources=resources,
+                    period_s=float(rng.choice(PERIODS_S)) if trigger == "timer" else None,
+                    child=len(made) + 1 if stage + 1 < stages else None,
+                )
+            )
+    return made
+
+
+def _arrivals(function: Function, duration_s: float, rng: np.random.Generator) -> Floats:
+    """Ascending seconds in [0, duration_s)."""
+    if function.period_s is not None:
+        due = np.arange(rng.uniform(0, function.period_s), duration_s, function.period_s)
+        due = due + rng.exponential(_JITTER_S, len(due))
+        return due[due < duration_s]
+    mean_gap_s = float(np.clip(rng.lognormal(*_rate()), _LEAST_GAP_S, _MOST_GAP_S))
+    burst = BURST if function.trigger == "queue" else 1.0
+    times = _renewals(mean_gap_s * burst, duration_s, rng)
+    if function.trigger == "queue":
+        times = np.repeat(times, rng.geometric(1 / BURST, len(times)))
+    return times
+
+
+def _renewals(mean_gap_s: float, duration_s: float, rng: np.random.Generator) -> Floats:
+    """Times with Weibull gaps of the published burstiness. The process is old when the stream begins: a random share of a
+    duration like it has passed already."""
+    before = rng.uniform(1, 2) * max(duration_s, 10 * mean_gap_s)
+    times = np.zeros(0)
+    last = -before
+    while last < duration_s:
+        block = last + np.cumsum(gaps(64 + int((duration_s - last) / mean_gap_s), rng, mean_s=mean_gap_s))
+        times = np.concatenate([times, block])
+        last = float(block[-1])
+    return times[(times >= 0) & (times < duration_s)]
+
+
+def _rate() -> tuple[float, float]:
+    """Log mean and log sd of the mean gap in seconds: 81 % of functions above a minute, 45 % above an hour."""
+    below_minute, below_hour = -0.8779, 0.1257  # standard normal quantiles of 0.19 and 0.55
+    deviation = math.log(60) / (below_hour - below_minute)
+    return math.log(60) - below_minute * deviation, deviation
