@@ -311,10 +311,10 @@ def test_a_stop_is_a_success_and_only_running_sequences_fork() -> None:
 
 def test_a_lookup_that_leads_nowhere_costs_nobody_its_blocks() -> None:
     """One of two is dropped; what the tree kept of it is found again at once, but does not fit beside what still runs."""
-    engine = make_engine(blocks=40, max_length=400)
+    engine = make_engine(blocks=40, max_length=400, chunk=512)
     first = Request(id="a", prompt=np.array([7]), sampling=SamplingParams(max_tokens=113, temperature=0))
     second = Request(id="b", prompt=np.arange(1, 100) % VOCABULARY, sampling=SamplingParams(max_tokens=111, temperature=0))
-    deltas = []
+
     for request in (first, second):
         engine.add(request)
     deltas = engine.run()

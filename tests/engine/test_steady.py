@@ -22,7 +22,7 @@ COSTS = CostModel(
     cached_s=1.3e-6,
     pair_s=7e-8,
     copy_s=1e-3,
-    copy_block_s=2.3e-4,
+    copy_token_s=3e-5,
 )
 MODEL = SimulatedModel(name="test", vocabulary=1000, max_length=400)
 

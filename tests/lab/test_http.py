@@ -200,7 +200,7 @@ def test_words_keep_what_prompts_have_in_common() -> None:
 
 
 def test_no_server_is_one_clear_sentence() -> None:
-    with pytest.raises(ConfigError, match="no answer from http://127.0.0.1:9"):
+    with pytest.raises(ConfigError, match="no answer from http://127"):
         negotiate("http://127.0.0.1:9")
 
     async def script(line: str, body: bytes, writer: asyncio.StreamWriter) -> None:

@@ -63,7 +63,7 @@ def simulated_engine(
         raise ConfigError(f"{model.name}: no memory is left for KV")
     clock = VirtualClock()
     parts = SimulatedParts(config, model, Books(BlockPool(blocks, config.kv.block_size)), clock, EventLog(keep=None))
-    executor = SimulatedExecutor(model, costs, clock, speed=speed, facts=dict(facts or {}))
+    executor = SimulatedExecutor(model, costs, clock, config.kv.block_size, speed=speed, facts=dict(facts or {}))
     require(config, executor.attention)
     if config.kv.reuse is not None:
         parts.books.reuse = config.make(config.kv.reuse, parts)

@@ -68,7 +68,7 @@ def shape_of_plan(plan: StepPlan) -> StepShape:
 class CostModel:
     """`knots`: tokens of a step, ascending, with `knot_s` seconds each (overhead, weights and everything per token; linear
     between, the last slope beyond). `row_s` per sequence, `head_s` per row drawn from, `cached_s` per cached token read,
-    `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_block_s` per KV block of it."""
+    `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s` per token whose KV it carries."""
 
     knots: tuple[int, ...]
     knot_s: tuple[float, ...]
@@ -77,7 +77,7 @@ class CostModel:
     cached_s: float = 0.0
     pair_s: float = 0.0
     copy_s: float = 0.0
-    copy_block_s: float = 0.0
+    copy_token_s: float = 0.0
     _slopes: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ def roofline(
     bandwidth: float,
     rate: float,
     attention_rate: float | None = None,
-    copy_block_s: float = 0.0,
+    copy_token_s: float = 0.0,
 ) -> CostModel:
     """The cost model of a device known by its memory bandwidth (bytes/s) and arithmetic rates (FLOP/s) alone.
 
@@ -140,5 +140,5 @@ def roofline(
         head_s=head_flops / rate,
         cached_s=kv_bytes_per_token / bandwidth,
         pair_s=attention_flops / (attention_rate or rate),
-        copy_block_s=copy_block_s,
+        copy_token_s=copy_token_s,
     )

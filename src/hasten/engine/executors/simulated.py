@@ -98,6 +98,7 @@ class SimulatedExecutor:
     model: SimulatedModel
     costs: CostModel
     clock: VirtualClock
+    block_size: int
     attention: NoAttention = field(default_factory=NoAttention)
     speed: float = 1.0
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class SimulatedExecutor:
 
     def _copy(self, blocks: int) -> _Transfer:
         begin = max(self.clock.now(), self._link_free_s)
-        self._link_free_s = begin + (self.costs.copy_s + blocks * self.costs.copy_block_s) / self.speed
+        self._link_free_s = begin + (self.costs.copy_s + blocks * self.block_size * self.costs.copy_token_s) / self.speed
         return _Transfer(self.clock, self._link_free_s)
 
     def cost(self, plan: StepPlan) -> float:

@@ -62,26 +62,33 @@ class Books:
                 return np.array([block * size + first + count], dtype=np.int64)
         near = last[0] if last is not None else -1
         fresh = self._take(self.blocks_needed(view, n), near)
-        room_block, room_first = -1, size
-        if last is not None and last[1] + last[2] < size:
-            room_block, room_first = last[0], last[1] + last[2]
-            if self.pool.refs[room_block] > 1:
-                self._repoint(view, room_block, fresh.pop(0))
-                room_block = int(view.runs[-1, 0])
+        if last is not None and last[1] + last[2] < size and self.pool.refs[last[0]] > 1:
+            self._repoint(view, last[0], fresh.pop(0))
         slots = np.empty(n, dtype=np.int64)
-        breaks = np.flatnonzero(np.diff(positions) != 1) + 1
         done = 0
-        for stop in [*breaks.tolist(), n]:
-            while done < stop:
-                if room_first == size:
-                    room_block, room_first = fresh.pop(0), 0
-                take = min(stop - done, size - room_first)
-                self._place(view, room_block, room_first, take, int(positions[done]))
-                start = room_block * size + room_first
-                slots[done : done + take] = np.arange(start, start + take)
-                room_first += take
-                done += take
+        breaks = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist() if n > 1 else []
+        for stop in [*breaks, n]:
+            self._fill(view, slots[done:stop], int(positions[done]), fresh)
+            done = stop
         return slots
+
+    def _fill(self, view: View, slots: Slots, position: int, fresh: list[int]) -> None:
+        """Add len(slots) entries at positions from `position` on: what room the last block has, then blocks of `fresh`."""
+        size, left, done = self.pool.block_size, len(slots), 0
+        last = view.last_run()
+        if last is not None and (begin := last[1] + last[2]) < size:
+            done = min(left, size - begin)
+            slots[:done] = np.arange(last[0] * size + begin, last[0] * size + begin + done)
+            if position == last[3] + last[2]:
+                view.extend_last(done)
+            else:
+                view.add_run(last[0], begin, done, position)
+        if done < left:
+            blocks = fresh[: -(-(left - done) // size)]
+            del fresh[: len(blocks)]
+            first = np.array(blocks, dtype=np.int64)[:, None] * size
+            slots[done:] = (first + np.arange(size)).ravel()[: left - done]
+            view.add_blocks(blocks, size, left - done, position + done)
 
     def extend(self, view: View, count: int) -> None:
         """Grow a view that is not empty by `count` entries at the positions that follow."""
@@ -92,14 +99,6 @@ class Books:
             view.extend_last(count)
         else:
             self.append(view, np.arange(position + held, position + held + count, dtype=np.int32))
-
-    @staticmethod
-    def _place(view: View, block: int, first: int, count: int, position: int) -> None:
-        last = view.last_run()
-        if last is not None and (last[0], last[1] + last[2], last[3] + last[2]) == (block, first, position):
-            view.extend_last(count)
-        else:
-            view.add_run(block, first, count, position)
 
     def _repoint(self, view: View, old: int, new: int) -> None:
         """Copy on write: `view` leaves the shared block `old` for the fresh block `new`."""

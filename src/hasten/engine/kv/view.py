@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,10 +19,12 @@ class View:
     than once. `blocks` says how many runs of this view lie in each block; the pool counts the view once per block.
     """
 
-    __slots__ = ("_runs", "_starts", "blocks", "length")
+    __slots__ = ("_last", "_runs", "_starts", "blocks", "length")
 
     def __init__(self) -> None:
         self._runs = np.empty((8, 4), dtype=np.int32)
+        self._last: tuple[int, int, int, int] | None = None
+        """The last run once more: it is asked for in every step."""
         self._starts: list[int] = []
         self.blocks: dict[int, int] = {}
         self.length = 0
@@ -35,24 +38,49 @@ class View:
         return len(self._starts)
 
     def last_run(self) -> tuple[int, int, int, int] | None:
-        if not self._starts:
-            return None
-        block, first, count, position = self._runs[len(self._starts) - 1].tolist()
-        return block, first, count, position
+        """(block, first slot, count, position of the first), None in an empty view."""
+        return self._last
+
+    def _read_last(self) -> None:
+        n = len(self._starts)
+        self._last = tuple(self._runs[n - 1].tolist()) if n else None
+
+    def _reserve(self, count: int) -> None:
+        n = len(self._starts)
+        if n + count > len(self._runs):
+            grown = np.empty((max(2 * n, n + count), 4), dtype=np.int32)
+            grown[:n] = self._runs[:n]
+            self._runs = grown
 
     def add_run(self, block: int, first: int, count: int, position: int) -> None:
         n = len(self._starts)
-        if n == len(self._runs):
-            grown = np.empty((2 * n, 4), dtype=np.int32)
-            grown[:n] = self._runs
-            self._runs = grown
-        self._runs[n] = (block, first, count, position)
+        self._reserve(1)
+        self._last = self._runs[n] = (block, first, count, position)
         self._starts.append(self.length)
         self.length += count
         self.blocks[block] = self.blocks.get(block, 0) + 1
 
+    def add_blocks(self, blocks: Sequence[int], size: int, count: int, position: int) -> None:
+        """Runs of `count` entries in all that fill `blocks`, new to this view, from their first slots, each but the last
+        wholly."""
+        n, fresh = len(self._starts), len(blocks)
+        self._reserve(fresh)
+        runs = self._runs[n : n + fresh]
+        runs[:, 0] = blocks
+        runs[:, 1] = 0
+        runs[:, 2] = size
+        runs[:, 3] = np.arange(position, position + fresh * size, size)
+        runs[-1, 2] = count - (fresh - 1) * size
+        self._starts.extend(range(self.length, self.length + fresh * size, size))
+        self.length += count
+        self.blocks.update(dict.fromkeys(blocks, 1))
+        self._read_last()
+
     def extend_last(self, count: int) -> None:
-        self._runs[len(self._starts) - 1, 2] += count
+        assert self._last is not None
+        block, first, held, position = self._last
+        self._last = (block, first, held + count, position)
+        self._runs[len(self._starts) - 1, 2] = held + count
         self.length += count
 
     def cut(self, length: int) -> list[int]:
@@ -68,6 +96,7 @@ class View:
             left += self._forget(int(self._runs[n, 0]))
             self._starts.pop()
             self.length = start
+        self._read_last()
         return left
 
     def _forget(self, block: int) -> list[int]:
@@ -82,16 +111,19 @@ class View:
         runs = self.runs
         runs[runs[:, 0] == old, 0] = new
         self.blocks[new] = self.blocks.pop(old)
+        self._read_last()
 
     def remap(self, mapping: dict[int, int]) -> None:
         """Move all runs to other blocks at once (a view coming back from another tier)."""
         runs = self.runs
         runs[:, 0] = [mapping[block] for block in runs[:, 0].tolist()]
         self.blocks = {mapping[block]: count for block, count in self.blocks.items()}
+        self._read_last()
 
     def copy(self) -> View:
         other = View()
         other._runs = self._runs[: max(8, len(self._starts) + 1)].copy()
+        other._last = self._last
         other._starts = self._starts.copy()
         other.blocks = self.blocks.copy()
         other.length = self.length

@@ -1,7 +1,7 @@
 """Open-loop replay of a workload against an OpenAI-compatible server, from a process of its own.
 
-The run's events are what a client sees, so its metrics are computed as those of a run in this process; what only an engine knows
-(scheduling, KV, steps) is missing.
+The run's events are what a client sees, so its metrics are computed as those of a run in this process; what only an engine
+knows (scheduling, KV, steps) is missing.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Replay:
             for number in self._arrivals.pop(time.perf_counter()):
                 task = asyncio.create_task(self._one(number))
                 tasks.add(task)
-                task.add_done_callback(tasks.discard)
+                task.add_done_callback(self._settled)
             wait_s = min(self._arrivals.next_s - time.perf_counter(), 3600.0)
             self._released.clear()
             if wait_s > 0:
@@ -103,8 +103,10 @@ class Replay:
                     await asyncio.wait_for(self._released.wait(), wait_s)
             else:
                 await asyncio.sleep(0)
-            for failed in [task for task in tasks if task.done()]:
-                failed.result()
+            settled = {task for task in tasks if task.done()}
+            tasks -= settled
+            for task in settled:
+                task.result()  # an error of our own ends the replay
         await asyncio.gather(*tasks)
         self._client.close()
         return {
@@ -116,6 +118,9 @@ class Replay:
             "short": self._short,
             "client_cpu_s": time.process_time(),
         }
+
+    def _settled(self, task: asyncio.Task[None]) -> None:
+        self._released.set()
 
     def _columns(self) -> dict[str, Any]:
         """In order of time: a request's events are written when it has ended."""
@@ -148,7 +153,6 @@ class Replay:
             for other in lost:
                 self._errors[other] = f"request {number}, which it needs, failed"
             self._ended += 1 + len(lost)
-        self._released.set()
         self._report()
 
     def _write(self, number: int, due_s: float, answer: _Answer, output: int) -> None:

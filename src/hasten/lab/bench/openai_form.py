@@ -13,104 +13,12 @@ import orjson
 
 from hasten.engine.technique import ConfigError
 
-_WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "it",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-    "they",
-    "at",
-    "be",
-    "this",
-    "from",
-    "have",
-    "or",
-    "by",
-    "one",
-    "had",
-    "not",
-    "but",
-    "what",
-    "all",
-    "were",
-    "when",
-    "we",
-    "there",
-    "can",
-    "an",
-    "your",
-    "which",
-    "their",
-    "said",
-    "if",
-    "do",
-    "will",
-    "each",
-    "about",
-    "how",
-    "up",
-    "out",
-    "them",
-    "then",
-    "she",
-    "many",
-    "some",
-    "so",
-    "these",
-    "would",
-    "other",
-    "into",
-    "has",
-    "more",
-    "her",
-    "two",
-    "like",
-    "him",
-    "see",
-    "time",
-    "could",
-    "no",
-    "make",
-    "than",
-    "first",
-    "been",
-    "its",
-    "who",
-    "now",
-    "people",
-    "my",
-    "made",
-    "over",
-    "did",
-    "down",
-    "only",
-    "way",
-    "find",
-    "use",
-    "may",
-    "water",
-    "long",
-    "little",
-    "very",
-    "after",
-    "words",
-    "called",
-    "just",
-    "where",
-    "most",
-    "know",
-]
+_WORDS = """
+the of and to in is that it was for on are as with his they at be this from have or by one had not but what all were when we
+there can an your which their said if do will each about how up out them then she many some so these would other into has more
+her two like him see time could no make than first been its who now people my made over did down only way find use may water
+long little very after words called just where most know
+""".split()  # noqa: SIM905 a list of 110 strings is harder to read
 """Common words: nearly every tokenizer has each as one token."""
 _PROBE_TOKENS = 4
 _PROBE_WORDS = 200
@@ -118,8 +26,9 @@ _PROBE_WORDS = 200
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`ids`: prompts go as token ids, else as words, `words_per_token` of them a token. `exact`: the field that keeps the server
-    from ending early: ignore_eos, min_tokens, generation_config (transformers), or none. `usage`: it can be asked to count."""
+    """`ids`: prompts go as token ids, else as words, `words_per_token` of them a token. `exact`: the field that keeps the
+    server from ending early: ignore_eos, min_tokens, generation_config (transformers), or none. `usage`: it can be asked to
+    count. `context`: the tokens that prompt and output may have together, where it says so."""
 
     model: str
     ids: bool = True

@@ -1,10 +1,12 @@
 """Invocations of serverless functions, generated from published statistics: timers, bursts, workflows and plain requests.
 
-What is published and used: the share of functions by trigger, how often functions are called (81 % at most once a minute, 45 % at
-most once an hour; said of applications) and for how long they run (log-normal, log mean −0.38, log sd 2.36) from Serverless in
-the Wild (Shahrad et al., 2020); the time of a start and the burstiness of gaps from Serverless Cold Starts (Joosen et al., 2024).
-What is assumed, because nothing is published: periods of timers (those of common cron lines), stages of a workflow, calls of a
-burst. Functions called more often than every 10 s are left out: no policy lets them go cold.
+Published by Serverless Cold Starts and Where to Find Them (Joosen et al., 2025) and used: the functions by trigger, how many are
+asynchronous, the share called at least once a minute (20 % in Region 1), a run's median time (100 ms in Region 1), the time of a
+start, the burstiness of gaps. From Serverless in the Wild (Shahrad et al., 2020): 45 % are called at most once an hour (said of
+applications), and the spread of the times of runs (log sd 2.36). Assumed, because nothing is published: the periods of timers
+(common cron lines, evenly), the stages of a workflow, the calls of a burst, and how much more often workflows are called than
+other functions, so that under the default policy cold starts divide among triggers about as published (timers 30 %, workflows
+20 %). Functions called more often than every 10 s are left out: no policy lets them go cold.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import numpy as np
 
 from hasten.lab.bench.run import Floats, Ints
 
-SHARES = {"http": 0.55, "queue": 0.152, "event": 0.022, "timer": 0.156, "workflow": 0.069, "other": 0.051}
-"""Functions by trigger (Shahrad et al., 2020, figure 2; storage and the rest are `other`)."""
-SYNCHRONOUS = frozenset({"http", "workflow"})
+SHARES = {"timer": 0.55, "api": 0.28, "workflow": 0.05, "storage": 0.04, "async": 0.05, "sync": 0.03}
+"""Functions by trigger in Region 2: timers alone 42 % and with an API 13 %, APIs alone 23 %, each other kind below 5 %."""
+SYNCHRONOUS = frozenset({"api", "workflow", "sync"})
 """Somebody waits for the answer."""
+SMALL = 0.6
+"""Share of functions in the small resource class."""
 PERIODS_S = (60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 STAGES = (3, 4, 5)
 BURST = 10.0
-"""Mean calls of a burst of a queue."""
+"""Mean calls of a burst of storage events."""
+WORKFLOW_GAP_S = 300.0
+"""Median over workflows of the mean gap between their calls."""
 _LEAST_GAP_S, _MOST_GAP_S = 10.0, 6 * 3600.0
-_MOST_RUN_S = 60.0
+_MEDIAN_RUN_S, _LOG_SD_RUN, _MOST_RUN_S = 0.1, 2.36, 60.0
 _JITTER_S = 0.5
 
 
@@ -107,7 +113,7 @@ def generate(functions: int = 300, duration_s: float = 6 * 3600.0, seed: int = 0
         blocks_c.append(np.full(len(parents), -1))
         total, level = total + len(parents), (follows[parents], total)
     function_of = np.concatenate(blocks_f)
-    mean_run_s = np.minimum(rng.lognormal(-0.38, 2.36, len(made)), _MOST_RUN_S)
+    mean_run_s = np.minimum(rng.lognormal(math.log(_MEDIAN_RUN_S), _LOG_SD_RUN, len(made)), _MOST_RUN_S)
     return Stream(
         functions=made,
         arrival_s=np.concatenate(blocks_a),
@@ -126,7 +132,7 @@ def _functions(count: int, rng: np.random.Generator) -> list[Function]:
     weights = np.array([SHARES[t] / (np.mean(STAGES) if t == "workflow" else 1.0) for t in triggers])
     while len(made) < count:
         trigger = triggers[int(rng.choice(len(triggers), p=weights / weights.sum()))]
-        resources = "large" if rng.random() < 0.25 else "small"
+        resources = "small" if rng.random() < SMALL else "large"
         stages = int(rng.choice(STAGES)) if trigger == "workflow" else 1
         for stage in range(stages):
             made.append(
@@ -147,10 +153,13 @@ def _arrivals(function: Function, duration_s: float, rng: np.random.Generator) -
         due = np.arange(rng.uniform(0, function.period_s), duration_s, function.period_s)
         due = due + rng.exponential(_JITTER_S, len(due))
         return due[due < duration_s]
-    mean_gap_s = float(np.clip(rng.lognormal(*_rate()), _LEAST_GAP_S, _MOST_GAP_S))
-    burst = BURST if function.trigger == "queue" else 1.0
-    times = _renewals(mean_gap_s * burst, duration_s, rng)
-    if function.trigger == "queue":
+    mean, deviation = _rate()
+    if function.trigger == "workflow":
+        mean = math.log(WORKFLOW_GAP_S)
+    mean_gap_s = float(np.clip(rng.lognormal(mean, deviation), _LEAST_GAP_S, _MOST_GAP_S))
+    bursts = function.trigger == "storage"
+    times = _renewals(mean_gap_s * (BURST if bursts else 1.0), duration_s, rng)
+    if bursts:
         times = np.repeat(times, rng.geometric(1 / BURST, len(times)))
     return times
 
@@ -169,7 +178,7 @@ def _renewals(mean_gap_s: float, duration_s: float, rng: np.random.Generator) ->
 
 
 def _rate() -> tuple[float, float]:
-    """Log mean and log sd of the mean gap in seconds: 81 % of functions above a minute, 45 % above an hour."""
-    below_minute, below_hour = -0.8779, 0.1257  # standard normal quantiles of 0.19 and 0.55
+    """Log mean and log sd of the mean gap in seconds: 80 % of functions above a minute, 45 % above an hour."""
+    below_minute, below_hour = -0.8416, 0.1257  # standard normal quantiles of 0.20 and 0.55
     deviation = math.log(60) / (below_hour - below_minute)
     return math.log(60) - below_minute * deviation, deviation

@@ -20,7 +20,7 @@ from hasten.lab.bench.run import Floats
 from hasten.lab.planning.invocations import Function
 from hasten.lab.planning.keepalive import Prewarm
 
-LEAD_QUANTILE = 0.8
+LEAD_QUANTILE = 0.95
 """Early starts begin so much ahead that this share of them is ready in time."""
 _HISTORY = 200
 _SLACK_S = 5.0

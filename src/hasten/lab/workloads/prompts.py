@@ -17,7 +17,9 @@ from hasten.lab.workloads.base import TimedRequest, Workload, WorkloadError
 FIRST_TOKEN = 16
 """Lower ids are avoided: vocabularies begin with the special tokens."""
 
-_GOLDEN = np.uint32(0x9E3779B1)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ODD = np.uint64(0xD6E8FEB86659FD93)
+_HALF = np.uint64(32)
 
 
 class Prompts:
@@ -31,11 +33,11 @@ class Prompts:
         if not 2 <= vocabulary <= 2**31:
             raise WorkloadError(f"the vocabulary must have from 2 to 2**31 tokens, got {vocabulary}")
         self._block_tokens = workload.block_tokens
-        self._low = FIRST_TOKEN if vocabulary >= 4 * FIRST_TOKEN else 0
-        self._span = np.uint64(vocabulary - self._low)
+        low = FIRST_TOKEN if vocabulary >= 4 * FIRST_TOKEN else 0
+        self._low, self._span = np.uint64(low), np.uint64(vocabulary - low)
         self._seed = seed
         self._encode = encode
-        self._places = np.arange(0, dtype=np.uint32)
+        self._places = np.empty(0, dtype=np.uint64)
 
     def tokens(self, request: TimedRequest) -> npt.NDArray[np.int32]:
         """int32 [n]: the request's prompt, n = `prompt_tokens`, or as many as its text has. Raises WorkloadError for text
@@ -51,7 +53,7 @@ class Prompts:
             keys = _mixed(np.array(shared, dtype=np.uint64) ^ np.uint64(xxhash.xxh64_intdigest(b"block", self._seed)))
             out[:covered] = self._drawn(keys[:, None], size).reshape(-1)[:covered]
         if covered < total:
-            key = np.array([xxhash.xxh64_intdigest(request.id, self._seed)], dtype=np.uint64)
+            key = np.array([xxhash.xxh64_intdigest(request.id.encode(), self._seed)], dtype=np.uint64)
             out[covered:] = self._drawn(key, total - covered)
         return out
 
@@ -64,23 +66,19 @@ class Prompts:
             raise WorkloadError(f"request {request.id!r}: its text {request.text!r} has no tokens")
         return tokens
 
-    def _drawn(self, keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]:
-        """Tokens [..., count] for keys [..., 1]: MurmurHash3's finaliser over (place, key), in 32 bits as they are cheaper."""
+    def _drawn(self, keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int32]:
+        """Tokens [..., count] for keys [..., 1]: a multiply-xorshift hash of key and place, brought into the range by a
+        multiplication. Each step is in place: a long prompt costs memory passes, not arithmetic."""
         if len(self._places) < count:
-            self._places = np.arange(count, dtype=np.uint32) * _GOLDEN
-        low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
-        x = self._places[:count] + low
-        x ^= x >> np.uint32(16)
-        x *= np.uint32(0x85EBCA6B)
-        x ^= high
-        x ^= x >> np.uint32(13)
-        x *= np.uint32(0xC2B2AE35)
-        x ^= x >> np.uint32(16)
-        wide = x.astype(np.uint64)
-        wide *= self._span
-        wide >>= np.uint64(32)
-        wide += np.uint64(self._low)
-        return wide
+            self._places = np.arange(count, dtype=np.uint64) * _GOLDEN
+        x = self._places[:count] + keys
+        x ^= x >> _HALF
+        x *= _ODD
+        x >>= _HALF
+        x *= self._span
+        x >>= _HALF
+        x += self._low
+        return x.astype(np.int32)
 
 
 def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

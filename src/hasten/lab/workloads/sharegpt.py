@@ -21,7 +21,14 @@ BLOCK_TOKENS = 16
 CHARACTERS_PER_TOKEN = 4
 """The usual rule of thumb for English, where no tokenizer is given."""
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def load(

@@ -7,8 +7,8 @@
     azure-llm-2023-conv[0:200]                     requests 0 to 199 (see transform.cut)
     azure-llm-2023-conv[0:200]@context=2048,load=4 transformed, step by step as written
 
-The steps behind @ are `load` (requests a second), `time` and `lengths` (factors) and `context` (tokens that the longest request
-must fit).
+The steps behind @ are `load` (requests a second), `time` and `lengths` (factors), `context` (tokens that the longest request
+must fit) and `coldstarts` (mean seconds between start-ups that delay a request).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hasten.lab.workloads import (
     azure,
     burst,
     burstgpt,
+    coldstarts,
     conversations,
     data,
     generate,
@@ -51,6 +52,7 @@ STEPS: dict[str, Callable[[Workload, float], Workload]] = {
     "time": transform.scale_time,
     "lengths": transform.scale_lengths,
     "context": lambda workload, tokens: transform.fit_context(workload, int(tokens)),
+    "coldstarts": coldstarts.delayed,
 }
 
 _SPEC = re.compile(

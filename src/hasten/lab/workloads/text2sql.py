@@ -46,9 +46,7 @@ def load(path: Path, *, rate: float = 0.5, seed: int = 0, parallel: Collection[s
     return Workload(name=path.stem, requests=requests, source=source)
 
 
-def _workflow(
-    entry: Any, number: int, arrival_s: float, parallel: Collection[str] | None, place: str
-) -> list[TimedRequest]:
+def _workflow(entry: Any, number: int, arrival_s: float, parallel: Collection[str] | None, place: str) -> list[TimedRequest]:
     steps = entry.get(KEY) if isinstance(entry, dict) else None
     if not isinstance(steps, list) or not steps or not all(isinstance(step, dict) for step in steps):
         raise WorkloadError(f"{place}: expected an object whose {KEY!r} is a list of steps")

@@ -85,11 +85,15 @@ def between(workload: Workload, start_s: float, stop_s: float) -> Workload:
     """What arrives at `start_s` or later and before `stop_s`, with `start_s` as the new 0 s; a workflow is in whole if its
     first request is. Raises WorkloadError where nothing is left."""
     if not 0 <= start_s < stop_s:
-        raise WorkloadError(f"{workload.name}: cannot cut from {start_s} s to {stop_s} s: give seconds from 0 on, the first lower")
+        raise WorkloadError(
+            f"{workload.name}: cannot cut from {start_s} s to {stop_s} s: give seconds from 0 on, the first lower"
+        )
     first = _first_of_workflow(workload)
     kept = [r for r, root in zip(workload, first, strict=True) if start_s <= workload.requests[root].arrival_s < stop_s]
     if not kept:
-        raise WorkloadError(f"{workload.name}: nothing arrives from {start_s:g} s to {stop_s:g} s; it lasts {workload.duration_s:g} s")
+        raise WorkloadError(
+            f"{workload.name}: nothing arrives from {start_s:g} s to {stop_s:g} s; it lasts {workload.duration_s:g} s"
+        )
     return _made(workload, _shifted(kept, start_s), f"{start_s:g} s to {stop_s:g} s")
 
 
@@ -108,7 +112,9 @@ def mix(*workloads: Workload) -> Workload:
     for number, (label, workload) in enumerate(zip(labels, workloads, strict=True)):
         for name, slo in workload.slos.items():
             if slos.setdefault(name, slo) != slo:
-                raise WorkloadError(f"{workload.name}: the SLO class {name!r} means something else in another workload of the mix")
+                raise WorkloadError(
+                    f"{workload.name}: the SLO class {name!r} means something else in another workload of the mix"
+                )
         pieces = max(1, workload.block_tokens // size)
         earliest: dict[str, float] = {}
         for request in workload:
