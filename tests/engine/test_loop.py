@@ -210,7 +210,7 @@ class Broken:
 
 
 class Useless:
-    def plan(self, view: object, plan: StepPlan) -> list:
+    def plan(self, view: object, plan: StepPlan, short: int) -> list:
         return []
 
 

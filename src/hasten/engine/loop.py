@@ -170,7 +170,8 @@ class Engine:
             self.ledger.settle()
             plan = self._planner.plan()
             together = self._steady is not None and self._steady.run(plan, self._planner, until_s)
-            spans = self._spans.make(plan, self._last) if not together else []
+            spans = self._steady.spans(plan) if self._steady is not None and not together else []
+            spans += self._spans.make(plan, self._last) if not together else []
         if spans:
             shape = shape_of_spans(spans)
             runs = self._execute(spans)
@@ -227,6 +228,8 @@ class Engine:
     # -- commit ---------------------------------------------------------------------------------------------------------
 
     def _commit(self, spans: list[Span], result: StepResult) -> None:
+        if self._steady is not None:
+            spans = self._steady.commit(spans)
         rows: list[Row] = []
         firsts: list[int] = []
         drawn_spans: list[Span] = []

@@ -124,6 +124,10 @@ class Sequence:
     def segments(self) -> Ints:
         return self._segments[: self.length]
 
+    def piece(self, start: int, stop: int) -> tuple[Ints, Ints, Ints]:
+        """Tokens, positions and segments of [start, stop)."""
+        return self._tokens[start:stop], self._positions[start:stop], self._segments[start:stop]
+
     @property
     def output(self) -> Ints:
         return self._tokens[self.prompt_length : self.length]
@@ -174,6 +178,11 @@ class Sequence:
     def run_on(self, token: int, count: int) -> None:
         """`count` decode steps at once, each of which computed the last token and committed `token`."""
         start, stop = self.length, self.length + count
+        if count == 1:
+            self.append(token)
+            self.service += 1
+            self.todo = [(start, stop)]
+            return
         while len(self._tokens) < stop:
             self._grow()
         position = int(self._positions[start - 1]) + 1
@@ -222,6 +231,9 @@ class Sequence:
 
     def next_ranges(self, count: int) -> list[tuple[int, int]]:
         """The next `count` tokens to compute, as ranges."""
+        if len(self.todo) == 1:
+            start, stop = self.todo[0]
+            return [(start, min(stop, start + count))]
         ranges = []
         for start, stop in self.todo:
             if count <= 0:

@@ -54,8 +54,7 @@ class SpanMaker:
         seq, books = work.sequence, self._ledger.books
         ranges = seq.next_ranges(work.count)
         if len(ranges) == 1:
-            start, stop = ranges[0]
-            tokens, positions, segments = seq.tokens[start:stop], seq.positions[start:stop], seq.segments[start:stop]
+            tokens, positions, segments = seq.piece(*ranges[0])
         else:
             picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
             tokens, positions, segments = seq.tokens[picked], seq.positions[picked], seq.segments[picked]

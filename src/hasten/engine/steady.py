@@ -1,8 +1,9 @@
-"""Decode steps that no policy can change, advanced together on a virtual clock.
+"""Shortcuts of simulation: what the loop does step by step and token by token, done at once where the outcome is the same.
 
 In a simulation most steps are alike: the same sequences get one token each until one of them ends, something arrives or a block
 runs out. Such a stretch is computed at once, with the events, times and books that single steps would have given. Each policy
-says for how long its answers hold (`scheduling.base.Steady`); one that does not is asked every step.
+says for how long its answers hold (`scheduling.base.Steady`); one that does not is asked every step. In the steps between,
+plain decodes need no arrays and no sampler.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from hasten.engine.outputs import TokenDelta
 from hasten.engine.scheduling import base as scheduling
 from hasten.engine.scheduling.base import StepPlan, WorkKind
 from hasten.engine.scheduling.planner import Planner
-from hasten.engine.sequence import Finish, Sequence
+from hasten.engine.sequence import Finish, Sequence, Span
 
 if TYPE_CHECKING:
     from hasten.engine.loop import Engine
 
 Floats = npt.NDArray[np.float64]
+
+_NONE = np.empty(0, dtype=np.int32)
+_ONE_ROW = [0]
 
 
 class Steady:
@@ -58,6 +62,35 @@ class Steady:
             return False
         self._advance(sequences, times[: steps + 1])
         return True
+
+    def spans(self, plan: StepPlan) -> list[Span]:
+        """Bare spans of the plain decodes at the head of `plan`, with their KV accounted for; they are taken off the plan."""
+        spans = []
+        pool, books = self._engine.ledger.books.pool, self._engine.ledger.books
+        for work in plan.work if self._able else ():
+            seq = work.sequence
+            last = seq.view.last_run()
+            if work.kind is not WorkKind.DECODE or not _plain(seq) or last is None or pool.refs[last[0]] > 1:
+                break
+            books.extend(seq.view, 1)
+            spans.append(Span(seq, 1, _NONE, _NONE, _NONE, _NONE, logits=_ONE_ROW))
+        plan.work = plan.work[len(spans) :]
+        return spans
+
+    def commit(self, spans: list[Span]) -> list[Span]:
+        """Commit the bare spans at the head of `spans`; the others are returned."""
+        engine = self._engine
+        now = engine.clock.now()
+        bare = next((i for i, span in enumerate(spans) if span.tokens is not _NONE), len(spans))
+        for span in spans[:bare]:
+            seq = span.sequence
+            token = token_of(seq, engine.executor.vocabulary)
+            seq.run_on(token, 1)
+            engine.events.add(now, Kind.TOKENS, seq.id, 1)
+            engine.deliver(TokenDelta(seq.request.id, seq.index, [token], [None]))
+            if seq.output_length >= engine.room(seq):
+                engine.ledger.close(seq, Finish.LENGTH)
+        return spans[bare:]
 
     def _until_one_ends(self, sequences: list[Sequence]) -> int:
         return min(self._engine.room(seq) - seq.output_length for seq in sequences)

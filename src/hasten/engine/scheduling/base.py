@@ -166,10 +166,10 @@ class Batching(Protocol):
 
 
 class Residency(Protocol):
-    """Asked every step with the plan about to run. If the plan needs more blocks than are free, the answer should free them;
-    the core runs what fits and leaves the rest."""
+    """Asked every step with the plan about to run, which needs `short` more blocks than are free (negative: so many would stay
+    free). If it is short, the answer should free them; the core runs what fits and leaves the rest."""
 
-    def plan(self, view: View, plan: StepPlan) -> list[Transfer]: ...
+    def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]: ...
 
 
 def check(plan: StepPlan, view: View) -> str | None:

@@ -27,15 +27,16 @@ class NewestYields:
     def __init__(self, options: Options) -> None:
         self._options = options
 
-    def plan(self, view: View, plan: StepPlan) -> list[Transfer]:
-        need = {w.sequence.id: view.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work}
-        short = sum(need.values()) - view.free_blocks
+    def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]:
         if short <= 0:
             return self._bring_back(view, -short)
+        need = {w.sequence.id: view.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work}
         return self._yield(view, need, short - view.leaving_blocks)
 
     def _bring_back(self, view: View, spare: int) -> list[Transfer]:
-        transfers = []
+        transfers: list[Transfer] = []
+        if not any(seq.state is State.SWAPPED for seq in view.sequences):
+            return transfers
         alone = not any(seq.state in (State.RUNNING, State.LOADING) for seq in view.sequences)
         reserve = 0 if alone else int(self._options.watermark * view.total_blocks) + 1
         for seq in view.sequences:

@@ -160,7 +160,6 @@ class Planner:
         # What was looked up in vain must not keep its blocks from those that run.
         self._ledger.close_unplanned({work.sequence.id for work in plan.work})
         moved = self._make_room(plan)
-        self._trim(plan)
         self.untouched = fault is None and not moved and not plan.reject and len(plan.work) == composed
         for work in plan.work:
             self._ledger.start(work.sequence)
@@ -196,22 +195,24 @@ class Planner:
             budget -= count
         return plan
 
-    def _needs(self, plan: StepPlan) -> int:
-        return sum(self.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work)
+    def short(self, plan: StepPlan) -> int:
+        return sum(self.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work) - self.free_blocks
 
     def _make_room(self, plan: StepPlan) -> bool:
-        """Carry out the residency's transfers until the plan fits; whether there were any."""
+        """Carry out the residency's transfers until the plan fits, and leave out what does not; whether anything was moved."""
         any_moved = False
         for _ in range(_ROUNDS):
-            short = self._needs(plan) - self.free_blocks
+            short = self.short(plan)
             if short > 0:
                 self._ledger.events.add(self.now, Kind.MEMORY_LOW, -1, short)
-            transfers = self._residency.plan(self, plan)
+            transfers = self._residency.plan(self, plan, short)
             moved = {t.sequence.id for t in transfers if self._carry_out(t)}
-            plan.work = [w for w in plan.work if w.sequence.id not in moved]
+            plan.work = [w for w in plan.work if w.sequence.id not in moved] if moved else plan.work
             any_moved |= bool(moved)
             if short <= 0 or not moved:
                 break
+        if short > 0 or any_moved:
+            self._trim(plan)
         return any_moved
 
     def _carry_out(self, transfer: Transfer) -> bool:

@@ -42,6 +42,8 @@ class StallFree:
                 rows -= 1
         if plan.work:
             budget = min(budget, max(1, self._options.chunk - plan.tokens))
+        if len(plan.work) == len(ranked):
+            return plan  # nobody waits
         free = view.free_blocks - sum(view.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work)
         for seq in ranked:
             if seq.state is State.RUNNING and not seq.decoding and rows and budget:

@@ -111,19 +111,32 @@ class _Log:
         return np.bincount(rows.request, self.a[rows.row], self.count).astype(np.int64)
 
 
-def _gaps(log: _Log) -> tuple[Ints, Floats]:
-    """(request, seconds) between successive commits of output of a request."""
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Between successive commits of output of the same request; arrays [m], request after request. Tokens committed together
+    (accepted drafts) are one commit: what a reader waits for. `end_s`: of the later one, after the workload's start."""
+
+    request: Ints
+    seconds: Floats
+    end_s: Floats
+
+
+def _gaps(log: _Log) -> Gaps:
     tokens = log.rows(Kind.TOKENS)
     order = np.argsort(tokens.request, kind="stable")
     request, time_s = tokens.request[order], tokens.time_s[order]
     same = request[1:] == request[:-1]
-    return request[1:][same], np.diff(time_s)[same]
+    return Gaps(request[1:][same], np.diff(time_s)[same], time_s[1:][same])
 
 
 def gaps(run: Run) -> Floats:
-    """[m] seconds between successive commits of output of the same request, all requests together. Tokens committed together
-    (accepted drafts) are one commit: what a reader waits for."""
-    return _gaps(_Log(run))[1]
+    """[m] all inter-token gaps of the run, in seconds."""
+    return _gaps(_Log(run)).seconds
+
+
+def gaps_by_request(run: Run) -> Gaps:
+    """The same, with whose they are and when they ended."""
+    return _gaps(_Log(run))
 
 
 def requests(run: Run) -> Table:
@@ -132,7 +145,7 @@ def requests(run: Run) -> Table:
     return _table(run, log, _gaps(log))
 
 
-def _table(run: Run, log: _Log, found: tuple[Ints, Floats]) -> Table:
+def _table(run: Run, log: _Log, found: Gaps) -> Table:
     n = log.count
     scheduled_s, first_scheduled = log.first(log.rows(Kind.SCHEDULED))
     ended = log.rows(Kind.FINISHED, Kind.FAILED)
@@ -143,7 +156,7 @@ def _table(run: Run, log: _Log, found: tuple[Ints, Floats]) -> Table:
     prompt = np.array([request.prompt_tokens for request in run.workload], dtype=np.int64)
     prompt[arrived.request] = log.a[arrived.row]
     stall = np.full(n, -np.inf)
-    np.maximum.at(stall, *found)
+    np.maximum.at(stall, found.request, found.seconds)
     reused = log.rows(Kind.REUSED)
     # Later ones are its own KV, found again after it was preempted.
     early = reused.row < first_scheduled[reused.request]
@@ -284,14 +297,14 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
     for name, values in (
         ("ttft", table.ttft_s[ok]),
         ("tpot", table.tpot_s[ok]),
-        ("gap", found[1]),
+        ("gap", found.seconds),
         ("e2e", table.e2e_s[ok]),
         ("queue", table.queue_s[ok]),
         ("workflow", workflows(run, table)),
     ):
         out |= _quantiles(name, values)
-    if len(found[1]):
-        out["longest_stall_s"] = float(found[1].max())
+    if len(found.seconds):
+        out["longest_stall_s"] = float(found.seconds.max())
     if goodput_definition(run, slo):
         kept = met(run, table, slo)
         out["goodput"] = float(kept.mean())

@@ -2,24 +2,29 @@
 
 Published by Serverless Cold Starts and Where to Find Them (Joosen et al., 2025) and used: the functions by trigger, how many are
 asynchronous, the share called at least once a minute (20 % in Region 1), a run's median time (100 ms in Region 1), the time of a
-start, the burstiness of gaps. From Serverless in the Wild (Shahrad et al., 2020): 45 % are called at most once an hour (said of
-applications), and the spread of the times of runs (log sd 2.36). Assumed, because nothing is published: the periods of timers
-(common cron lines, evenly), the stages of a workflow, the calls of a burst, and how much more often workflows are called than
-other functions, so that under the default policy cold starts divide among triggers about as published (timers 30 %, workflows
-20 %). Functions called more often than every 10 s are left out: no policy lets them go cold.
+start, the burstiness of gaps (published for cold starts, taken here for the calls of each function). From Serverless in the Wild
+(Shahrad et al., 2020): 45 % are called at most once an hour (said of applications), and the spread of the times of runs (log sd
+2.36). Assumed, because nothing is published: the periods of timers (common cron lines, evenly), the stages and the rate of
+workflows, the calls of a burst. Functions called more often than every 10 s are left out: no policy lets them go cold. Start-up
+times are drawn for every start by itself: a function's next one cannot be foreseen, which is hard on early starts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hasten.lab.bench.run import Floats, Ints
+from hasten.lab.workloads.coldstarts import GAP_MEAN_S, GAP_SD_S, gaps, start_ups
 
-SHARES = {"timer": 0.55, "api": 0.28, "workflow": 0.05, "storage": 0.04, "async": 0.05, "sync": 0.03}
-"""Functions by trigger in Region 2: timers alone 42 % and with an API 13 %, APIs alone 23 %, each other kind below 5 %."""
+REGION_2 = {"timer": 0.55, "api": 0.28, "workflow": 0.05, "storage": 0.04, "async": 0.05, "sync": 0.03}
+"""Functions by trigger in Region 2: timers alone 42 % and with an API 13 %, APIs alone 23 %, each other kind below 5 %
+(Joosen et al., 2025)."""
+AZURE = {"timer": 0.156, "api": 0.55, "workflow": 0.069, "storage": 0.152, "async": 0.073}
+"""Functions by trigger at another provider (Shahrad et al., 2020), their queues as bursts: far fewer timers."""
 SYNCHRONOUS = frozenset({"api", "workflow", "sync"})
 """Somebody waits for the answer."""
 SMALL = 0.6
@@ -28,8 +33,9 @@ PERIODS_S = (60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0)
 STAGES = (3, 4, 5)
 BURST = 10.0
 """Mean calls of a burst of storage events."""
-WORKFLOW_GAP_S = 300.0
+WORKFLOW_GAP_S = 60.0
 """Median over workflows of the mean gap between their calls."""
+_GAP_CV = GAP_SD_S / GAP_MEAN_S
 _LEAST_GAP_S, _MOST_GAP_S = 10.0, 6 * 3600.0
 _MEDIAN_RUN_S, _LOG_SD_RUN, _MOST_RUN_S = 0.1, 2.36, 60.0
 _JITTER_S = 0.5
@@ -67,26 +73,14 @@ class Stream:
         return len(self.function)
 
 
-def startup_times(n, rng, mean=3.24, sd=7.10):
-    s2 = math.log(1 + (sd / mean) ** 2)
-    return rng.lognormal(math.log(mean) - s2 / 2, math.sqrt(s2), n)
-
-
-def gaps(n, rng, mean_s=1.25, cv=3.66 / 1.25):
-    low, high = 0.05, 10.0
-    for _ in range(80):
-        k = (low + high) / 2
-        c = math.sqrt(math.exp(math.lgamma(1 + 2 / k) - 2 * math.lgamma(1 + 1 / k)) - 1)
-        low, high = (k, high) if c > cv else (low, k)
-    return mean_s / math.gamma(1 + 1 / k) * rng.weibull(k, n)
-
-
-def generate(functions: int = 300, duration_s: float = 6 * 3600.0, seed: int = 0) -> Stream:
-    """Invocations of about `functions` functions (whole workflows are kept) over `duration_s` seconds."""
+def generate(
+    functions: int = 300, duration_s: float = 6 * 3600.0, seed: int = 0, shares: Mapping[str, float] = REGION_2
+) -> Stream:
+    """Invocations of about `functions` functions (each kind has one, and workflows are whole) over `duration_s` seconds."""
     if functions < 1 or not duration_s > 0:
         raise ValueError(f"at least one function and a duration above 0 s are needed, got {functions} and {duration_s:g} s")
     rng = np.random.default_rng(seed)
-    made = _functions(functions, rng)
+    made = _functions(functions, shares, rng)
     children = {f.child for f in made}
     times, numbers = [], []
     for number, function in enumerate(made):
@@ -119,31 +113,29 @@ def generate(functions: int = 300, duration_s: float = 6 * 3600.0, seed: int = 0
         arrival_s=np.concatenate(blocks_a),
         function=function_of,
         run_s=mean_run_s[function_of] * rng.lognormal(-0.125, 0.5, total),
-        start_s=startup_times(total, rng),
+        start_s=start_ups(rng, total),
         child=np.concatenate(blocks_c),
-        spare_start_s=startup_times(4096, rng),
+        spare_start_s=start_ups(rng, 4096),
         duration_s=duration_s,
     )
 
 
-def _functions(count: int, rng: np.random.Generator) -> list[Function]:
+def _functions(count: int, shares: Mapping[str, float], rng: np.random.Generator) -> list[Function]:
     made: list[Function] = []
-    triggers = list(SHARES)
-    weights = np.array([SHARES[t] / (np.mean(STAGES) if t == "workflow" else 1.0) for t in triggers])
-    while len(made) < count:
-        trigger = triggers[int(rng.choice(len(triggers), p=weights / weights.sum()))]
-        resources = "small" if rng.random() < SMALL else "large"
-        stages = int(rng.choice(STAGES)) if trigger == "workflow" else 1
-        for stage in range(stages):
-            made.append(
-                Function(
+    for trigger, share in shares.items():
+        enough = len(made) + max(1, round(share * count))
+        while len(made) < enough:
+            resources = "small" if rng.random() < SMALL else "large"
+            stages = int(rng.choice(STAGES)) if trigger == "workflow" else 1
+            for stage in range(stages):
+                function = Function(
                     trigger=trigger,
                     synchronous=trigger in SYNCHRONOUS,
                     resources=resources,
                     period_s=float(rng.choice(PERIODS_S)) if trigger == "timer" else None,
                     child=len(made) + 1 if stage + 1 < stages else None,
                 )
-            )
+                made.append(function)
     return made
 
 
@@ -153,9 +145,7 @@ def _arrivals(function: Function, duration_s: float, rng: np.random.Generator) -
         due = np.arange(rng.uniform(0, function.period_s), duration_s, function.period_s)
         due = due + rng.exponential(_JITTER_S, len(due))
         return due[due < duration_s]
-    mean, deviation = _rate()
-    if function.trigger == "workflow":
-        mean = math.log(WORKFLOW_GAP_S)
+    mean, deviation = (math.log(WORKFLOW_GAP_S), 1.0) if function.trigger == "workflow" else _rate()
     mean_gap_s = float(np.clip(rng.lognormal(mean, deviation), _LEAST_GAP_S, _MOST_GAP_S))
     bursts = function.trigger == "storage"
     times = _renewals(mean_gap_s * (BURST if bursts else 1.0), duration_s, rng)
@@ -171,7 +161,7 @@ def _renewals(mean_gap_s: float, duration_s: float, rng: np.random.Generator) ->
     times = np.zeros(0)
     last = -before
     while last < duration_s:
-        block = last + np.cumsum(gaps(64 + int((duration_s - last) / mean_gap_s), rng, mean_s=mean_gap_s))
+        block = last + np.cumsum(gaps(rng, 64 + int((duration_s - last) / mean_gap_s), mean_gap_s, mean_gap_s * _GAP_CV))
         times = np.concatenate([times, block])
         last = float(block[-1])
     return times[(times >= 0) & (times < duration_s)]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from hasten.lab.bench.run import Floats
-from hasten.lab.planning.invocations import Function, Stream
+from hasten.lab.planning.invocations import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Policy(Protocol):
     pool_share: float
 
     def arrived(self, function: int, now_s: float) -> Prewarm | None:
-        """An invocation of `function` arrives. Whatever pod was to be started early for it still is only if asked again."""
+        """An invocation of `function` arrives. An early start that was planned for `function` and has not begun is dropped;
+        what is returned is planned."""
         ...
 
     def idle(self, function: int, now_s: float) -> tuple[float, Prewarm | None]:
@@ -48,7 +50,7 @@ class Policy(Protocol):
         ...
 
     def started(self, function: int, start_s: float) -> None:
-        """A start has taken `start_s` seconds."""
+        """A start that takes `start_s` seconds has begun."""
         ...
 
     def delay_s(self, function: int) -> float:
@@ -59,9 +61,9 @@ class Policy(Protocol):
 @dataclass(slots=True)
 class Cost:
     """What a policy cost. `cold_waits` of `invocations` waited for a start, `waited_s` seconds in all; `idle_s`: as charged;
-    `starts` of pods, `early` of them before anyone asked; `delayed` invocations waited for a busy pod instead, `delay_s` in all.
-    `by_trigger`: cold waits. `useful_s`, `start_s` float64 [pods]: of each pod that ran anything, the time from its readiness to
-    the end of its last run, and that of its start."""
+    `starts` of pods, `early` of them before anyone asked; `delayed` invocations waited for a busy pod instead, `delay_s` in
+    all. `by_trigger`: cold waits. `useful_s`, `start_s` float64 [pods]: of each pod that ran anything, the time from its
+    readiness to the end of its last run, and that of its start."""
 
     invocations: int
     cold_waits: int = 0
@@ -77,9 +79,14 @@ class Cost:
 
     @property
     def utility(self) -> Floats:
-        """[pods] the pod utility ratio: useful lifetime without the keep-alive at its end, over the time of its start (Joosen et
-        al., 2024)."""
+        """[pods] the pod utility ratio: useful lifetime, without the keep-alive at its end, over the time of its start (Joosen
+        et al., 2025)."""
         return self.useful_s / self.start_s
+
+
+def simulate(stream: Stream, policy: Policy) -> Cost:
+    """Run the stream under a policy that has seen nothing yet."""
+    return _Simulation(stream, policy).run()
 
 
 @dataclass(slots=True, eq=False)
@@ -88,32 +95,24 @@ class _Pod:
     start_s: float
     ready_s: float
     idle_since_s: float = 0.0
+    """Charged from here on; for an early start, when that began."""
     until_s: float = 0.0
     """When it ends, if it is still idle then."""
     last_end_s: float = -1.0
 
 
-_ARRIVE, _DONE, _EXPIRE, _PREWARM, _REFILL, _GIVE_UP = range(6)
-
-
-def simulate(stream: Stream, policy: Policy) -> Cost:
-    """Run the stream under a policy that has seen nothing yet."""
-    return _Simulation(stream, policy).run()
-
-
 class _Simulation:
     def __init__(self, stream: Stream, policy: Policy) -> None:
         self.stream, self.policy = stream, policy
-        self.functions: list[Function] = stream.functions
-        count = len(self.functions)
+        count = len(stream.functions)
         self.idle: list[list[_Pod]] = [[] for _ in range(count)]
-        """The pod used last comes last."""
-        self.starting: list[list[_Pod]] = [[] for _ in range(count)]
+        """The pod used last comes last, and is used first."""
+        self.starting: dict[int, _Pod] = {}
         """Early starts that nobody waits for."""
         self.busy = [0] * count
         self.queue: list[deque[tuple[int, float]]] = [deque() for _ in range(count)]
-        self.wanted = [0] * count
-        """Version of what is to be started early for a function."""
+        self.plans = [0] * count
+        """Number of the last early start planned or dropped."""
         self.pool = {name: [0.0] * size for name, size in policy.pool.items()}
         """Since when each generic pod has been ready."""
         self.run_s, self.start_s = stream.run_s.tolist(), stream.start_s.tolist()
@@ -122,25 +121,23 @@ class _Simulation:
         self.spares = 0
         self.cost = Cost(len(stream))
         self.pods: list[tuple[float, float]] = []
-        self.events: list[tuple[float, int, int, object]] = []
-        self.number = 0
+        self.events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
+        self.number = len(stream)
 
-    def at(self, time_s: float, kind: int, what: object) -> None:
+    def at(self, time_s: float, handler: Callable[[float, Any], None], what: Any) -> None:
         self.number += 1
-        heapq.heappush(self.events, (time_s, self.number, kind, what))
+        heapq.heappush(self.events, (time_s, self.number, handler, what))
 
     def run(self) -> Cost:
-        arrival_s = self.stream.arrival_s
-        known = np.flatnonzero(np.isfinite(arrival_s))
-        self.events = [(t, i, _ARRIVE, i) for i, t in zip(known.tolist(), arrival_s[known].tolist(), strict=True)]
+        arrivals = enumerate(self.stream.arrival_s.tolist())
+        self.events = [(t, i, self.arrive, i) for i, t in arrivals if t == t]  # NaN: a parent's end invokes it
         heapq.heapify(self.events)
-        self.number = len(arrival_s)
-        handlers = (self.arrive, self.done, self.expire, self.prewarm, self.refill, self.give_up)
         while self.events:
-            now, _, kind, what = heapq.heappop(self.events)
-            handlers[kind](now, what)  # type: ignore[operator]
+            now, _, handler, what = heapq.heappop(self.events)
+            handler(now, what)
         for ready in self.pool.values():
-            self.cost.idle_s += sum(max(0.0, self.stream.duration_s - since) for since in ready)
+            for since in ready:
+                self.charge(self.stream.duration_s - since)
         pods = np.array(self.pods).reshape(-1, 2)
         self.cost.useful_s, self.cost.start_s = pods[:, 0], pods[:, 1]
         return self.cost
@@ -149,24 +146,24 @@ class _Simulation:
 
     def arrive(self, now: float, invocation: int) -> None:
         function = self.function[invocation]
-        self.wanted[function] += 1
-        self.ask(self.policy.arrived(function, now))
+        self.plans[function] += 1
+        self.plan(self.policy.arrived(function, now))
         if self.idle[function]:
             pod = self.idle[function].pop()
             self.charge(now - pod.idle_since_s)
             self.begin(pod, invocation, now)
             return
-        starting = self.starting[function]
-        if starting and starting[0].ready_s - now <= self.start_s[invocation]:
-            pod = starting.pop(0)
-            self.charge(now - pod.idle_since_s)
-            self.wait(invocation, pod.ready_s - now)
-            self.begin(pod, invocation, pod.ready_s)
+        starting = self.starting.get(function)
+        if starting is not None and starting.ready_s - now <= self.start_s[invocation]:
+            del self.starting[function]
+            self.charge(now - starting.idle_since_s)
+            self.wait(invocation, starting.ready_s - now)
+            self.begin(starting, invocation, starting.ready_s)
             return
-        patience = self.policy.delay_s(function)
-        if patience > 0 and self.busy[function]:
+        patience_s = self.policy.delay_s(function)
+        if patience_s > 0 and self.busy[function]:
             self.queue[function].append((invocation, now))
-            self.at(now + patience, _GIVE_UP, (invocation, now))
+            self.at(now + patience_s, self.give_up, (invocation, now))
             return
         self.cold(now, invocation)
 
@@ -175,9 +172,8 @@ class _Simulation:
         function = pod.function
         self.busy[function] -= 1
         pod.last_end_s = now
-        child = self.child[invocation]
-        if child >= 0:
-            self.at(now, _ARRIVE, child)
+        if self.child[invocation] >= 0:
+            self.at(now, self.arrive, self.child[invocation])
         if self.queue[function]:
             waiting, since = self.queue[function].popleft()
             self.cost.delayed += 1
@@ -186,55 +182,58 @@ class _Simulation:
             return
         keep_s, early = self.policy.idle(function, now)
         self.rest(pod, now, now + keep_s)
-        self.ask(early)
+        self.plan(early)
+
+    def give_up(self, now: float, entry: tuple[int, float]) -> None:
+        """No pod became free in time."""
+        invocation, since = entry
+        queue = self.queue[self.function[invocation]]
+        if entry in queue:
+            queue.remove(entry)
+            self.cost.delayed += 1
+            self.cost.delay_s += now - since
+            self.cold(now, invocation)
 
     def expire(self, now: float, pod: _Pod) -> None:
-        """The pod may have been used, and kept anew, since this was planned."""
-        if pod.until_s == now and pod in self.idle[pod.function]:
-            self.idle[pod.function].remove(pod)
+        idle = self.idle[pod.function]
+        if pod.until_s == now and pod in idle:  # it may have been used, and kept anew, since this was planned
+            idle.remove(pod)
             self.charge(min(now, self.stream.duration_s) - pod.idle_since_s)
-            self.end(pod)
+            if pod.last_end_s >= 0:
+                self.pods.append((pod.last_end_s - pod.ready_s, pod.start_s))
 
-    def prewarm(self, now: float, what: tuple[Prewarm, int] | _Pod) -> None:
-        if isinstance(what, _Pod):  # it is ready, unless somebody has taken it meanwhile
-            if what in self.starting[what.function]:
-                self.starting[what.function].remove(what)
-                self.rest(what, what.idle_since_s, max(what.until_s, now))
-            return
-        early, version = what
+    def prewarm(self, now: float, what: tuple[Prewarm, int]) -> None:
+        early, number = what
         function = early.function
-        if version != self.wanted[function] or now >= self.stream.duration_s or self.idle[function] or self.starting[function]:
+        dropped = number != self.plans[function] or now >= self.stream.duration_s
+        if dropped or self.idle[function] or function in self.starting:
             return
         start_s = self.next_spare()
         self.cost.starts += 1
         self.cost.early += 1
         self.policy.started(function, start_s)
         pod = _Pod(function, start_s, now + start_s, idle_since_s=now, until_s=early.until_s)
-        self.starting[function].append(pod)
-        self.at(pod.ready_s, _PREWARM, pod)
+        self.starting[function] = pod
+        self.at(pod.ready_s, self.ready, pod)
+
+    def ready(self, now: float, pod: _Pod) -> None:
+        if self.starting.get(pod.function) is pod:  # else an invocation has claimed it meanwhile
+            del self.starting[pod.function]
+            self.rest(pod, pod.idle_since_s, max(pod.until_s, now))
 
     def refill(self, now: float, resources: str) -> None:
         self.pool[resources].append(now)
-
-    def give_up(self, now: float, entry: tuple[int, float]) -> None:
-        invocation, _ = entry
-        function = self.function[invocation]
-        if entry in self.queue[function]:
-            self.queue[function].remove(entry)
-            self.cost.delayed += 1
-            self.cost.delay_s += now - entry[1]
-            self.cold(now, invocation)
 
     # -- parts ------------------------------------------------------------------------------------------------------------
 
     def cold(self, now: float, invocation: int) -> None:
         function, start_s = self.function[invocation], self.start_s[invocation]
-        ready = self.pool.get(self.functions[function].resources)
-        if ready:
-            self.charge(now - ready.pop())
+        resources = self.stream.functions[function].resources
+        if self.pool.get(resources):
+            self.charge(now - self.pool[resources].pop())
             generic_s = self.policy.pool_share * self.next_spare()
-            self.charge(generic_s)  # the one that takes its place
-            self.at(now + generic_s, _REFILL, self.functions[function].resources)
+            self.charge(generic_s)  # the start of the one that takes its place
+            self.at(now + generic_s, self.refill, resources)
             start_s *= 1.0 - self.policy.pool_share
         self.cost.starts += 1
         self.policy.started(function, start_s)
@@ -243,31 +242,27 @@ class _Simulation:
 
     def begin(self, pod: _Pod, invocation: int, at_s: float) -> None:
         self.busy[pod.function] += 1
-        self.at(at_s + self.run_s[invocation], _DONE, (pod, invocation))
+        self.at(at_s + self.run_s[invocation], self.done, (pod, invocation))
 
     def rest(self, pod: _Pod, since_s: float, until_s: float) -> None:
         pod.idle_since_s, pod.until_s = since_s, until_s
         self.idle[pod.function].append(pod)
-        self.at(until_s, _EXPIRE, pod)
+        self.at(until_s, self.expire, pod)
 
-    def end(self, pod: _Pod) -> None:
-        if pod.last_end_s >= 0:
-            self.pods.append((pod.last_end_s - pod.ready_s, pod.start_s))
+    def plan(self, early: Prewarm | None) -> None:
+        if early is not None:
+            self.plans[early.function] += 1
+            self.at(early.begin_s, self.prewarm, (early, self.plans[early.function]))
 
     def wait(self, invocation: int, seconds: float) -> None:
-        trigger = self.functions[self.function[invocation]].trigger
+        trigger = self.stream.functions[self.function[invocation]].trigger
         self.cost.cold_waits += 1
         self.cost.waited_s += seconds
         self.cost.by_trigger[trigger] = self.cost.by_trigger.get(trigger, 0) + 1
-
-    def ask(self, early: Prewarm | None) -> None:
-        if early is not None:
-            self.wanted[early.function] += 1
-            self.at(early.begin_s, _PREWARM, (early, self.wanted[early.function]))
 
     def charge(self, seconds: float) -> None:
         self.cost.idle_s += max(0.0, seconds)
 
     def next_spare(self) -> float:
         self.spares += 1
-        return self.spare[self.spares % len(self.spare)]
+        return float(self.spare[self.spares % len(self.spare)])

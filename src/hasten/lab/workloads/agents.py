@@ -31,12 +31,12 @@ def agents(
     longest: int = 16_384,
     seed: int = 0,
 ) -> Workload:
-    """`workflows` that arrive at `rate` a second (Poisson).
+    """Workflows of stages with parallel calls, at `rate` a second (Poisson).
 
-    `rounds`, `width`: mean number of rounds (at least 1, geometric) and of calls in a round (at least 1, 1 + Poisson).
+    `workflows`: how many. `rounds`, `width`: mean number of rounds (at least 1, geometric) and of calls in a round (at least 1, 1 + Poisson).
     `system`: tokens that all prompts of all workflows begin with. `task`, `written`: median tokens of a task and of what one
     call writes. `tool_s`: mean seconds between a round's end and the next stage. A workflow whose prompt would exceed `longest`
-    goes to its answer at once. All calls of a stage share the blocks of what was written before it."""
+    goes to its answer at once, cut to fit. All calls of a stage share the blocks of what was written before it."""
     for name, value in (("task", task), ("written", written), ("tool_s", tool_s)):
         check_positive(name, value)
     for name, value in (("rounds", rounds), ("width", width)):
@@ -44,6 +44,7 @@ def agents(
             raise WorkloadError(f"{name} must be a number from 1 on, got {value}")
     check_count("workflows", workflows)
     check_count("system", system)
+    check_count("longest", longest, low=2)
     of_arrivals, of_work = np.random.default_rng(seed).spawn(2)
     starts_s = arrivals(of_arrivals, workflows, rate)
     shared = tuple(range(system // BLOCK_TOKENS))
@@ -69,14 +70,15 @@ def agents(
             ids = []
             for call in range(width_here):
                 ids.append(f"{number}.{depth}.{call}")
+                prompt = min(context + int(own[call]), longest - 1)
                 requests.append(
                     TimedRequest(
                         id=ids[-1],
                         arrival_s=0.0 if parents else float(starts_s[number]),
                         delay_s=delay_s if parents else 0.0,
-                        prompt_tokens=context + int(own[call]),
-                        output_tokens=int(outputs[call]),
-                        blocks=blocks[: context // BLOCK_TOKENS],
+                        prompt_tokens=prompt,
+                        output_tokens=min(int(outputs[call]), longest - prompt),
+                        blocks=blocks[: min(context, prompt) // BLOCK_TOKENS],
                         application="agent",
                         workflow=str(number),
                         stage=stage,
@@ -87,7 +89,7 @@ def agents(
             context += int(outputs.sum())
         first_own += -(-context // BLOCK_TOKENS)
     source = (
-        f"{workflows} agent workflows arriving at {rate:g}/s (Poisson), means: {rounds:g} rounds of {width:g} calls, medians: task "
-        f"{task:g} tokens, {written:g} written by a call; {tool_s:g} s of tools between stages, seed {seed}"
+        f"{workflows} agent workflows arriving at {rate:g}/s (Poisson), means: {rounds:g} rounds of {width:g} calls, "
+        f"{tool_s:g} s of tools between stages; medians: task of {task:g} tokens, {written:g} written by a call; seed {seed}"
     )
     return Workload(name="agents", requests=requests, block_tokens=BLOCK_TOKENS, source=source)

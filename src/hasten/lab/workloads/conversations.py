@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from hasten.lab.workloads.base import TimedRequest, Workload
+from hasten.lab.workloads.base import TimedRequest, Workload, WorkloadError
 from hasten.lab.workloads.generate import arrivals, check_count, check_positive, lengths
 
 BLOCK_TOKENS = 16
@@ -30,16 +30,18 @@ def conversations(
     longest: int = 16_384,
     seed: int = 0,
 ) -> Workload:
-    """`conversations` that start at `rate` a second (Poisson).
+    """Conversations with growing context, of which `rate` start a second (Poisson).
 
-    `turns`, `message`, `answer`, `think_s`: means of turns, of tokens in a message and in an answer, of seconds between an
+    `conversations`: how many. `turns`, `message`, `answer`, `think_s`: means of turns, of tokens in a message and in an answer, of seconds between an
     answer's end and the next turn. `system`: tokens of the system prompt. A conversation ends early when its prompt and answer
     would exceed `longest`. Blocks of BLOCK_TOKENS are shared with the history and, while it lasts, with the system prompt."""
     for name, value in (("message", message), ("answer", answer), ("think_s", think_s)):
         check_positive(name, value)
     check_count("conversations", conversations)
     check_count("system", system)
-    check_positive("turns - 1 + 1e-9", turns - 1 + 1e-9)
+    check_count("longest", longest, low=2)
+    if not math.isfinite(turns) or turns < 1:
+        raise WorkloadError(f"turns must be a number from 1 on, got {turns}")
     of_arrivals, of_turns = np.random.default_rng(seed).spawn(2)
     starts_s = arrivals(of_arrivals, conversations, rate)
     shared = tuple(range(system // BLOCK_TOKENS))
@@ -58,7 +60,8 @@ def conversations(
                 if turn:
                     break
                 prompt, output = min(prompt, longest - 1), min(output, max(1, longest - prompt))
-            own = -(-prompt // BLOCK_TOKENS) - len(shared)
+            room = -(-prompt // BLOCK_TOKENS)
+            own = max(0, room - len(shared))
             requests.append(
                 TimedRequest(
                     id=f"{number}.{turn}",
@@ -66,7 +69,7 @@ def conversations(
                     delay_s=float(thinking_s[turn]) if turn else 0.0,
                     prompt_tokens=prompt,
                     output_tokens=output,
-                    blocks=shared + tuple(range(block, block + own)),
+                    blocks=(shared + tuple(range(block, block + own)))[:room],
                     application="conversation",
                     workflow=str(number),
                     stage=f"turn {turn + 1}",
@@ -76,7 +79,7 @@ def conversations(
             history = prompt + output
         block += own
     source = (
-        f"{conversations} conversations starting at {rate:g}/s (Poisson), means: {turns:g} turns, {message:g} tokens a message, "
-        f"{answer:g} an answer, {think_s:g} s of thought; system prompt of {system}, seed {seed}"
+        f"{conversations} conversations starting at {rate:g}/s (Poisson), means: {turns:g} turns, {message:g} tokens a "
+        f"message, {answer:g} an answer, {think_s:g} s of thought; system prompt of {system}, seed {seed}"
     )
     return Workload(name="conversations", requests=requests, block_tokens=BLOCK_TOKENS, source=source)

@@ -30,7 +30,9 @@ def poisson(
     longest: int = LONGEST,
     seed: int = 0,
 ) -> Workload:
-    """`requests` at `rate` a second, each independent of the others. `prompt`, `output`: median lengths in tokens; `*_sigma`:
+    """Independent requests with Poisson arrivals at `rate` a second.
+
+    `requests`: how many. `prompt`, `output`: median lengths in tokens; `*_sigma`:
     standard deviations of their logarithms; `longest`: no length is above."""
     what = f"Poisson arrivals at {rate:g} requests/s"
     return _independent("poisson", what, rate, 1.0, requests, prompt, prompt_sigma, output, output_sigma, longest, seed)
@@ -48,7 +50,9 @@ def gamma(
     longest: int = LONGEST,
     seed: int = 0,
 ) -> Workload:
-    """As `poisson`, with gaps of the coefficient of variation `cv`: 1 is Poisson, above comes in bursts, below is regular."""
+    """Independent requests that arrive in bursts.
+
+    As `poisson`, with gaps of the coefficient of variation `cv`: 1 is Poisson, above comes in bursts, below is regular."""
     what = f"gamma arrivals at {rate:g} requests/s, CV {cv:g}"
     return _independent("gamma", what, rate, cv, requests, prompt, prompt_sigma, output, output_sigma, longest, seed)
 
@@ -75,8 +79,8 @@ def _independent(
     rows = zip(at_s.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
     made = [TimedRequest(id=str(i), arrival_s=t, prompt_tokens=p, output_tokens=o) for i, (t, p, o) in enumerate(rows)]
     source = (
-        f"{what}, {requests} requests, log-normal lengths (prompt median {prompt:g}, sigma {prompt_sigma:g}; output {output:g}, "
-        f"{output_sigma:g}; at most {longest}), seed {seed}"
+        f"{what}, {requests} requests, log-normal lengths (prompt median {prompt:g}, sigma {prompt_sigma:g}; "
+        f"output {output:g}, {output_sigma:g}; at most {longest}), seed {seed}"
     )
     return Workload(name=name, requests=made, source=source)
 
@@ -110,6 +114,6 @@ def check_positive(name: str, value: float) -> None:
         raise WorkloadError(f"{name} must be a positive number, got {value}")
 
 
-def check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise WorkloadError(f"{name} must be at least 1, got {value}")
+def check_count(name: str, value: int, low: int = 1) -> None:
+    if value < low:
+        raise WorkloadError(f"{name} must be at least {low}, got {value}")

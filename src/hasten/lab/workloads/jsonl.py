@@ -12,7 +12,8 @@ what follows them. A first line {"workload": {...}} may say `name`, `block_token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,35 +21,34 @@ from typing import Any
 from hasten.engine.request import SLO, BadRequest
 from hasten.lab.workloads.base import TimedRequest, Workload, WorkloadError
 from hasten.lab.workloads.mooncake import blocks
-from hasten.lab.workloads.reading import json_lines, no_collection, seconds, whole
+from hasten.lab.workloads.reading import LARGEST, json_lines, no_collection, seconds, whole
 
 HEADER = "workload"
 BLOCK_TOKENS = 512
 CHARACTERS_PER_TOKEN = 4
 
 _DEFAULTS = {f.name: f.default for f in fields(TimedRequest) if f.default is not MISSING}
-_KNOWN = tuple(f.name for f in fields(TimedRequest))
-_STRINGS = ("text", "application", "workflow", "stage", "slo_class", "adapter", "tenant")
 
 
 def load(path: Path) -> Workload:
     """The requests of a file by time of arrival. Raises WorkloadError for broken lines, naming line and field."""
     header: dict[str, Any] = {}
+    block_tokens = BLOCK_TOKENS
     requests: list[TimedRequest] = []
     with no_collection():
         for number, row in json_lines(path):
-            place = f"{path}: line {number}"
             if HEADER in row and not requests and not header:
-                header = _header(row[HEADER], place)
+                header = _header(row[HEADER], f"{path}: line {number}")
+                block_tokens = header.get("block_tokens", BLOCK_TOKENS)
                 continue
-            requests.append(_request(row, len(requests), header.get("block_tokens", BLOCK_TOKENS), place))
+            requests.append(_request(row, len(requests), block_tokens, (path, number)))
         if not requests:
             raise WorkloadError(f"{path}: there are no requests in it")
         requests = in_order(requests)
     return Workload(
         name=header.get("name", path.stem),
         requests=requests,
-        block_tokens=header.get("block_tokens", BLOCK_TOKENS),
+        block_tokens=block_tokens,
         slos=header.get("slos", {}),
         source=header.get("source") or f"{path.name}: {len(requests):,} requests",
     )
@@ -56,6 +56,8 @@ def load(path: Path) -> Workload:
 
 def in_order(requests: list[TimedRequest]) -> list[TimedRequest]:
     """The requests by the earliest time they can arrive, parents before what follows them (if they were so before)."""
+    if not any(request.parents for request in requests):
+        return sorted(requests, key=lambda request: request.arrival_s)
     earliest: dict[str, float] = {}
     for request in requests:
         known = [earliest[parent] for parent in request.parents if parent in earliest]
@@ -84,47 +86,97 @@ def _header(row: Any, place: str) -> dict[str, Any]:
     return {**row, "slos": made}
 
 
-def _request(row: dict[str, Any], number: int, block_tokens: int, place: str) -> TimedRequest:
-    for name in row:
-        if name not in _KNOWN:
-            raise WorkloadError(f"{place}: there is no field {name!r}; known: {', '.join(_KNOWN)}")
-    given = dict(row)
-    for name in _STRINGS:
-        value = given.get(name)
-        if value is not None and not isinstance(value, str):
-            raise WorkloadError(f"{place}: {name} must be text, got {value!r}")
-        if value is None and name in given:
-            given[name] = _DEFAULTS[name]
-    identity = given.get("id", str(number))
-    if not isinstance(identity, str) or not identity:
-        raise WorkloadError(f"{place}: id must be text, got {identity!r}")
-    parents = given.get("parents", [])
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise WorkloadError(f"{place}: parents must be a list of ids, got {parents!r}")
-    if not parents and "arrival_s" not in given:
-        raise WorkloadError(f"{place}: arrival_s is missing, and there are no parents to wait for")
+Where = tuple[Path, int]
+"""File and line: made into text only for an error, as there may be millions."""
+
+
+def _place(where: Where, name: str) -> str:
+    return f"{where[0]}: line {where[1]}: {name}"
+
+
+def _tokens(value: Any, where: Where, name: str) -> int:
+    return value if type(value) is int and 0 < value <= LARGEST else whole(value, _place(where, name))
+
+
+def _seconds(value: Any, where: Where, name: str) -> float:
+    return value if type(value) is float and 0.0 <= value < math.inf else seconds(value, _place(where, name))
+
+
+def _priority(value: Any, where: Where, name: str) -> int:
+    return whole(value, _place(where, name), low=-(2**31))
+
+
+def _text(value: Any, where: Where, name: str) -> str:
+    if not isinstance(value, str):
+        raise WorkloadError(f"{_place(where, name)} must be text, got {value!r}")
+    return value
+
+
+def _id(value: Any, where: Where, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise WorkloadError(f"{_place(where, name)} must be text that is not empty, got {value!r}")
+    return value
+
+
+def _ids(value: Any, where: Where, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise WorkloadError(f"{_place(where, name)} must be a list of ids, got {value!r}")
+    return tuple(value)
+
+
+def _flag(value: Any, where: Where, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise WorkloadError(f"{_place(where, name)} must be true or false, got {value!r}")
+    return value
+
+
+def _as_it_is(value: Any, where: Where, name: str) -> Any:
+    return value
+
+
+_READ: dict[str, Callable[[Any, Where, str], Any]] = {
+    "id": _id,
+    "arrival_s": _seconds,
+    "prompt_tokens": _tokens,
+    "output_tokens": _tokens,
+    "blocks": _as_it_is,  # checked against the prompt's length below
+    "text": _text,
+    "application": _text,
+    "workflow": _text,
+    "stage": _text,
+    "parents": _ids,
+    "delay_s": _seconds,
+    "slo_class": _text,
+    "adapter": _text,
+    "tenant": _text,
+    "priority": _priority,
+    "failed": _flag,
+}
+
+
+def _request(row: dict[str, Any], number: int, block_tokens: int, where: Where) -> TimedRequest:
+    given: dict[str, Any] = {}
+    for name, value in row.items():
+        read = _READ.get(name)
+        if read is None:
+            raise WorkloadError(f"{_place(where, name)}: there is no such field; known: {', '.join(_READ)}")
+        if value is not None:  # null: left out
+            given[name] = read(value, where, name)
     if "output_tokens" not in given:
-        raise WorkloadError(f"{place}: output_tokens is missing")
-    text = given.get("text")
-    if text is None and "prompt_tokens" not in given:
-        raise WorkloadError(f"{place}: neither prompt_tokens nor text is there")
-    if text is not None and "prompt_tokens" not in given:
-        given["prompt_tokens"] = max(1, len(text) // CHARACTERS_PER_TOKEN)  # for statistics; its own tokens are sent
-    given["prompt_tokens"] = whole(given["prompt_tokens"], f"{place}: prompt_tokens")
-    if not isinstance(given.get("failed", False), bool):
-        raise WorkloadError(f"{place}: failed must be true or false, got {given['failed']!r}")
-    return TimedRequest(
-        **{
-            **given,
-            "id": identity,
-            "arrival_s": seconds(given.get("arrival_s", 0.0), f"{place}: arrival_s") if not parents else 0.0,
-            "delay_s": seconds(given.get("delay_s", 0.0), f"{place}: delay_s"),
-            "output_tokens": whole(given["output_tokens"], f"{place}: output_tokens"),
-            "priority": whole(given.get("priority", 0), f"{place}: priority", low=-(2**31)),
-            "blocks": blocks(given.get("blocks", []), given["prompt_tokens"], place, block_tokens),
-            "parents": tuple(parents),
-        }
-    )
+        raise WorkloadError(f"{_place(where, 'output_tokens')} is missing")
+    if "prompt_tokens" not in given:
+        if "text" not in given:
+            raise WorkloadError(f"{_place(where, 'prompt_tokens')} is missing, and there is no text either")
+        # For statistics only: the text's own tokens are sent.
+        given["prompt_tokens"] = max(1, len(given["text"]) // CHARACTERS_PER_TOKEN)
+    if given.get("parents"):
+        given["arrival_s"] = 0.0
+    elif "arrival_s" not in given:
+        raise WorkloadError(f"{_place(where, 'arrival_s')} is missing, and there are no parents to wait for")
+    if "blocks" in given:
+        given["blocks"] = blocks(given["blocks"], given["prompt_tokens"], _place(where, "blocks"), block_tokens)
+    given.setdefault("id", str(number))
+    return TimedRequest(**given)
 
 
 def write(workload: Workload, path: Path) -> None:
@@ -140,5 +192,5 @@ def _written(workload: Workload) -> Iterator[bytes]:
     facts = dict(name=workload.name, block_tokens=workload.block_tokens, source=workload.source, slos=slos)
     yield orjson.dumps({HEADER: facts}) + b"\n"
     for request in workload:
-        row = {name: value for name in _KNOWN if (value := getattr(request, name)) != _DEFAULTS.get(name, MISSING)}
+        row = {name: value for name in _READ if (value := getattr(request, name)) != _DEFAULTS.get(name, MISSING)}
         yield orjson.dumps(row) + b"\n"
