@@ -17,21 +17,22 @@ class Figure:
     better: str = ""
 
 
-def _latencies() -> tuple[Figure, ...]:
-    names = (("ttft", "TTFT"), ("tpot", "TPOT"), ("gap", "inter-token gap"), ("e2e", "end-to-end"), ("queue", "queueing"))
-    parts = (("p50", "p50"), ("p95", "p95"), ("p99", "p99"), ("mean", "mean"))
-    return tuple(Figure(f"{key}_{part}_s", f"{label} {word}", "s", "lower") for key, label in names for part, word in parts)
+LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "gap": "inter-token gap", "e2e": "end-to-end", "queue": "queueing"}
+"""Labels of what a summary has as `<key>_<part>_s` for each of `PARTS`."""
+PARTS = ("p50", "p95", "p99", "mean")
 
 
 FIGURES: tuple[Figure, ...] = (
     Figure("requests", "requests", ""),
     Figure("failed", "failed", "", "lower"),
+    Figure("prompt_tokens", "prompt tokens", ""),
+    Figure("output_tokens", "output tokens", ""),
     Figure("goodput", "goodput", "share", "higher"),
     Figure("goodput_per_s", "goodput, requests", "/s", "higher"),
     Figure("requests_per_s", "throughput, requests", "/s", "higher"),
     Figure("output_tokens_per_s", "throughput, output tokens", "/s", "higher"),
     Figure("tokens_per_s", "throughput, all tokens", "/s", "higher"),
-    *_latencies(),
+    *(Figure(f"{key}_{part}_s", f"{label} {part}", "s", "lower") for key, label in LATENCIES.items() for part in PARTS),
     Figure("longest_stall_s", "longest stall", "s", "lower"),
     Figure("workflow_p50_s", "application completion p50", "s", "lower"),
     Figure("workflow_p99_s", "application completion p99", "s", "lower"),
@@ -78,7 +79,7 @@ def show(value: float | None, unit: str) -> str:
         return f"{value / 2**20:.0f} MiB" if value < 2**30 else f"{value / 2**30:.2f} GiB"
     if unit == "/s":
         return f"{value:.3g} /s" if value < 100 else f"{value:.0f} /s"
-    return f"{value:.3f}" if unit == "index" else f"{value:g}"
+    return f"{value:.3f}" if unit == "index" else f"{value:,.0f}"
 
 
 def best(figure: Figure, values: Sequence[float | None]) -> list[bool]:

@@ -288,12 +288,13 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
     done_s = table.end_s[np.isfinite(table.end_s)]
     due_s = table.due_s[np.isfinite(table.due_s)]
     took_s = float(done_s.max() - due_s.min()) if len(done_s) and len(due_s) else 0.0
-    output = int(table.output_tokens[ok].sum())
+    prompt, output = int(table.prompt_tokens[ok].sum()), int(table.output_tokens[ok].sum())
+    out |= {"prompt_tokens": float(prompt), "output_tokens": float(output)}
     if took_s > 0:
         out["duration_s"] = took_s
         out["requests_per_s"] = out["completed"] / took_s
         out["output_tokens_per_s"] = output / took_s
-        out["tokens_per_s"] = (output + int(table.prompt_tokens[ok].sum())) / took_s
+        out["tokens_per_s"] = (output + prompt) / took_s
     for name, values in (
         ("ttft", table.ttft_s[ok]),
         ("tpot", table.tpot_s[ok]),
@@ -312,17 +313,17 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
             out["goodput_per_s"] = float(kept.sum()) / took_s
     if ok.any():
         out["jain"] = _jain(run, table)
-        out["prefix_hit_rate"] = float(table.reused_tokens[ok].sum() / table.prompt_tokens[ok].sum())
+        out["prefix_hit_rate"] = float(table.reused_tokens[ok].sum()) / prompt
     out["preemptions"] = float(table.preemptions.sum())
     out |= _memory(run)
     drafted = log.rows(Kind.DRAFTED)
     if len(drafted.row):
         out["drafted"] = float(log.a[drafted.row].sum())
         out["accepted"] = float(np.asarray(run.columns["b"])[drafted.row].sum())
-    if not run.simulated:
+    if not run.simulated and run.peak_memory_bytes:
         out["peak_memory_bytes"] = float(run.peak_memory_bytes)
-        if output:
-            out["cpu_s_per_token"] = run.cpu_s / output
+    if not run.simulated and run.cpu_s and output:
+        out["cpu_s_per_token"] = run.cpu_s / output
     return out | {"lag_p99_s": run.lag_p99_s, "valid": float(run.valid)}
 
 

@@ -12,7 +12,7 @@ from hasten import __version__
 from hasten.engine.request import SLO
 from hasten.lab.bench import metrics, report_plots
 from hasten.lab.bench.compare import Compared, Spread
-from hasten.lab.bench.figures import best, present, show
+from hasten.lab.bench.figures import LATENCIES, PARTS, best, present, show
 from hasten.lab.bench.report_page import PAGE
 from hasten.lab.bench.run import LAG_LIMIT_S, Run
 from hasten.lab.bench.saturation import Probe
@@ -73,6 +73,8 @@ def html(
         *(_timeline(i, run, table, len(runs) > 1) for i, (run, table) in enumerate(zip(runs, tables, strict=True))),
     ]
     alone = len(runs) == 1
+    # Where a run is invalid, no side is said to be better.
+    valid = all(run.valid for run in runs)
     definitions = dict.fromkeys(
         text for run in runs for text in (metrics.goodput_definition(run, slo), metrics.fairness_definition(run)) if text
     )
@@ -87,9 +89,9 @@ def html(
         tiles=_tiles(summaries[0]) if alone else [],
         latencies=_latencies(summaries[0]) if alone else [],
         names=names,
-        compared=[_row(one) for one in compared],
+        compared=[_row(one, valid) for one in compared],
         runs=runs,
-        figures=[_cells(one, summaries) for one in present(summaries) if not (alone and _is_latency(one.key))],
+        figures=[_cells(one, summaries, valid) for one in present(summaries) if not (alone and _is_latency(one.key))],
         definitions=list(definitions),
         notes=list(notes),
         errors=[(run.name, len(run.errors), _first_errors(run)) for run in runs if run.errors],
@@ -104,7 +106,7 @@ def _timeline(number: int, run: Run, table: metrics.Table, several: bool) -> tup
     caption = "The requests around the longest wait for a first token. "
     limit_s = report_plots.stall_limit_s(run)
     if limit_s < float("inf"):
-        caption += f"A stall is a gap between tokens of {show(limit_s, 's')} or more, five times the run's median gap."
+        caption += f"A stall is a gap between tokens of {show(limit_s, 's')} or more: {report_plots.STALL_RULE}."
     return (
         f"Timeline of {run.name}" if several else "Timeline",
         caption,
@@ -129,27 +131,24 @@ def _tiles(summary: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return out
 
 
-_PARTS = ("p50", "p95", "p99", "mean")
-
-
 def _is_latency(key: str) -> bool:
-    return key.rpartition("_")[0].endswith(_PARTS)
+    return key.partition("_")[0] in LATENCIES
 
 
 def _latencies(summary: Mapping[str, float]) -> list[tuple[str, list[str]]]:
-    """(what, its values at `_PARTS`)."""
-    names = {
-        figure.key.split("_")[0]: figure.label.rsplit(" ", 1)[0] for figure in present([summary]) if _is_latency(figure.key)
-    }
-    return [(label, [show(summary[f"{key}_{part}_s"], "s") for part in _PARTS]) for key, label in names.items()]
+    """(what, its values at `PARTS`)."""
+    there = ((key, label) for key, label in LATENCIES.items() if f"{key}_{PARTS[0]}_s" in summary)
+    return [(label, [show(summary[f"{key}_{part}_s"], "s") for part in PARTS]) for key, label in there]
 
 
-def _cells(figure: Any, summaries: Sequence[Mapping[str, float]]) -> tuple[str, list[tuple[str, bool]]]:
+def _cells(figure: Any, summaries: Sequence[Mapping[str, float]], valid: bool) -> tuple[str, list[tuple[str, bool]]]:
     values = [summary.get(figure.key) for summary in summaries]
-    return figure.label, [(show(value, figure.unit), good) for value, good in zip(values, best(figure, values), strict=True)]
+    return figure.label, [
+        (show(value, figure.unit), good and valid) for value, good in zip(values, best(figure, values), strict=True)
+    ]
 
 
-def _row(one: Compared) -> dict[str, Any]:
+def _row(one: Compared, valid: bool) -> dict[str, Any]:
     unit = one.figure.unit
 
     def side(spread: Spread) -> tuple[str, str]:
@@ -157,7 +156,13 @@ def _row(one: Compared) -> dict[str, Any]:
         return show(spread.middle, unit), around
 
     ratio = ("–", "") if one.ratio is None else (f"{one.ratio.middle:.2f}×", f"{one.ratio.low:.2f} … {one.ratio.high:.2f}")
-    return {"label": one.figure.label, "a": side(one.a), "b": side(one.b), "ratio": ratio, "better": one.better}
+    return {
+        "label": one.figure.label,
+        "a": side(one.a),
+        "b": side(one.b),
+        "ratio": ratio,
+        "better": one.better if valid else "",
+    }
 
 
 def _first_errors(run: Run) -> list[str]:

@@ -124,7 +124,7 @@ every round.</p>
 </dl>
 {% else %}
 <div class="card"><table>
-<thead><tr><th></th>{% for run in runs %}<th>{{ run.name }}</th>{% endfor %}</tr></thead>
+<thead><tr><th></th>{% for run in runs %}<th>{{ run.name }}{{ ' (simulated)' if run.simulated }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for label, cells in figures %}
 <tr><td>{{ label }}</td>

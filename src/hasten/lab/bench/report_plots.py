@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
@@ -35,25 +36,35 @@ _WINDOW = 36
 """Requests in the timeline."""
 
 
-def _figure(columns: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    import matplotlib
+_STYLE: dict[str, Any] = {
+    "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": GRID, "axes.titlecolor": TEXT, "grid.color": GRID,
+    "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "legend.labelcolor": TEXT,
+    "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.linewidth": 0.7, "axes.linewidth": 0.9, "xtick.minor.size": 0,
+    "ytick.minor.size": 0, "legend.frameon": False, "legend.fontsize": 8.5, "legend.handlelength": 1.4, "lines.linewidth": 1.7,
+    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
+}  # fmt: skip
+P = ParamSpec("P")
 
-    matplotlib.use("Agg")
+
+def _styled(picture: Callable[P, str]) -> Callable[P, str]:
+    """matplotlib reads its style when a thing is drawn, so all of a picture is drawn within it."""
+
+    @wraps(picture)
+    def drawn(*given: P.args, **named: P.kwargs) -> str:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        with matplotlib.rc_context(_STYLE):
+            return picture(*given, **named)
+
+    return drawn
+
+
+def _figure(columns: int, height: float = 2.7) -> tuple[Figure, list[Axes]]:
     import matplotlib.pyplot as plt
 
-    style: dict[str, Any] = {
-        "text.color": TEXT, "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT, "axes.edgecolor": GRID,
-        "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "grid.color": GRID, "font.size": 9, "axes.titlesize": 9.5,
-        "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "axes.axisbelow": True, "grid.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
-        "xtick.minor.size": 0, "ytick.minor.size": 0, "legend.frameon": False, "legend.fontsize": 8.5,
-        "lines.linewidth": 1.7,
-    }  # fmt: skip
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(1, columns, figsize=(10.4, height), layout="constrained", squeeze=False)
-    figure.set_facecolor("none")
-    for axis in axes[0]:
-        axis.set_facecolor("none")
+    figure, axes = plt.subplots(1, columns, figsize=(10.4, height), layout="constrained", squeeze=False)
     return figure, list(axes[0])
 
 
@@ -62,7 +73,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     svg = out.getvalue()
@@ -100,12 +111,13 @@ def _scale(values: Sequence[Floats]) -> tuple[float, str]:
 
 def _legend(axis: Axes, where: str = "best") -> None:
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc=where, labelcolor=TEXT, handlelength=1.4)
+        axis.legend(loc=where)
 
 
 # -- latency over time ----------------------------------------------------------------------------------------------------
 
 
+@_styled
 def over_time(runs: Sequence[Run], tables: Sequence[Table], slo: SLO | None) -> str:
     """Each request's TTFT and end-to-end time by when it was due, with a running median."""
     figure, axes = _figure(2)
@@ -117,7 +129,7 @@ def over_time(runs: Sequence[Run], tables: Sequence[Table], slo: SLO | None) -> 
             order = np.argsort(x, kind="stable")
             x, y = x[order], y[order]
             every = max(1, -(-len(x) * len(runs) // _MOST_POINTS))
-            axis.plot(x[::every], y[::every], ".", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
+            axis.plot(x[::every], y[::every], ".", color=color, alpha=0.45, markersize=5.5, markeredgewidth=0)
             bins = max(1, min(40, len(x) // 8))
             parts = [part for part in np.array_split(np.arange(len(x)), bins) if len(part)]
             axis.plot([np.median(x[p]) for p in parts], [np.median(y[p]) for p in parts], color=color, label=run.name)
@@ -136,6 +148,7 @@ def _bound(axis: Axes, slo: SLO | None, name: str, factor: float, *, vertical: b
         line(limit * factor, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 3)), label="objective")
 
 
+@_styled
 def distributions(runs: Sequence[Run], tables: Sequence[Table], slo: SLO | None) -> str:
     """Cumulative distributions of TTFT, TPOT and end-to-end time."""
     figure, axes = _figure(3, 2.6)
@@ -168,8 +181,11 @@ def distributions(runs: Sequence[Run], tables: Sequence[Table], slo: SLO | None)
 # -- the timeline ---------------------------------------------------------------------------------------------------------
 
 
+@_styled
 def timeline(run: Run, table: Table, name: str) -> str:
     """The requests around the longest queue, as bars: waiting, prefill, decode, and stalls in between."""
+    from matplotlib.patches import Patch
+
     chosen = window(table)
     figure, (axis,) = _figure(1, 0.9 + 0.135 * len(chosen))
     served = bool(np.isfinite(table.scheduled_s).any())
@@ -189,11 +205,10 @@ def timeline(run: Run, table: Table, name: str) -> str:
     for number, start, stop in _stalls(run):
         if number in rows:
             axis.barh(rows[number], stop - start, left=start, height=0.62, color=STALL, linewidth=0)
-    labels = ["waiting to be scheduled", "prefill"] if served else ["until the first token"]
-    colors = [QUEUE, PREFILL] if served else [PREFILL]
-    for color, label in zip([*colors, DECODE, STALL], [*labels, "decode", "stall"], strict=True):
-        axis.barh(0, 0, color=color, label=label)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, labelcolor=TEXT, handlelength=1.1, borderpad=0.2)
+    labels = {"waiting to be scheduled": QUEUE, "prefill": PREFILL} if served else {"until the first token": PREFILL}
+    labels |= {"decode": DECODE, "stall": STALL}
+    handles = [Patch(color=color, label=label, linewidth=0) for label, color in labels.items()]
+    axis.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, handlelength=1.1, borderpad=0.2)
     axis.grid(False, axis="y")
     axis.spines["left"].set_visible(False)
     every = max(1, len(chosen) // 9)
@@ -203,6 +218,7 @@ def timeline(run: Run, table: Table, name: str) -> str:
         yticklabels=[str(int(number)) for number in chosen[::every]],
         xlabel="s after the start",
         ylabel="request",
+        xlim=(float(table.due_s[chosen].min()), float(table.end_s[chosen].max())),
     )
     axis.tick_params(axis="y", length=0)
     return _svg(figure, name, "timeline of requests")
@@ -219,10 +235,13 @@ def window(table: Table) -> Any:
     return order[first : first + _WINDOW]
 
 
+STALL_RULE = "five times the run's median gap, at least 50 ms"
+
+
 def stall_limit_s(run: Run) -> float:
-    """A gap between tokens counts as a stall from five times the run's median gap on, and from 20 ms."""
+    """From how long on a gap between tokens counts as a stall, by `STALL_RULE`."""
     found = metrics.gaps(run)
-    return max(0.02, 5 * float(np.median(found))) if len(found) else float("inf")
+    return max(0.05, 5 * float(np.median(found))) if len(found) else float("inf")
 
 
 def _stalls(run: Run) -> list[tuple[int, float, float]]:
@@ -236,6 +255,7 @@ def _stalls(run: Run) -> list[tuple[int, float, float]]:
 # -- the engine over time -------------------------------------------------------------------------------------------------
 
 
+@_styled
 def engine(runs: Sequence[Run]) -> str:
     """Rows of a step and share of the KV blocks in use, over time; empty when no run saw an engine's steps."""
     found = [(color, run, metrics.steps(run)) for color, run in zip(SERIES, runs, strict=False)]
@@ -259,6 +279,7 @@ def engine(runs: Sequence[Run]) -> str:
     return _svg(figure, "engine", "batch size and KV use over time")
 
 
+@_styled
 def curves(probes: dict[str, Sequence[Probe]]) -> str:
     """Latency and attained objectives against the rate offered, a line a system."""
     figure, axes = _figure(3, 2.6)
@@ -268,7 +289,7 @@ def curves(probes: dict[str, Sequence[Probe]]) -> str:
         for axis, key in ((axes[0], "ttft"), (axes[1], "tpot")):
             for part, dash in (("p50", "-"), ("p99", (0, (3, 2)))):
                 y = [probe.figures.get(f"{key}_{part}_s", np.nan) * 1e3 for probe in ordered]
-                axis.plot(rate, y, color=color, linestyle=dash, marker="o", markersize=3, label=f"{name} {part}")
+                axis.plot(rate, y, color=color, linestyle=dash, marker="o", markersize=3)
         axes[2].plot(rate, [probe.attainment * 100 for probe in ordered], color=color, marker="o", markersize=3, label=name)
     for axis, title in zip(axes, ("TTFT, ms", "TPOT, ms", "requests within the objectives, %"), strict=True):
         axis.set(title=title, xlabel="requests/s offered")
@@ -276,5 +297,5 @@ def curves(probes: dict[str, Sequence[Probe]]) -> str:
         axis.set_yscale("log")
         _logarithmic(axis.yaxis)
     axes[2].set_ylim(0, 104)
-    _legend(axes[0])
+    _legend(axes[2], "lower left")
     return _svg(figure, "curve", "latency against rate")

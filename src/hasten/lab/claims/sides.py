@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,17 +74,20 @@ class Sides:
         return run, recorder.tokens
 
     def rounds(
-        self, workload: Callable[[int], Workload], count: int, progress: Callable[[str, float], None], names: Sequence[str] = ()
+        self,
+        workload: Callable[[int], Workload],
+        count: int,
+        progress: Callable[[str, float], None],
+        once: Collection[str] = (),
     ) -> Iterator[dict[str, Run]]:
-        """The runs of each round by side, all sides (or `names`) on the same arrivals, in turns: every other round in reverse
-        order, so that a machine that drifts favours nobody. `workload(round)` makes a round's arrivals."""
-        order = list(names or self.sides)
+        """The runs of each round by side, on the same arrivals, in turns: every other round in reverse order, so that a machine
+        that drifts favours nobody. `workload(round)` makes a round's arrivals; the sides in `once` run in the first only."""
         for number in range(count):
             work = workload(number)
             runs = {}
-            turns = order if number % 2 == 0 else order[::-1]
+            turns = [name for name in self.sides if number == 0 or name not in once][:: 1 if number % 2 == 0 else -1]
             for turn, name in enumerate(turns):
-                progress(f"round {number + 1} of {count}: {name}", (number + turn / len(order)) / count)
+                progress(f"round {number + 1} of {count}: {name}", (number + turn / len(turns)) / count)
                 runs[name] = self.replay(name, work, number)[0]
             yield runs
 

@@ -1,10 +1,10 @@
-"""Where the time of a cold start goes: recording starts of an engine worker, and reports over recorded starts.
+"""Where the time of a cold start goes: recording starts of an engine worker, and reports over starts.
 
-After Serverless Cold Starts and Where to Find Them (Joosen et al., 2024), which breaks the start of a pod into pool allocation,
+After Serverless Cold Starts and Where to Find Them (Joosen et al., 2025), which breaks the start of a pod into pool allocation,
 code, dependencies and scheduling. A worker of ours has other parts: `spawn` (the process and its interpreter), `import`,
-`tokenizer`, `weights` (reading the checkpoint), `kv` (allocating the cache), `assembly` (the rest of building the engine: kernels,
-policies) and `warmup` (its first token). Each is timed on its own, and so is the whole by the parent; what lies between the parts
-is their shortfall against the total.
+`tokenizer`, `weights` (reading the checkpoint), `kv` (allocating the cache), `assembly` (the rest of building the engine:
+kernels, policies) and `warmup` (its first token). Each is timed on its own, and so is the whole, by the parent; what lies
+between the parts is what they lack of the total.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.outputs import EngineDead
 from hasten.engine.request import Request, SamplingParams
+from hasten.lab.bench.run import Floats
 
 COMPONENTS = ("spawn", "import", "tokenizer", "weights", "kv", "assembly", "warmup")
 START_LIMIT_S = 120.0
@@ -33,8 +34,8 @@ START_LIMIT_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One cold start. `components`: seconds by name; `total_s`: timed apart from them. `trigger`, `synchronous`, `resources` (the
-    resource class): what it is grouped by in reports."""
+    """One cold start. `components`: seconds by name; `total_s`: timed apart from them. `trigger`, `synchronous` and
+    `resources` (the resource class): what it is grouped by in reports."""
 
     components: Mapping[str, float]
     total_s: float
@@ -111,3 +112,46 @@ def _until(link: Connection, process: subprocess.Popen[bytes], wanted: str) -> N
             raise EngineDead(f"the worker could not start: {rest[-1]}")
         if kind == wanted and (kind == "ready" or rest[0]):
             return
+
+
+def breakdown(starts: Sequence[Start], by: Callable[[Start], str] | None = None) -> dict[str, dict[str, Any]]:
+    """For each group (all starts in one, named `all`, unless `by` says of each where it belongs): `starts`, `dominant` (the
+    component with the largest mean), `total` and each of `components` with `mean_s`, `p50_s`, `p90_s`, `max_s` and `share` of
+    the mean total."""
+    groups: dict[str, list[Start]] = {}
+    for start in starts:
+        groups.setdefault(by(start) if by is not None else "all", []).append(start)
+    return {name: _breakdown(group) for name, group in groups.items()}
+
+
+def _breakdown(starts: Sequence[Start]) -> dict[str, Any]:
+    total = np.array([start.total_s for start in starts])
+    names = list(dict.fromkeys(name for start in starts for name in start.components))
+    parts = {name: np.array([start.components.get(name, 0.0) for start in starts]) for name in names}
+
+    def spread(seconds: Floats) -> dict[str, float]:
+        p50, p90 = np.percentile(seconds, [50, 90])
+        figures = {"mean_s": seconds.mean(), "p50_s": p50, "p90_s": p90, "max_s": seconds.max()}
+        return {name: float(value) for name, value in figures.items()} | {"share": float(seconds.mean() / total.mean())}
+
+    return {
+        "starts": len(starts),
+        "dominant": max(names, key=lambda name: parts[name].mean()),
+        "total": spread(total),
+        "components": {name: spread(seconds) for name, seconds in parts.items()},
+    }
+
+
+def peak_to_trough(counts: Floats, window: int = 5) -> float:
+    """The largest peak over the lowest trough of a workload's calls per bin, float64 [bins], smoothed over `window` bins; 1
+    where it has no peak or no trough. A trough without a call counts as one call in its window."""
+    if len(counts) <= window + 1:
+        return 1.0
+    smooth = np.convolve(counts, np.full(window, 1 / window), mode="valid")
+    # A plateau is one value, so that its edges are neither peak nor trough.
+    smooth = smooth[np.append(True, np.abs(np.diff(smooth)) > 1e-9)]
+    left, middle, right = smooth[:-2], smooth[1:-1], smooth[2:]
+    peaks, troughs = middle[(middle > left) & (middle > right)], middle[(middle < left) & (middle < right)]
+    if not len(peaks) or not len(troughs):
+        return 1.0
+    return max(1.0, float(peaks.max() / max(troughs.min(), 1 / window)))

@@ -1,12 +1,12 @@
 """Invocations of serverless functions, generated from published statistics: timers, bursts, workflows and plain requests.
 
-Published by Serverless Cold Starts and Where to Find Them (Joosen et al., 2025) and used: the functions by trigger, how many are
-asynchronous, the share called at least once a minute (20 % in Region 1), a run's median time (100 ms in Region 1), the time of a
-start, the burstiness of gaps (published for cold starts, taken here for the calls of each function). From Serverless in the Wild
-(Shahrad et al., 2020): 45 % are called at most once an hour (said of applications), and the spread of the times of runs (log sd
-2.36). Assumed, because nothing is published: the periods of timers (common cron lines, evenly), the stages and the rate of
-workflows, the calls of a burst. Functions called more often than every 10 s are left out: no policy lets them go cold. Start-up
-times are drawn for every start by itself: a function's next one cannot be foreseen, which is hard on early starts.
+Published by Serverless Cold Starts and Where to Find Them (Joosen et al., 2025) and used: the functions by trigger, the share
+called at least once a minute (20 % in Region 1), a run's median time (100 ms in Region 1), the time of a start, the burstiness
+of gaps (published for cold starts, taken here for the calls of each function). From Serverless in the Wild (Shahrad et al.,
+2020): 45 % are called at most once an hour (said of applications), and the spread of the times of runs (log sd 2.36). Assumed,
+because nothing is published: the periods of timers (common cron lines, evenly), the stages and the rate of workflows, the calls
+of a burst. Functions called more often than every 10 s are left out: no policy lets them go cold. Start-up times are drawn for
+every start by itself: a function's next one cannot be foreseen, which is hard on early starts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Policies of keeping pods warm, from the fixed keep-alive to one that prices an idle second.
 
 The fixed keep-alive of 60 s, reset by each request, is the default of the platform of Serverless Cold Starts (Joosen et al.,
-2024), which names the others as what its traces call for. The histogram follows the idea of Serverless in the Wild (Shahrad et
+2025), which names the others as what its traces call for. The histogram follows the idea of Serverless in the Wild (Shahrad et
 al., 2020): each function's own history of idle times decides how long to keep it and when to start it again. There the window
 is cut at percentiles (5 and 99); here it is the one that saves the most cold waits at a price of idle seconds, so that one
 number, `worth_s`, moves all functions along the frontier together.
@@ -213,9 +213,9 @@ class Histogram:
 
 
 def best_window(gaps_s: Floats, worth_s: float, lead_s: float) -> tuple[float, float]:
-    """The window (from_s, to_s) after a pod became idle in which it should be warm: from 0 on (it is kept), or from later on (it
-    is ended, and started again `lead_s` before). The one with the largest `worth_s` × share of gaps in it − idle seconds, over
-    the gaps float64 [n], ascending; (0, 0) where none is worth its price. A hair is added at its end."""
+    """The window (from_s, to_s) after a pod became idle in which it should be warm: from 0 on (it is kept), or from later on
+    (it is ended, and started again `lead_s` before). The one with the largest `worth_s` × share of gaps in it − idle seconds,
+    over the gaps float64 [n], ascending; (0, 0) where none is worth its price. A little is added at its end."""
     best, window = 0.0, (0.0, 0.0)
     for from_s in [0.0, *np.unique(np.quantile(gaps_s, np.linspace(0, 0.9, 7), method="lower"))]:
         begin_s = from_s - lead_s if from_s > 0.0 else 0.0
@@ -234,10 +234,12 @@ def best_window(gaps_s: Floats, worth_s: float, lead_s: float) -> tuple[float, f
 
 
 class Combined:
-    """Timers by their period, later stages of workflows by their parents, and all else by the histogram."""
+    """Timers by their period, later stages of workflows by their parents, and all else by the histogram. Asynchronous
+    invocations wait up to `patience_s` for a busy pod."""
 
-    def __init__(self, functions: Sequence[Function], worth_s: float) -> None:
+    def __init__(self, functions: Sequence[Function], worth_s: float, patience_s: float = 0.0) -> None:
         self.functions = functions
+        self.patience_s = patience_s
         self.timers, self.workflows = TimerAware(functions), WorkflowPrewarm(functions)
         self.histogram = Histogram(functions, worth_s)
         self.pool: dict[str, int] = {}
@@ -248,7 +250,7 @@ class Combined:
             part.started(function, start_s)
 
     def delay_s(self, function: int) -> float:
-        return 0.0
+        return 0.0 if self.functions[function].synchronous else self.patience_s
 
     def arrived(self, function: int, now_s: float) -> Prewarm | None:
         self.timers.arrived(function, now_s)

@@ -1,7 +1,7 @@
 """A start of the engine's own process with a clock beside it: `python -m hasten.lab.planning.worker_start FD MARKS`.
 
-It is `hasten.engine.process` itself, run by its `main`, with a stopwatch around the stages of a start. Each stage's begin and end
-are written to the pipe MARKS as they happen, in seconds of the system's monotonic clock, which the parent reads too.
+It is `hasten.engine.process` itself, run by its `main`, with a stopwatch around the stages of a start. Each stage's begin and
+end are written to the pipe MARKS as they happen, in seconds of the system's monotonic clock, which the parent reads too.
 """
 
 from __future__ import annotations

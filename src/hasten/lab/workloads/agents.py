@@ -33,10 +33,10 @@ def agents(
 ) -> Workload:
     """Workflows of stages with parallel calls, at `rate` a second (Poisson).
 
-    `workflows`: how many. `rounds`, `width`: mean number of rounds (at least 1, geometric) and of calls in a round (at least 1, 1 + Poisson).
-    `system`: tokens that all prompts of all workflows begin with. `task`, `written`: median tokens of a task and of what one
-    call writes. `tool_s`: mean seconds between a round's end and the next stage. A workflow whose prompt would exceed `longest`
-    goes to its answer at once, cut to fit. All calls of a stage share the blocks of what was written before it."""
+    `workflows`: how many. `rounds`, `width`: mean number of rounds (at least 1, geometric) and of calls in a round (1 +
+    Poisson). `system`: tokens that all prompts of all workflows begin with. `task`, `written`: median tokens of a task and of
+    what one call writes. `tool_s`: mean seconds between a round's end and the next stage. A workflow whose prompt would exceed
+    `longest` goes to its answer at once, cut to fit. All calls of a stage share the blocks of what was written before it."""
     for name, value in (("task", task), ("written", written), ("tool_s", tool_s)):
         check_positive(name, value)
     for name, value in (("rounds", rounds), ("width", width)):

@@ -85,7 +85,8 @@ def fit(workload: Workload, window_s: float | None = None) -> Parameters:
         raise WorkloadError(f"{workload.name}: all requests arrive at once: there are no gaps to fit")
     window_s = window_s or min(duration_s, WINDOW_REQUESTS * duration_s / len(workload))
     check_positive("window_s", window_s)
-    centres = np.arange(0.0, duration_s + window_s / 2, window_s / 2)
+    # The last window keeps at least a quarter of its length inside the trace.
+    centres = np.arange(0.0, duration_s + window_s / 4, window_s / 2)
     apart: dict[str, list[TimedRequest]] = {}
     for request in workload:
         apart.setdefault(request.application, []).append(request)
@@ -151,12 +152,14 @@ def like(
     requests: int | None = None,
     rate: float | None = None,
     cv: float | None = None,
+    failures: bool = False,
     seed: int = 0,
 ) -> Workload:
-    """Fit the workload called `trace` and generate one like it."""
+    """Requests like those of the workload called `trace`, which is fitted first (see `generate`)."""
     from hasten.lab.workloads import load  # which knows this generator by name
 
-    return generate(fit(load(trace)), requests=requests, rate=rate, cv=cv, seed=seed)
+    fitted = fit(load(f"{trace}:failures=keep" if failures else trace))
+    return generate(fitted, requests=requests, rate=rate, cv=cv, failures=failures, seed=seed)
 
 
 def _service(
@@ -264,7 +267,9 @@ def _arrivals(
     shape = 1.0 / np.interp(expected, step * np.arange(len(rate)), spread) ** 2
     gaps = rng.gamma(shape, 1.0 / shape)
     place = np.cumsum(gaps)
-    place *= count / (place[-1] + gaps.mean() * 1e-9)  # so many requests in the time that so many take on average
+    if place[-1] <= 0:
+        raise WorkloadError(f"{count} arrivals are too few for a coefficient of variation of {spread.max():g}")
+    place *= count / place[-1]  # so many requests in the time that so many take on average
     at_s, within = seconds(place)
     load = np.interp(within, step * np.arange(len(rate)), rate)
     return at_s, load / float(np.average(rate, weights=rate))

@@ -21,9 +21,9 @@ COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Log Type"
 def load(path: Path, *, failures: Literal["drop", "keep"] = "drop") -> Workload:
     """The requests of a trace file by time of arrival, the first at 0 s.
 
-    `application` is model and way of use, as `ChatGPT/conversation` or `GPT-4/api`; `workflow` the session, where the file names
-    one (its requests keep their recorded times: nothing waits for an earlier answer). `failures`: requests without an answer are
-    dropped, or kept with `failed` set and one token to generate. Raises WorkloadError for broken rows."""
+    `application` is model and way of use, as `ChatGPT/conversation` or `GPT-4/api`; `workflow` the session, where the file
+    names one (its requests keep their recorded times: nothing waits for an earlier answer). `failures`: requests without an
+    answer are dropped, or kept with `failed` set and one token to generate. Raises WorkloadError for broken rows."""
     if failures not in ("drop", "keep"):
         raise WorkloadError(f"failures must be drop or keep, got {failures!r}")
     table = read_csv(path, COLUMNS, optional=("Session ID",))

@@ -73,12 +73,10 @@ def delayed(workload: Workload, gap_mean_s: float = GAP_MEAN_S, seed: int = 0) -
     roots = [number for number, request in enumerate(workload) if not request.parents]
     at_s = np.array([workload.requests[number].arrival_s for number in roots])
     sd_s = gap_mean_s * GAP_SD_S / GAP_MEAN_S
-    cold_s = np.zeros(0)
-    while not len(cold_s) or cold_s[-1] <= at_s[-1]:
-        more = 16 + int(1.2 * (at_s[-1] - at_s[0]) / gap_mean_s)
-        cold_s = np.concatenate(
-            [cold_s, (cold_s[-1] if len(cold_s) else at_s[0]) + np.cumsum(gaps(of_gaps, more, gap_mean_s, sd_s))]
-        )
+    cold_s = at_s[:1] + gaps(of_gaps, 1, gap_mean_s, sd_s)
+    while cold_s[-1] <= at_s[-1]:
+        more = 16 + int(1.2 * (at_s[-1] - cold_s[-1]) / gap_mean_s)
+        cold_s = np.append(cold_s, cold_s[-1] + np.cumsum(gaps(of_gaps, more, gap_mean_s, sd_s)))
     hit = np.unique(np.searchsorted(at_s, cold_s[cold_s <= at_s[-1]]))
     requests = list(workload.requests)
     for place, delay_s in zip(hit.tolist(), start_ups(of_starts, len(hit)).tolist(), strict=True):

@@ -1,7 +1,7 @@
 """What a workload is like, in numbers, and how far two are apart.
 
-Bursts are judged as in BurstGPT (Wang et al., KDD 2025): by the coefficient of variation (CV) of the gaps between arrivals, over
-the whole and in windows, where drift of the rate does not count as burstiness.
+Bursts are judged as in BurstGPT (Wang et al., KDD 2025): by the coefficient of variation (CV) of the gaps between arrivals,
+over the whole and in windows, where drift of the rate does not count as burstiness.
 """
 
 from __future__ import annotations

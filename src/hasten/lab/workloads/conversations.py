@@ -32,9 +32,10 @@ def conversations(
 ) -> Workload:
     """Conversations with growing context, of which `rate` start a second (Poisson).
 
-    `conversations`: how many. `turns`, `message`, `answer`, `think_s`: means of turns, of tokens in a message and in an answer, of seconds between an
-    answer's end and the next turn. `system`: tokens of the system prompt. A conversation ends early when its prompt and answer
-    would exceed `longest`. Blocks of BLOCK_TOKENS are shared with the history and, while it lasts, with the system prompt."""
+    `conversations`: how many. `turns`, `message`, `answer`, `think_s`: means of turns, of tokens in a message and in an answer,
+    of seconds between an answer's end and the next turn. `system`: tokens of the system prompt. A conversation ends early when
+    its prompt and answer would exceed `longest`. Blocks of BLOCK_TOKENS are shared with the history and, while it lasts, with
+    the system prompt."""
     for name, value in (("message", message), ("answer", answer), ("think_s", think_s)):
         check_positive(name, value)
     check_count("conversations", conversations)

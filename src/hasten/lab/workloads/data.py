@@ -1,7 +1,7 @@
 """Public trace files: where they are on this machine, else where in the world, with the checksum of what was meant.
 
-Looked for in the folder that HASTEN_DATA names, then in the cache folder ($XDG_CACHE_HOME/hasten/data, or ~/.cache/hasten/data),
-then downloaded from the public address into the cache.
+Looked for in the folder that HASTEN_DATA names, then in the cache folder ($XDG_CACHE_HOME/hasten/data, where unset
+~/.cache/hasten/data), then downloaded from the public address into the cache.
 """
 
 from __future__ import annotations

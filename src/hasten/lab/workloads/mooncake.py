@@ -44,6 +44,6 @@ def blocks(value: object, prompt_tokens: int, place: str, block_tokens: int = BL
     room = -(-prompt_tokens // block_tokens)
     if len(value) > room:
         raise WorkloadError(
-            f"{place}: {len(value)} blocks of {block_tokens} tokens are more than a prompt of {prompt_tokens} tokens has ({room})"
+            f"{place}: {len(value)} blocks of {block_tokens} tokens are more than a prompt of {prompt_tokens} tokens has"
         )
     return tuple(value)

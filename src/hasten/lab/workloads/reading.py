@@ -180,7 +180,8 @@ def read_csv(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) ->
         missing = [name for name in needed if name not in header]
         if missing:
             raise WorkloadError(
-                f"{path}: the column {missing[0]!r} is missing; needed: {', '.join(needed)}; found: {', '.join(header) or 'nothing'}"
+                f"{path}: the column {missing[0]!r} is missing; "
+                f"needed: {', '.join(needed)}; found: {', '.join(header) or 'nothing'}"
             )
         wanted = [name for name in (*needed, *optional) if name in header]
         places = [header.index(name) for name in wanted]

@@ -153,9 +153,10 @@ def loader(path: Path) -> Callable[..., Workload]:
             if set(module.COLUMNS) & set(columns):
                 return module.load
     raise WorkloadError(
-        f"{path}: its format is not known from its beginning {first[:60]!r}; accepted: CSV with {', '.join(azure.COLUMNS)} (Azure) or "
-        f"{', '.join(burstgpt.COLUMNS)} (BurstGPT), JSON Lines with timestamp, input_length, output_length, hash_ids (Mooncake) or "
-        f"with arrival_s, prompt_tokens, output_tokens (one's own), JSON lists of {text2sql.KEY} or conversations"
+        f"{path}: its format is not known from its beginning {first[:60]!r}; accepted: CSV with {', '.join(azure.COLUMNS)} "
+        f"(Azure) or {', '.join(burstgpt.COLUMNS)} (BurstGPT), JSON Lines with timestamp, input_length, output_length, "
+        f"hash_ids (Mooncake) or with arrival_s, prompt_tokens, output_tokens (one's own), JSON lists of {text2sql.KEY} or of "
+        "conversations"
     )
 
 

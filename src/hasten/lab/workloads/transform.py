@@ -11,10 +11,10 @@ from hasten.lab.workloads.base import TimedRequest, Workload, WorkloadError
 
 
 def mean_rate(workload: Workload) -> float:
-    """Requests a second: all of them over the time their first requests (those without parents) take to arrive, counting as many gaps as
-    arrivals. Infinite where all come at once."""
+    """Requests a second, stages included, over the time in which those without parents arrive. Infinite where all come at
+    once."""
     roots = sum(not request.parents for request in workload)
-    gaps = max(roots - 1, 1) / roots
+    gaps = max(roots - 1, 1) / roots  # n arrivals have n - 1 gaps between them
     span_s = workload.duration_s - workload.requests[0].arrival_s
     return len(workload) * gaps / span_s if span_s > 0 else math.inf
 
@@ -61,8 +61,8 @@ def fit_context(workload: Workload, context_tokens: int) -> Workload:
         size = int(workload.block_tokens * factor)
         if size < 1:
             raise WorkloadError(
-                f"{workload.name}: its longest request has {longest} tokens: fitted into {context_tokens} its blocks of "
-                f"{workload.block_tokens} tokens would vanish; at least {-(-longest // workload.block_tokens)} tokens are needed"
+                f"{workload.name}: its longest request has {longest} tokens: fitted into {context_tokens} its "
+                f"blocks of {workload.block_tokens} tokens would vanish; {-(-longest // workload.block_tokens)} are needed"
             )
         factor = size / workload.block_tokens
     return _scaled(workload, factor, size)

@@ -1,0 +1,234 @@
+"""Measures the engine of this machine over a grid of steps and fits the cost model to it.
+
+The grid: prompts alone (batched tokens), decoding at several batch sizes and contexts, and traffic that mixes both; each in
+several rounds over the whole grid, so that a drift of the machine does not fall on one part of it. Copies to the host tier are
+timed apart. What is kept also says how well the model fits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.engine.build import Built
+from hasten.engine.events import Kind
+from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.simulated import SimulatedModel
+from hasten.engine.memory import block_bytes
+from hasten.engine.request import Request, SamplingParams
+from hasten.engine.technique import ConfigError
+from hasten.lab.planning.devices import Device
+from hasten.lab.planning.fit import Fit, fit
+from hasten.lab.planning.steps import Floats, steps_of
+
+Progress = Callable[[str, float], None]
+
+ROUNDS = 3
+DECODED = 8
+"""Tokens decoded by each sequence of a decode scenario."""
+CONTEXT_TOKENS = 24_000
+"""Most tokens that a decode scenario prefills."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """`count` requests at once, each with a prompt of `prompt` tokens and `output` new ones; `apart_s`: seconds between two."""
+
+    count: int
+    prompt: int
+    output: int
+    apart_s: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.count * (self.prompt + self.output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What was measured on one machine for one model: the cost model, and the facts that simulation needs beside it.
+
+    `machine`, `made_at` (seconds since 1970), `runs_on` (device, dtype, threads, kernels) say what it holds for; the errors are
+    of single steps, see `fit.Fit`."""
+
+    model: str
+    vocabulary: int
+    max_length: int
+    kv_token_bytes: float
+    kv_bytes: float
+    costs: CostModel
+    machine: str
+    runs_on: dict[str, Any]
+    made_at: float
+    steps: int
+    median_error: float
+    p95_error: float
+
+    def device(self) -> Device:
+        model = SimulatedModel(name=self.model, vocabulary=self.vocabulary, max_length=self.max_length)
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(self.made_at))
+        return Device(
+            model=model,
+            costs=self.costs,
+            kv_token_bytes=self.kv_token_bytes,
+            kv_bytes=self.kv_bytes,
+            source=f"calibration of {self.machine}, {when} UTC",
+            facts=dict(self.runs_on),
+        )
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Raises ConfigError when the file is not there or no calibration."""
+        try:
+            fields = json.loads(path.read_text())
+            costs = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("costs").items() if k[0] != "_"}
+            return cls(costs=CostModel(**costs), **fields)
+        except FileNotFoundError:
+            raise ConfigError(f"{path} is not there: `hasten calibrate` makes it") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{path} is no calibration ({error}); `hasten calibrate` makes one") from None
+
+
+def grid(max_length: int, max_rows: int, max_tokens: int) -> list[Scenario]:
+    """The scenarios of one round."""
+    longest = max_length - DECODED - 1
+    prompts = [p for p in (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096) if p < longest]
+    alone = [Scenario(count=1, prompt=p, output=2) for p in [*prompts, longest]]
+    decode = [
+        Scenario(count=count, prompt=prompt, output=DECODED)
+        for count in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        for prompt in (16, longest // 8, longest // 2, longest)
+        if count <= max_rows and prompt >= 16 and count * prompt <= CONTEXT_TOKENS
+    ]
+    # Few at a time, so that prompts are computed beside decoding sequences.
+    mixed = [
+        Scenario(count=12, prompt=max(1, longest // 16), output=16, apart_s=0.004),
+        Scenario(count=8, prompt=max(1, longest // 4), output=24, apart_s=0.02),
+        Scenario(count=24, prompt=max(1, longest // 40), output=12, apart_s=0.002),
+    ]
+    return alone + decode + mixed
+
+
+def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, progress: Progress | None = None) -> Calibration:
+    """Calibrate an idle engine in about `budget_s` seconds: scenarios that would not fit into their share are left out."""
+    engine, config = built.engine, built.parts.config
+    scenarios = grid(engine.max_length, config.scheduling.max_rows, config.scheduling.max_tokens)
+    began = time.perf_counter()
+    logs: list[tuple[Floats, Floats]] = []
+    _run(built, Scenario(count=2, prompt=min(64, engine.max_length // 2), output=4), "warm")
+    for number in range(rounds):
+        for i, scenario in enumerate(_affordable(scenarios, built, budget_s / rounds)):
+            if progress is not None:
+                progress(f"round {number + 1}: {scenario.count} × {scenario.prompt} tokens", (number + i / len(scenarios)) / rounds)
+            logs.append(_run(built, scenario, f"{number}-{i}"))
+        if time.perf_counter() - began > budget_s:
+            break
+    copy_s, copy_token_s = _copies(built)
+    shapes = np.concatenate([shape for shape, _ in logs])
+    seconds = np.concatenate([took for _, took in logs])
+    return of(built, fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s))
+
+
+def of(built: Built, fitted: Fit) -> Calibration:
+    """The calibration of a built engine with an already fitted cost model."""
+    model, memory = built.parts.model, built.parts.memory
+    return Calibration(
+        model=built.parts.config.model.path,
+        vocabulary=model.vocabulary,
+        max_length=model.max_length,
+        kv_token_bytes=block_bytes(model, memory.block_size) / memory.block_size,
+        kv_bytes=memory.nbytes,
+        costs=fitted.costs,
+        machine=processor(),
+        runs_on={k: v for k, v in built.parts.executor.describe().items()} if built.parts.executor is not None else {},
+        made_at=time.time(),
+        steps=fitted.steps,
+        median_error=fitted.median_error,
+        p95_error=fitted.p95_error,
+    )
+
+
+def _affordable(scenarios: list[Scenario], built: Built, budget_s: float) -> Iterator[Scenario]:
+    """Cheapest first, as long as the time taken so far suggests that there is room."""
+    began, done = time.perf_counter(), 0
+    for scenario in sorted(scenarios, key=lambda s: s.tokens):
+        spent = time.perf_counter() - began
+        if done and spent + spent / done * scenario.tokens > budget_s:
+            return
+        yield scenario
+        done += scenario.tokens
+
+
+def _run(built: Built, scenario: Scenario, salt: str) -> tuple[Floats, Floats]:
+    """Run a scenario; its steps."""
+    engine = built.engine
+    rng = np.random.default_rng(scenario.tokens)
+    sampling = SamplingParams(max_tokens=scenario.output, temperature=0.0, ignore_eos=True)
+    first = len(engine.events)
+    began = engine.clock.now()
+    added = 0
+    while added < scenario.count or engine.unfinished:
+        while added < scenario.count and (not engine.unfinished or engine.clock.now() >= began + added * scenario.apart_s):
+            prompt = rng.integers(1, built.parts.model.vocabulary, scenario.prompt)
+            name = f"{salt}-{scenario.count}-{scenario.prompt}-{added}"
+            engine.add(Request(id=name, prompt=prompt, sampling=sampling, cache_salt=name))
+            added += 1
+        engine.step()
+    return steps_of(engine.events.columns(first))
+
+
+def _copies(built: Built) -> tuple[float, float]:
+    """(seconds of a transfer, seconds per token of it) between the tiers, 0 without a host tier; pool and tier must be idle."""
+    memory = built.parts.memory
+    if not memory.host_blocks:
+        return 0.0, 0.0
+    blocks = built.parts.books.pool
+    sizes = sorted({max(1, min(memory.host_blocks, blocks.free, n)) for n in (1, 4, 16, 64)})
+    tokens, seconds = [], []
+    for _ in range(5):
+        for size in sizes:
+            held = blocks.take(size)
+            for copy in (memory.copy_out, lambda a, b: memory.copy_in(b, a)):
+                began = time.perf_counter()
+                copy(held, range(size)).wait()
+                seconds.append(time.perf_counter() - began)
+                tokens.append(size * memory.block_size)
+            blocks.drop(held)
+    if len(sizes) == 1:
+        return 0.0, float(np.median(seconds)) / tokens[0]
+    slope, base = np.polyfit(tokens, seconds, 1)
+    return max(0.0, float(base)), max(0.0, float(slope))
+
+
+def processor() -> str:
+    """What this machine calls its processor, and how many cores of it this process may use."""
+    name = "unknown processor"
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def default_path(model: str, runs_on: dict[str, Any]) -> Path:
+    """Where the calibration of a model on this machine is kept: in the cache folder, a file for each way of running it."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hasten" / "calibrations"
+    facts = [processor(), model, *(str(runs_on.get(k)) for k in ("device", "dtype", "threads", "kernels"))]
+    return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(facts)).strip("-").lower() + ".json")

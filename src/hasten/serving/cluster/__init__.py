@@ -1,0 +1,1 @@
+"""Many engines: who gets which request."""
