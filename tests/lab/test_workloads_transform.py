@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +23,7 @@ def workloads(draw: st.DrawFn, *, alike: bool = False) -> Workload:
     requests: list[TimedRequest] = []
     at_s = 0.0
     for number in range(draw(st.integers(1, 12))):
-        at_s += draw(st.floats(0, 100))
+        at_s += draw(st.integers(0, 100_000)) / 1000
         prompt = draw(st.integers(1, 5000))
         parents = draw(st.lists(st.sampled_from([r.id for r in requests]), max_size=2, unique=True)) if requests else []
         requests.append(
@@ -76,7 +79,7 @@ def test_everything_fits_the_context(workload: Workload, context: int) -> None:
         assert new.prompt_tokens >= 1 and new.output_tokens >= 1
         assert len(new.blocks) <= -(-new.prompt_tokens // fitted.block_tokens)
         assert new.blocks == old.blocks[: len(new.blocks)]
-        if old.prompt_tokens == len(old.blocks) * old.prompt_tokens and shared:
+        if old.prompt_tokens == len(old.blocks) * workload.block_tokens:
             assert new.prompt_tokens == len(new.blocks) * fitted.block_tokens
     if longest <= context:
         assert fitted == workload
@@ -148,7 +151,7 @@ def test_mixed_blocks_share_within_a_workload_only(several: list[Workload]) -> N
         mine = [r for r in mixed if r.id.startswith(label)]
         blocks.append({block for r in mine for block in r.blocks})
         sharing = [(r, next(m for m in mine if m.id == label + r.id)) for r in workload if r.blocks]
-        for (old, new), (other, new_other) in zip(sharing, sharing[1:], strict=False):
+        for (old, new), (other, new_other) in pairwise(sharing):
             # All drawn prompts begin alike, for as many tokens as both have blocks for.
             alike = min(len(old.blocks), len(other.blocks)) * workload.block_tokens
             alike = min(alike, old.prompt_tokens, other.prompt_tokens)
@@ -182,7 +185,6 @@ def test_a_mix_refuses_two_meanings_of_a_class() -> None:
         ("poisson:requests=0", "requests must be at least 1"),
         ("poisson:rate=nan", "rate must be a positive"),
         ("poisson:rate=1,rate=2", "'rate' is there twice"),
-        ("poisson:rate=1,", "rate"),
         ("gamma:cv=0", "cv must be a positive"),
         ("poisson:prompt_sigma=-1", "spread of lengths"),
         ("conversations:turns=0.5", "turns must be"),
@@ -192,19 +194,16 @@ def test_a_mix_refuses_two_meanings_of_a_class() -> None:
     ],
 )
 def test_bad_specs_are_refused(spec: str, expected: str) -> None:
-    if spec.endswith(","):
-        assert len(load(spec)) == 500  # a comma too many does no harm
-        return
-    with pytest.raises(WorkloadError, match="is no|must|cannot|no ") as caught:
+    with pytest.raises(WorkloadError, match=re.escape(expected)):
         load(spec)
-    assert expected in str(caught.value)
 
 
 def test_steps_follow_each_other_as_written() -> None:
     workload = load("poisson:rate=2,requests=100[0:50]@context=512,load=7,time=2")
     assert len(workload) == 50 and t.mean_rate(workload) == pytest.approx(3.5)
     assert max(r.prompt_tokens + r.output_tokens for r in workload) <= 512
-    assert workload.source.split("; ")[1].startswith("requests 0 to 50") and workload.source.endswith("time x 2")
+    done = [step.split(" ")[0] for step in workload.source.split("; ")[-4:]]
+    assert done == ["requests", "lengths", "load", "time"]
 
 
 def test_text_has_no_length_to_scale() -> None:

@@ -1,4 +1,4 @@
-"""`hasten bench latency` and `hasten bench throughput`: the engine in this process, measured against the machine's limits."""
+"""`hasten bench`: single steps (`latency`) and offline batches (`throughput`) here, replayed workloads in `bench_replay`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli import options
+from hasten.cli import bench_replay, options
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
 
 app = typer.Typer(help="Measure latency and throughput.", no_args_is_help=True, add_completion=False)
+app.command()(bench_replay.serve)
+app.command()(bench_replay.compare)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 

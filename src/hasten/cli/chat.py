@@ -30,6 +30,7 @@ def chat(
     seed: options.Seed = None,
     with_: options.With = None,
     set_: options.Set = None,
+    config: options.Config = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     load_format: options.LoadFormat = None,
@@ -37,7 +38,7 @@ def chat(
     threads: options.Threads = None,
 ) -> None:
     """Talk with the model; its speed is shown while it answers."""
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
     from hasten.engine.request import BadRequest, SamplingParams
 
     sampling = SamplingParams(

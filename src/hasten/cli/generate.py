@@ -25,6 +25,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
     with_: options.With = None,
     set_: options.Set = None,
+    config: options.Config = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     load_format: options.LoadFormat = None,
@@ -33,7 +34,7 @@ def generate(
 ) -> None:
     """Complete a prompt: the text to standard output as it comes, its speed to standard error."""
     began_s = time.perf_counter()
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
     from hasten.engine.request import SamplingParams
 
     sampling = SamplingParams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Annotated
@@ -29,12 +30,31 @@ app.command()(chat)
 app.command()(techniques)
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(context: typer.Context) -> None:
-    """Measure latency and throughput (hasten bench --help)."""
-    from hasten.cli.bench import app as commands  # measuring needs more imports than the other commands' help should wait for
+GROUPS = {
+    "bench": "Measure latency, throughput and whole workloads.",
+    "claims": "Run the experiments that hold each technique against the plain engine.",
+    "workloads": "Show, compare and export traces and generated workloads.",
+    "calibrate": "Measure this machine's steps, for simulation.",
+    "simulate": "Replay a workload on a virtual clock: this machine, or one you do not have.",
+    "tune": "Search the best configuration for a workload and its service-level objective.",
+}
+"""Commands that need more imports than the other commands' help should wait for: each is `app` in its own file."""
 
-    commands(args=context.args, prog_name="hasten bench")
+
+def _add_group(name: str, summary: str) -> None:
+    @app.command(
+        name,
+        help=f"{summary} (hasten {name} --help)",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def run(context: typer.Context) -> None:
+        commands = importlib.import_module(f"hasten.cli.{name}").app
+        commands(args=context.args, prog_name=f"hasten {name}")
+
+
+for _name, _summary in GROUPS.items():
+    _add_group(_name, _summary)
 
 
 def _version(wanted: bool) -> None:
@@ -77,8 +97,9 @@ def _expected(error: Exception) -> int | None:
     from hasten.engine.outputs import EngineDead, QueueFull
     from hasten.engine.request import BadRequest
     from hasten.engine.technique import ConfigError
+    from hasten.lab.workloads.base import WorkloadError
 
-    if isinstance(error, ConfigError | BadRequest):
+    if isinstance(error, ConfigError | BadRequest | WorkloadError):
         return 2
     return 1 if isinstance(error, EngineDead | QueueFull) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,10 @@ With = Annotated[
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Any setting, as kv.block_size=16. Repeatable.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings from a TOML file, as `hasten tune` writes; options win over it."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")]
@@ -48,6 +53,7 @@ class Asked:
     with_: list[str] | None
     set_: list[str] | None
     settings: dict[str, object] = field(default_factory=dict)
+    file: Path | None = None
 
     def _pairs(self) -> list[str]:
         return [f"{path}={value}" for path, value in self.settings.items() if value is not None] + (self.set_ or [])
@@ -55,14 +61,14 @@ class Asked:
     def config(self) -> EngineConfig:
         from hasten.engine.config import EngineConfig
 
-        return EngineConfig.build(self.model, with_=self.with_ or [], set_=self._pairs())
+        return EngineConfig.build(self.model, with_=self.with_ or [], set_=self._pairs(), file=self.file)
 
     def load(self, *, progress: bool) -> LLM:
         """The engine in this process."""
-        self.config()  # a mistake is told before torch is imported
+        config = self.config()  # a mistake is told before torch is imported
         from hasten.engine.llm import LLM
 
-        return LLM(self.model, with_=self.with_ or [], set_=self._pairs(), progress=progress)
+        return LLM(config=config, progress=progress)
 
 
 def asked(
@@ -74,6 +80,7 @@ def asked(
     load_format: str | None,
     max_length: int | None,
     threads: int | None,
+    file: Path | None = None,
 ) -> Asked:
     settings: dict[str, object] = {
         "model.device": device,
@@ -82,7 +89,7 @@ def asked(
         "model.max_length": max_length,
         "executor.threads": threads,
     }
-    return Asked(model, with_, set_, settings)
+    return Asked(model, with_, set_, settings, file)
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)

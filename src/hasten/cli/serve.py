@@ -33,6 +33,7 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish after SIGTERM.")] = 30.0,
     with_: options.With = None,
     set_: options.Set = None,
+    config_file: options.Config = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     load_format: options.LoadFormat = None,
@@ -42,7 +43,7 @@ def serve(
     """Serve a model over HTTP, as OpenAI does, with a page to talk to it."""
     began_s = time.perf_counter()
     body_limit_bytes = options.size_bytes(body_limit)
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
     asked.settings["scheduling.queue_limit"] = queue_limit
     asked.settings["kv.memory_bytes"] = options.size_bytes(kv_memory) if kv_memory else None
     config = asked.config()

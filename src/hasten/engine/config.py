@@ -6,7 +6,9 @@ kv.block_size=16`. A bad name, type or combination raises `ConfigError` before a
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -101,14 +103,16 @@ class EngineConfig(Section):
         with_: Iterable[str] = (),
         set_: Iterable[str] | Mapping[str, Any] = (),
         base: EngineConfig | None = None,
+        file: str | Path | None = None,
     ) -> EngineConfig:
         """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on stays
-        as it is, with whatever was set since."""
+        as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins."""
         config = base.model_copy(deep=True) if base is not None else cls()
+        file_with, file_set = read_file(file) if file is not None else ([], {})
         if model is not None:
             config.model.path = model
         wanted = dict(config.techniques)
-        for text in with_:
+        for text in [*file_with, *with_]:
             for part in filter(None, text.split(",")):
                 name, options = parse_with(part)
                 wanted[name] = options
@@ -120,8 +124,9 @@ class EngineConfig(Section):
                 for path, value in technique.sets.items():
                     config.set(path, value)
         pairs = set_.items() if isinstance(set_, Mapping) else [_split(text) for text in set_]
-        for path, value in pairs:
-            config.set(path, value)
+        for path, value in [*file_set.items(), *pairs]:
+            if path != "model.path" or model is None:
+                config.set(path, value)
         for technique in chosen:
             config.options(technique)
         return config
@@ -168,6 +173,28 @@ class EngineConfig(Section):
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+
+def read_file(path: str | Path) -> tuple[list[str], dict[str, Any]]:
+    """What a configuration file says: techniques as for --with, and settings by dotted path. It is TOML with a table a section
+    (`[kv]` with `block_size = 16`) and one for each technique with its knobs (`[techniques.stall-free]` with `chunk = 256`).
+    Raises ConfigError."""
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    techniques = content.pop("techniques", {})
+    if not isinstance(techniques, dict) or not all(isinstance(knobs, dict) for knobs in techniques.values()):
+        raise ConfigError(f"{path}: techniques are tables, as [techniques.NAME] with a line a knob")
+    names = [":".join([name, *(f"{knob}={value}" for knob, value in knobs.items())]) for name, knobs in techniques.items()]
+    settings: dict[str, Any] = {}
+    for section, fields in content.items():
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: {section}={fields!r} stands outside a section; write it under one, as [kv]")
+        settings |= {f"{section}.{name}": value for name, value in fields.items()}
+    return names, settings
 
 
 def parse_with(text: str) -> tuple[str, dict[str, str]]:

@@ -63,7 +63,7 @@ def search(
 
 def throughput(replay: Callable[[Workload], Run], workload: Workload) -> float:
     """Requests per second when all of the workload's requests come at once (stages after their parents): the saturation
-    throughput that a load is a share of. Raises RuntimeError when requests fail."""
+    throughput that a load is a share of. Raises ConfigError when requests fail."""
     crowd = dataclasses.replace(
         workload,
         name=f"{workload.name}, all at once",
@@ -72,7 +72,8 @@ def throughput(replay: Callable[[Workload], Run], workload: Workload) -> float:
     run = replay(crowd)
     if run.errors:
         number, error = next(iter(run.errors.items()))
-        raise RuntimeError(
-            f"{len(run.errors)} of {len(crowd)} requests failed while all came at once; number {number}: {error}"
+        raise ConfigError(
+            f"{len(run.errors)} of {len(crowd)} requests failed while all came at once, so there is no saturation throughput to "
+            f"take a share of; number {number}: {error}"
         )
     return metrics.summary(run)["requests_per_s"]

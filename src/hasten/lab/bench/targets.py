@@ -114,9 +114,9 @@ def alike(a: Target, b: Target, key: str | None = None) -> tuple[Target, Target]
 
 
 def warm_up(target: Target, workload: Workload) -> None:
-    """Have it do a little of the work once, at once and with prompts of its own. Raises RuntimeError when that fails."""
+    """Have it do a little of the work once, at once and with prompts of its own. Raises ConfigError when that fails."""
     few = cut(workload, 0, min(_WARM_UP, len(workload)))
     few = dataclasses.replace(few, requests=[dataclasses.replace(r, arrival_s=0.0, delay_s=0.0) for r in few])
     run = target.replay(few, seed=10_007)
     if run.errors:
-        raise RuntimeError(f"{target.name} fails at the first requests: {next(iter(run.errors.values()))}")
+        raise ConfigError(f"{target.name} fails at the first requests: {next(iter(run.errors.values()))}")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hasten.engine.build import Built
+from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
@@ -133,7 +134,9 @@ def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, prog
     for number in range(rounds):
         for i, scenario in enumerate(_affordable(scenarios, built, budget_s / rounds)):
             if progress is not None:
-                progress(f"round {number + 1}: {scenario.count} × {scenario.prompt} tokens", (number + i / len(scenarios)) / rounds)
+                progress(
+                    f"round {number + 1}: {scenario.count} × {scenario.prompt} tokens", (number + i / len(scenarios)) / rounds
+                )
             logs.append(_run(built, scenario, f"{number}-{i}"))
         if time.perf_counter() - began > budget_s:
             break
@@ -227,8 +230,30 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hasten" / "calibrations"
+
+
 def default_path(model: str, runs_on: dict[str, Any]) -> Path:
     """Where the calibration of a model on this machine is kept: in the cache folder, a file for each way of running it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hasten" / "calibrations"
     facts = [processor(), model, *(str(runs_on.get(k)) for k in ("device", "dtype", "threads", "kernels"))]
-    return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(facts)).strip("-").lower() + ".json")
+    return _folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(facts)).strip("-").lower() + ".json")
+
+
+def here(model: str, config: EngineConfig) -> Calibration:
+    """The newest calibration of a model on this machine that agrees with what `config` says of device, dtype and threads.
+    Raises ConfigError when there is none."""
+    asked = {"device": config.model.device, "threads": config.executor.threads}
+    if config.model.dtype != "auto":
+        asked["dtype"] = config.model.dtype
+    found = [Calibration.load(path) for path in _folder().glob("*.json")]
+    fitting = [
+        one
+        for one in found
+        if one.machine == processor()
+        and one.model == model
+        and all(value is None or one.runs_on.get(name) == value for name, value in asked.items())
+    ]
+    if not fitting:
+        raise ConfigError(f"this machine is not calibrated for {model}: `hasten calibrate {model}` does it in two minutes")
+    return max(fitting, key=lambda one: one.made_at)

@@ -26,10 +26,6 @@ from hasten.lab.bench.run import Run
 from hasten.lab.workloads.base import Workload
 from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView
 
-_APART = 1 << 40
-"""Sequence numbers of one engine, in the events of all."""
-
-
 def replay_fleet(
     engines: Sequence[Engine],
     dispatcher: Dispatcher,
@@ -142,7 +138,7 @@ def _merge(engines: Sequence[Engine], accepted: list[list[int]], count: int) -> 
     sequence = np.full(count, -1, dtype=np.int64)
     for i, log in enumerate(logs):
         own = log["sequence"] >= 0
-        log["sequence"][own] += i * _APART
+        log["sequence"][own] = log["sequence"][own] * len(engines) + i
         sequence[accepted[i]] = log["sequence"][log["kind"] == Kind.ARRIVED]
     merged = {name: np.concatenate([log[name] for log in logs]) for name in COLUMNS}
     order = np.argsort(merged["time_s"], kind="stable")

@@ -21,7 +21,8 @@ from hasten.lab.planning.keepalive_policies import (
 )
 
 PATIENCE_S = 30.0
-POOL_SIZE = 4
+POOL_EVERY = 75
+"""One generic pod of each resource class for so many functions."""
 POOL_SHARE = 0.5
 """Of a start-up time, that taking a generic pod saves. Assumed: the paper shows pod allocation to be the largest of four parts
 in Region 2, without a figure."""
@@ -41,6 +42,11 @@ class Family:
 _KEEPS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0)
 _WORTHS = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
 
+
+def _reserved(functions: Sequence[Function], keep_s: float) -> ReservedPool:
+    return ReservedPool(functions, max(1, len(functions) // POOL_EVERY), POOL_SHARE, keep_s)
+
+
 FIXED = Family(
     "fixed keep-alive",
     "keep",
@@ -51,7 +57,7 @@ FIXED = Family(
 OTHERS = (
     Family("timer-aware", "keep of the others", _KEEPS, TimerAware),
     Family("workflow prewarm", "keep of the others", _KEEPS, WorkflowPrewarm),
-    Family("reserved pool", "keep", _KEEPS, lambda fs, keep_s: ReservedPool(fs, POOL_SIZE, POOL_SHARE, keep_s)),
+    Family("reserved pool", "keep", _KEEPS, _reserved),
     Family("histogram", "worth of a cold wait", _WORTHS, Histogram),
     Family("combined", "worth of a cold wait", _WORTHS, Combined),
     Family("delayed peaks", "keep", _KEEPS, lambda fs, keep_s: DelayPeaks(fs, PATIENCE_S, keep_s), delays=True),

@@ -60,12 +60,14 @@ class Policy(Protocol):
 
 @dataclass(slots=True)
 class Cost:
-    """What a policy cost. `cold_waits` of `invocations` waited for a start, `waited_s` seconds in all; `idle_s`: as charged;
-    `starts` of pods, `early` of them before anyone asked; `delayed` invocations waited for a busy pod instead, `delay_s` in
-    all. `by_trigger`: cold waits. `useful_s`, `start_s` float64 [pods]: of each pod that ran anything, the time from its
-    readiness to the end of its last run, and that of its start."""
+    """What a policy cost. Of the `invocations`, `warm` ones began at once on an idle pod, `cold_waits` waited for a start,
+    `waited_s` seconds in all, and `delayed` ones got a pod that was busy; `delay_s`: waited for busy pods, in vain or not.
+    `idle_s`: as charged. `starts` of pods, `early` of them before anyone asked. `by_trigger`: cold waits. `useful_s`, `start_s`
+    float64 [pods]: of each pod that ran anything, the time from its readiness to the end of its last run, and that of its
+    start."""
 
     invocations: int
+    warm: int = 0
     cold_waits: int = 0
     waited_s: float = 0.0
     idle_s: float = 0.0
@@ -150,6 +152,7 @@ class _Simulation:
         self.plan(self.policy.arrived(function, now))
         if self.idle[function]:
             pod = self.idle[function].pop()
+            self.cost.warm += 1
             self.charge(now - pod.idle_since_s)
             self.begin(pod, invocation, now)
             return
@@ -157,7 +160,10 @@ class _Simulation:
         if starting is not None and starting.ready_s - now <= self.start_s[invocation]:
             del self.starting[function]
             self.charge(now - starting.idle_since_s)
-            self.wait(invocation, starting.ready_s - now)
+            if starting.ready_s > now:
+                self.wait(invocation, starting.ready_s - now)
+            else:  # both at one moment
+                self.cost.warm += 1
             self.begin(starting, invocation, starting.ready_s)
             return
         patience_s = self.policy.delay_s(function)
@@ -190,7 +196,6 @@ class _Simulation:
         queue = self.queue[self.function[invocation]]
         if entry in queue:
             queue.remove(entry)
-            self.cost.delayed += 1
             self.cost.delay_s += now - since
             self.cold(now, invocation)
 

@@ -49,6 +49,8 @@ class FixedKeepAlive:
     """Every idle pod is kept for `keep_s`."""
 
     def __init__(self, functions: Sequence[Function], keep_s: float = 60.0) -> None:
+        if not keep_s >= 0:
+            raise ValueError(f"keep_s must be a number of seconds from 0 on, got {keep_s!r}")
         self.functions = functions
         self.keep_s = keep_s
         self.pool: dict[str, int] = {}
@@ -165,6 +167,8 @@ class Histogram:
     few = 4
 
     def __init__(self, functions: Sequence[Function], worth_s: float) -> None:
+        if not worth_s >= 0:
+            raise ValueError(f"worth_s must be a number of idle seconds from 0 on, got {worth_s!r}")
         self.functions = functions
         self.worth_s = worth_s
         self.pool: dict[str, int] = {}

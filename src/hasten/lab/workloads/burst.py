@@ -29,8 +29,8 @@ Ints = npt.NDArray[np.int64]
 
 WINDOW_REQUESTS = 500
 LEAST_REQUESTS = 50
-CLASS_REQUESTS = 200
-MOST_CLASSES = 16
+CLASS_REQUESTS = 100
+MOST_CLASSES = 64
 
 _PROMPT_AT = np.concatenate([np.linspace(0, 0.99, 100), [0.995, 0.998, 0.999, 1.0]])
 _OUTPUT_AT = np.linspace(0, 1, 51)
@@ -40,7 +40,7 @@ _OUTPUT_AT = np.linspace(0, 1, 51)
 class Service:
     """One application's part. `rate` (requests/s) and `cv` are at the times k · `Parameters.step_s`. `prompt`: quantiles of the
     prompt length. `edges`: where classes of prompt lengths end (all but the last); `output`: quantiles of the output length for
-    each class. A request fails with probability `failure[0]` + `failure[1]` · load over mean load."""
+    each class. A request fails with probability `failure[0]` + `failure[1]` · load over mean load, where that is above 0."""
 
     application: str
     requests: int
@@ -230,7 +230,7 @@ def _failure(failed: npt.NDArray[np.bool_], first: Ints, last: Ints, rate: Float
     mean_share = float(weight @ share)
     spread = float(weight @ (load - 1) ** 2)
     slope = float(weight @ ((load - 1) * (share - mean_share))) / spread if spread > 1e-12 else 0.0
-    slope = min(max(slope, 0.0), mean_share)  # neither fewer failures at higher load, nor a negative share at none
+    slope = max(slope, 0.0)  # fewer failures at higher load would be chance
     return (mean_share - slope, slope)
 
 

@@ -148,7 +148,10 @@ def period(at_s: Floats) -> tuple[float, float]:
     below = np.flatnonzero(correlation <= 0)
     if not len(below):
         return math.nan, 0.0
-    lag = int(below[0]) + int(np.argmax(correlation[below[0] :]))
+    later = correlation[below[0] :]
+    # Multiples of a period correlate as well: the first lag that comes near the highest peak belongs to the period itself.
+    near = int(below[0]) + int(np.argmax(later >= 0.8 * later.max()))
+    lag = near + int(np.argmax(correlation[near : near + near // 4 + 1]))
     chance = math.sqrt(2 * math.log(100 * bins / 2) / bins)
     strength = float(correlation[lag])
     return (lag * float(width), strength) if strength > chance else (math.nan, 0.0)

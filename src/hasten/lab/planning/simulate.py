@@ -1,0 +1,64 @@
+"""Replays a workload on a virtual clock: on this machine as it was calibrated, or on hardware known by its published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hasten.engine.config import EngineConfig
+from hasten.engine.technique import ConfigError
+from hasten.lab.bench.drive import Progress, replay
+from hasten.lab.bench.run import Run
+from hasten.lab.planning import hardware, shapes
+from hasten.lab.planning.devices import Device, on_hardware
+from hasten.lab.planning.fleet import replay_fleet
+from hasten.lab.workloads.base import Workload
+from hasten.serving.cluster.base import Dispatcher
+from hasten.serving.cluster.least_outstanding import LeastOutstanding
+from hasten.serving.cluster.round_robin import RoundRobin
+
+HERE = "here"
+"""The hardware name that stands for this machine's calibration."""
+
+DISPATCHERS: dict[str, type[Dispatcher]] = {"round-robin": RoundRobin, "least-outstanding": LeastOutstanding}
+
+
+def device(model: str, on: str, config: EngineConfig) -> Device:
+    """The device that `on` names: `here`, a calibration (NAME.calibration.json), a hardware profile or a profile file. Raises ConfigError."""
+    from hasten.lab.planning.calibrate import Calibration, here
+
+    if on == HERE:
+        return here(model, config).device()
+    if on.endswith(".calibration.json"):
+        return Calibration.load(Path(on)).device()
+    dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16"
+    return on_hardware(shapes.shape(model, dtype), hardware.profile(on))
+
+
+def dispatcher(name: str) -> Dispatcher:
+    """Raises ConfigError for a name that is not known."""
+    if name not in DISPATCHERS:
+        raise ConfigError(f"no dispatcher is called {name!r}; known: {', '.join(DISPATCHERS)}")
+    return DISPATCHERS[name]()
+
+
+def simulate(
+    workload: Workload,
+    on: Device,
+    config: EngineConfig,
+    *,
+    speeds: Sequence[float] = (1.0,),
+    dispatch: str = "least-outstanding",
+    name: str = "",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Run:
+    """Replay `workload` on one simulated engine for each of `speeds` (relative to the device), all with the same configuration.
+    Raises ConfigError."""
+    if not speeds or any(not 0 < speed < float("inf") for speed in speeds):
+        raise ConfigError(f"speeds must be positive numbers, one an engine, got {list(speeds)}")
+    if len(speeds) == 1:
+        return replay(on.engine(config, speed=speeds[0]), workload, name=name, seed=seed, progress=progress)
+    engines = [on.engine(config, speed=speed) for speed in speeds]
+    chosen = dispatcher(dispatch)
+    return replay_fleet(engines, chosen, workload, speeds=speeds, name=name, seed=seed, progress=progress)
