@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.engine.request import SLO
 from hasten.lab.workloads import TimedRequest, Workload, WorkloadError, load
 from hasten.lab.workloads import transform as t
 from hasten.lab.workloads.prompts import FIRST_TOKEN, Prompts
+
+FEW = settings(max_examples=60, deadline=None)
 
 
 @st.composite
@@ -45,6 +47,7 @@ def poisson(requests: int = 200) -> Workload:
     return load(f"poisson:rate=2,requests={requests}")
 
 
+@FEW
 @given(workloads(), st.floats(0.01, 100))
 def test_scaled_time_scales_all_of_it(workload: Workload, factor: float) -> None:
     scaled = t.scale_time(workload, factor)
@@ -53,6 +56,7 @@ def test_scaled_time_scales_all_of_it(workload: Workload, factor: float) -> None
     assert [r.prompt_tokens for r in scaled] == [r.prompt_tokens for r in workload]
 
 
+@FEW
 @given(workloads(), st.floats(0.01, 100))
 def test_scaled_load_has_the_rate_asked_for(workload: Workload, rate: float) -> None:
     if not np.isfinite(t.mean_rate(workload)):
@@ -65,6 +69,7 @@ def test_scaled_load_has_the_rate_asked_for(workload: Workload, rate: float) -> 
     assert f"{rate:.6g} requests/s" in scaled.source
 
 
+@FEW
 @given(workloads(), st.integers(2, 8000))
 def test_everything_fits_the_context(workload: Workload, context: int) -> None:
     longest = max(r.prompt_tokens + r.output_tokens for r in workload)
@@ -104,6 +109,7 @@ def test_lengths_grow_and_shrink() -> None:
     assert all(r.output_tokens == 1 for r in t.scale_lengths(workload, 1e-6))
 
 
+@FEW
 @given(workloads(), st.integers(0, 12), st.integers(1, 13))
 def test_a_cut_keeps_workflows_whole(workload: Workload, start: int, length: int) -> None:
     try:
@@ -132,6 +138,7 @@ def test_cuts_by_number_and_by_time() -> None:
     assert timed.requests[0].arrival_s == pytest.approx(inside[0].arrival_s - 10.0)
 
 
+@FEW
 @given(st.lists(workloads(), min_size=1, max_size=3))
 def test_a_mix_has_everything_once(several: list[Workload]) -> None:
     mixed = t.mix(*several)
@@ -140,6 +147,7 @@ def test_a_mix_has_everything_once(several: list[Workload]) -> None:
     assert sorted(r.prompt_tokens for r in mixed) == sorted(r.prompt_tokens for w in several for r in w)
 
 
+@FEW
 @given(st.lists(workloads(), min_size=2, max_size=3))
 def test_mixed_blocks_share_within_a_workload_only(several: list[Workload]) -> None:
     mixed = t.mix(*several)
@@ -215,6 +223,7 @@ def test_text_has_no_length_to_scale() -> None:
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
+@FEW
 @given(workloads(alike=True), st.sampled_from([2, 50, 64, 1000, 128_256, 2**31]), st.integers(0, 3))
 def test_prompts_have_their_length_and_stay_in_the_vocabulary(workload: Workload, vocabulary: int, seed: int) -> None:
     for request in workload:

@@ -29,7 +29,8 @@ class Technique:
     """What a technique's file says of it.
 
     `exact`: gives the plain engine's tokens. `sets`: config paths and the values that switch it on. `options`: a dataclass of
-    its knobs, filled from `--with name:knob=value`. `make(context, options)` builds the policy object; the context depends on
+    its knobs, filled from `--with name:knob=value`; a field's `metadata={"search": values}` says what a search for the best
+    value should try. `make(context, options)` builds the policy object; the context depends on
     the seam (see its `base.py`). `default`: part of the plain engine. `paper`: title and year, empty for the defaults.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
 from hasten.engine.sequence import Sequence, State
@@ -18,7 +18,7 @@ from hasten.engine.technique import Technique
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    chunk: int = 512
+    chunk: int = field(default=512, metadata={"search": (64, 128, 256, 1024, 2048)})
     """Tokens of a step while anything decodes; without decodes a step takes all that `limits.tokens` allows."""
     watermark: float = 0.01
     """Share of the blocks kept free when admitting, for the running ones to grow into."""

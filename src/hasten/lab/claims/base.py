@@ -7,7 +7,7 @@ speed, and a shortfall is printed as a shortfall.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Outcome:
     found. `notes`: sentences a reader of the result should know. `details`: anything else for the JSON. `pictures`: PNG bytes
     by file stem."""
 
-    samples: dict[str, Sequence[float]]
+    samples: Mapping[str, Sequence[float]]
     guards: list[Guard] = field(default_factory=list)
     shortfall: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +78,14 @@ class Sides:
         workload: Callable[[int], Workload],
         count: int,
         progress: Callable[[str, float], None],
-        once: Collection[str] = (),
+        names: Callable[[int], Sequence[str]] | None = None,
     ) -> Iterator[dict[str, Run]]:
         """The runs of each round by side, on the same arrivals, in turns: every other round in reverse order, so that a machine
-        that drifts favours nobody. `workload(round)` makes a round's arrivals; the sides in `once` run in the first only."""
+        that drifts favours nobody. `workload(round)` makes a round's arrivals; `names(round)` says who runs (None: all)."""
         for number in range(count):
             work = workload(number)
             runs = {}
-            turns = [name for name in self.sides if number == 0 or name not in once][:: 1 if number % 2 == 0 else -1]
+            turns = list(self.sides if names is None else names(number))[:: 1 if number % 2 == 0 else -1]
             for turn, name in enumerate(turns):
                 progress(f"round {number + 1} of {count}: {name}", (number + turn / len(turns)) / count)
                 runs[name] = self.replay(name, work, number)[0]

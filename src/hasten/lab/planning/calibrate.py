@@ -96,7 +96,8 @@ class Calibration:
         """Raises ConfigError when the file is not there or no calibration."""
         try:
             fields = json.loads(path.read_text())
-            costs = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("costs").items() if k[0] != "_"}
+            costs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("costs").items()}
+            costs.pop("_slopes", None)
             return cls(costs=CostModel(**costs), **fields)
         except FileNotFoundError:
             raise ConfigError(f"{path} is not there: `hasten calibrate` makes it") from None
@@ -125,7 +126,17 @@ def grid(max_length: int, max_rows: int, max_tokens: int) -> list[Scenario]:
 
 
 def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, progress: Progress | None = None) -> Calibration:
-    """Calibrate an idle engine in about `budget_s` seconds: scenarios that would not fit into their share are left out."""
+    """Calibrate an idle engine in about `budget_s` seconds."""
+    shapes, seconds = collect(built, rounds=rounds, budget_s=budget_s, progress=progress)
+    copy_s, copy_token_s = _copies(built)
+    return of(built, fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s))
+
+
+def collect(
+    built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, progress: Progress | None = None
+) -> tuple[Floats, Floats]:
+    """Run the grid on an idle engine: shapes [n, 5] and seconds [n] of its steps. Scenarios that would not fit into their share
+    of `budget_s` are left out."""
     engine, config = built.engine, built.parts.config
     scenarios = grid(engine.max_length, config.scheduling.max_rows, config.scheduling.max_tokens)
     began = time.perf_counter()
@@ -140,10 +151,7 @@ def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, prog
             logs.append(_run(built, scenario, f"{number}-{i}"))
         if time.perf_counter() - began > budget_s:
             break
-    copy_s, copy_token_s = _copies(built)
-    shapes = np.concatenate([shape for shape, _ in logs])
-    seconds = np.concatenate([took for _, took in logs])
-    return of(built, fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s))
+    return np.concatenate([shape for shape, _ in logs]), np.concatenate([took for _, took in logs])
 
 
 def of(built: Built, fitted: Fit) -> Calibration:

@@ -64,9 +64,9 @@ def _frontiers(axes: Axes, baseline: Frontier, others: Sequence[Frontier], marke
     axes.axvline(at[0], color="black", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="minor", labelsize=7)
     axes.set_xlabel("idle hours charged")
     axes.set_ylabel("cold waits, % of invocations")

@@ -2,7 +2,7 @@
 
 JSON Lines with `timestamp` (ms), `input_length`, `output_length` and `hash_ids`: one number for each 512 tokens of the prompt,
 equal where the prefix up to and including that block is equal. The numbers become `TimedRequest.blocks` as they are, so prefix
-caches meet the reuse of the real service.
+caches meet the reuse of the real service. Times come in steps of 3 s, so that some ten requests arrive at once.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def load(path: Path) -> Workload:
 
 def blocks(value: object, prompt_tokens: int, place: str, block_tokens: int = BLOCK_TOKENS) -> tuple[int, ...]:
     """Block numbers of a prompt, checked: a list of whole numbers from 0 on, no more than the prompt has room for."""
-    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-        raise WorkloadError(f"{place}: the block numbers must be a list of whole numbers from 0 on")
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**63 for item in value):
+        raise WorkloadError(f"{place}: the block numbers must be a list of whole numbers from 0 to 2**63")
     room = -(-prompt_tokens // block_tokens)
     if len(value) > room:
         raise WorkloadError(

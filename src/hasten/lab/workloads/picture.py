@@ -27,9 +27,10 @@ def picture(*workloads: Workload) -> bytes:
         raise WorkloadError("pictures need matplotlib: pip install 'hasten[plots]'") from error
     figure = Figure(figsize=(13, 7), layout="constrained")
     panels: Any = figure.subplots(2, 3)
+    least_s = 1e-4 * max(np.diff(arrivals(workload)).max(initial=0.0) for workload in workloads)
     for workload, colour in zip(workloads, COLOURS, strict=False):
         _over_time(panels[0, 0], panels[0, 1], workload, colour)
-        _gaps(panels[0, 2], workload, colour)
+        _gaps(panels[0, 2], workload, colour, least_s)
         prompt, output = lengths(workload)
         _distribution(panels[1, 0], prompt, colour)
         _distribution(panels[1, 1], output, colour)
@@ -60,20 +61,21 @@ def _over_time(rate: Axes, cv: Axes, workload: Workload, colour: str) -> None:
         cv.plot(parts.at_s, parts.cv, color=colour)
 
 
-def _gaps(axes: Axes, workload: Workload, colour: str) -> None:
-    gaps = np.diff(arrivals(workload))
-    if not len(gaps) or not gaps.any():
+def _gaps(axes: Axes, workload: Workload, colour: str, least_s: float) -> None:
+    gaps = np.sort(np.diff(arrivals(workload)))
+    if not len(gaps) or not gaps[-1]:
         return
-    _distribution(axes, gaps[gaps > 0], colour, below=float(np.mean(gaps == 0)))
-    x = np.geomspace(max(np.quantile(gaps, 0.002), gaps.max() * 1e-4), gaps.max(), 200)
+    # Gaps of 0 have no place on a logarithmic axis: they and all below `least_s` are drawn at its left end.
+    axes.step(np.maximum(gaps, least_s), np.linspace(0, 1, len(gaps)), where="post", color=colour)
+    x = np.geomspace(least_s, gaps[-1], 200)
     axes.plot(x, 1 - np.exp(-x / gaps.mean()), color=colour, linestyle=":", linewidth=1.2)
-    axes.set_xlim(left=x[0])
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
 
 
-def _distribution(axes: Axes, values: Floats, colour: str, below: float = 0.0) -> None:
-    """Cumulative distribution; `below` is the share of values that the logarithmic axis cannot show."""
+def _distribution(axes: Axes, values: Floats, colour: str) -> None:
     shares = np.linspace(0, 1, min(len(values), 2000))
-    axes.step(np.quantile(values, shares), below + (1 - below) * shares, where="post", color=colour)
+    axes.step(np.quantile(values, shares), shares, where="post", color=colour)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,27 +131,27 @@ class Table:
 
     def floats(self, name: str) -> Floats:
         """A column as float64 [n], all finite and not negative."""
-        values = self._convert(name, float, np.float64, "a number")
+        values = self._numbers(name)
         self._check(name, values, np.isfinite(values) & (values >= 0), "finite and not negative")
         return values
 
     def ints(self, name: str, low: int = 1) -> Ints:
         """A column as int64 [n], all in [low, LARGEST]; whole numbers written with a decimal point are accepted."""
-        values = self._convert(name, float, np.float64, "a whole number")
+        values = self._numbers(name)
         good = np.isfinite(values) & (values == np.floor(values)) & (values >= low) & (values <= LARGEST)
         self._check(name, values, good, f"a whole number from {low} to {LARGEST}")
         return values.astype(np.int64)
 
-    def _convert(self, name: str, one: Callable[[str], Any], dtype: type[Any], what: str) -> npt.NDArray[Any]:
+    def _numbers(self, name: str) -> Floats:
         column = self.columns[name]
         try:
-            return np.fromiter(map(one, column), dtype=dtype, count=len(column))
+            return np.fromiter(map(float, column), dtype=np.float64, count=len(column))
         except ValueError:
             for row, text in enumerate(column):
                 try:
-                    one(text)
+                    float(text)
                 except ValueError:
-                    raise WorkloadError(f"{self.place(row, name)} must be {what}, got {_shown(text)}") from None
+                    raise WorkloadError(f"{self.place(row, name)} must be a number, got {_shown(text)}") from None
             raise
 
     def _check(self, name: str, values: npt.NDArray[Any], good: npt.NDArray[np.bool_], what: str) -> None:

@@ -47,12 +47,12 @@ GENERATORS: dict[str, Callable[..., Workload]] = {
     "burst": burst.like,
 }
 
-STEPS: dict[str, Callable[[Workload, float], Workload]] = {
-    "load": transform.scale_load,
-    "time": transform.scale_time,
-    "lengths": transform.scale_lengths,
-    "context": lambda workload, tokens: transform.fit_context(workload, int(tokens)),
-    "coldstarts": coldstarts.delayed,
+STEPS: dict[str, tuple[Callable[[Workload, Any], Workload], type]] = {
+    "load": (transform.scale_load, float),
+    "time": (transform.scale_time, float),
+    "lengths": (transform.scale_lengths, float),
+    "context": (transform.fit_context, int),
+    "coldstarts": (coldstarts.delayed, float),
 }
 
 _SPEC = re.compile(
@@ -75,7 +75,8 @@ def load(spec: str) -> Workload:
     for name, value in _pairs(match["steps"], "step").items():
         if name not in STEPS:
             raise WorkloadError(f"no step is called {name!r}; known: {', '.join(STEPS)}")
-        workload = STEPS[name](workload, _converted(value, float, name))
+        step, kind = STEPS[name]
+        workload = step(workload, _converted(value, kind, name))
     return workload
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hasten.engine.request import SLO
@@ -195,6 +195,4 @@ def _shifted(requests: Iterable[TimedRequest], start_s: float) -> list[TimedRequ
 
 
 def _made(workload: Workload, requests: list[TimedRequest], done: str) -> Workload:
-    slos: Mapping[str, SLO] = workload.slos
-    source = f"{workload.source or workload.name}; {done}"
-    return replace(workload, requests=requests, slos=slos, source=source)
+    return replace(workload, requests=requests, source=f"{workload.source or workload.name}; {done}")
