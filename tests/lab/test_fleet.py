@@ -52,9 +52,7 @@ def workflows(count: int) -> Workload:
     out = []
     for i in range(count):
         out.append(TimedRequest(id=f"{i}a", arrival_s=i * 0.05, prompt_tokens=40, output_tokens=10 + i))
-        out.append(
-            TimedRequest(id=f"{i}b", arrival_s=0, prompt_tokens=40, output_tokens=5, parents=(f"{i}a",), delay_s=0.5)
-        )
+        out.append(TimedRequest(id=f"{i}b", arrival_s=0, prompt_tokens=40, output_tokens=5, parents=(f"{i}a",), delay_s=0.5))
     return Workload(name="flows", requests=out)
 
 

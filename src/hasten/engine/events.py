@@ -7,7 +7,7 @@ Metrics, traces, plots and the console are functions of this log and read nothin
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -115,6 +115,23 @@ class EventLog:
             self._drop_older_half()
         for observer in self._observers:
             observer(Event(time_s, kind, sequence, a, b))
+
+    def add_each(self, time_s: float, kind: Kind, sequences: Sequence[int], a: float = 0.0) -> None:
+        """The same event of each of `sequences`, in order."""
+        if self._observers:
+            for sequence in sequences:
+                self.add(time_s, kind, sequence, a)
+            return
+        count = len(sequences)
+        self._time.extend([time_s] * count)
+        self._kind.extend([kind] * count)
+        self._sequence.extend(sequences)
+        self._a.extend([a] * count)
+        self._b.extend([0.0] * count)
+        self.counts[kind] += count
+        self.sums[kind] += a * count
+        if self.keep is not None and len(self._time) > self.keep:
+            self._drop_older_half()
 
     def extend(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add many events at once: columns as `columns()` gives them, of these dtypes."""

@@ -71,6 +71,9 @@ class Engine:
         self._build_batch = build_batch if build_batch is not None else BatchBuilder().build
         self._steady = Steady(self, (order, batching, residency)) if steady else None
         self._eos = eos
+        pool = ledger.books.pool
+        # The last token's own KV is never needed, so a sequence may be one token longer than the pool.
+        self._longest = min(max_length, pool.blocks * pool.block_size + 1)
         self._queue_limit = queue_limit
         self._inbox: deque[Request | tuple[str, int | None, Finish]] = deque()
         self._open: set[str] = set()
@@ -207,7 +210,9 @@ class Engine:
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
         now = self.clock.now()
-        for span in spans:
+        decodes = next((i for i, span in enumerate(spans) if span.count > 1), len(spans))
+        self.events.add_each(now, Kind.SCHEDULED, [span.sequence.id for span in spans[:decodes]], 1)
+        for span in spans[decodes:]:
             self.events.add(now, Kind.SCHEDULED, span.sequence.id, span.count - span.drafts, span.drafts)
         controller = self.decoding.controller
         taps = controller.taps if controller is not None else frozenset()
@@ -397,9 +402,7 @@ class Engine:
 
     def room(self, seq: Sequence) -> int:
         """Tokens of output at which a sequence ends by length."""
-        pool = self.ledger.books.pool
-        # The last token's own KV is never needed, so a sequence may be one token longer than the pool.
-        most = min(self.max_length, pool.blocks * pool.block_size + 1) - seq.prompt_length
+        most = self._longest - seq.prompt_length
         asked = seq.request.sampling.max_tokens
         return most if asked is None else min(asked, most)
 

@@ -222,12 +222,8 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """It runs, and all that is left to compute is the last token."""
-        return (
-            self.state is State.RUNNING
-            and self.remaining == 1
-            and self.todo[0][1] == self.length
-            and self.view.length == self.length - 1
-        )
+        last = self.length - 1
+        return self.state is State.RUNNING and self.view.length == last and self.todo == [(last, last + 1)]
 
     def next_ranges(self, count: int) -> list[tuple[int, int]]:
         """The next `count` tokens to compute, as ranges."""

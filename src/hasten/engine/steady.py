@@ -8,6 +8,7 @@ plain decodes need no arrays and no sampler.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,19 +50,35 @@ class Steady:
         less than twice."""
         if not (self._able and plan.work and planner.untouched) or self._engine.ledger.moving:
             return False
-        if not all(work.kind is WorkKind.DECODE and _plain(work.sequence) for work in plan.work):
+        stretch = self._stretch(plan)
+        if stretch is None:
             return False
-        sequences = [work.sequence for work in plan.work]
-        steps = min(self._until_one_ends(sequences), min(policy.steady(plan, planner) for policy in self._policies))
-        steps = self._that_fit(sequences, int(min(steps, 1 << 20)))
+        steps = min(stretch.longest, *(policy.steady(plan, planner) for policy in self._policies))
+        steps = self._that_fit(stretch, int(steps))
         if steps < 2:
             return False
-        times = self._times(sequences, steps)
+        times = self._times(stretch, steps)
         steps = min(steps, int(np.searchsorted(times[:-1], until_s, side="left")))
         if steps < 2:
             return False
-        self._advance(sequences, times[: steps + 1])
+        self._advance(stretch, times[: steps + 1])
         return True
+
+    def _stretch(self, plan: StepPlan) -> _Stretch | None:
+        """What `plan` runs, if all of it are plain decodes."""
+        engine, pool = self._engine, self._engine.ledger.books.pool
+        sequences, room, cached, longest = [], [], 0, 1 << 20
+        for work in plan.work:
+            seq = work.sequence
+            last = seq.view.last_run()
+            # A shared tail is copied first: a single step does that.
+            if work.kind is not WorkKind.DECODE or not _plain(seq) or last is None or pool.refs[last[0]] > 1:
+                return None
+            sequences.append(seq)
+            room.append(pool.block_size - last[1] - last[2])
+            cached += seq.view.length + 1
+            longest = min(longest, engine.room(seq) - seq.output_length)
+        return _Stretch(sequences, np.array(room), cached, longest)
 
     def spans(self, plan: StepPlan) -> list[Span]:
         """Bare spans of the plain decodes at the head of `plan`, with their KV accounted for; they are taken off the plan."""
@@ -82,85 +99,87 @@ class Steady:
         engine = self._engine
         now = engine.clock.now()
         bare = next((i for i, span in enumerate(spans) if span.tokens is not _NONE), len(spans))
+        unwritten: list[int] = []  # an event each; those before one that ends are written at once
         for span in spans[:bare]:
             seq = span.sequence
-            token = token_of(seq, engine.executor.vocabulary)
-            seq.run_on(token, 1)
-            engine.events.add(now, Kind.TOKENS, seq.id, 1)
-            engine.deliver(TokenDelta(seq.request.id, seq.index, [token], [None]))
+            seq.run_on(token_of(seq, engine.executor.vocabulary), 1)
+            unwritten.append(seq.id)
             if seq.output_length >= engine.room(seq):
-                engine.ledger.close(seq, Finish.LENGTH)
+                engine.events.add_each(now, Kind.TOKENS, unwritten, 1)
+                unwritten = []
+            self._deliver(seq, 1)
+        engine.events.add_each(now, Kind.TOKENS, unwritten, 1)
         return spans[bare:]
 
-    def _until_one_ends(self, sequences: list[Sequence]) -> int:
-        return min(self._engine.room(seq) - seq.output_length for seq in sequences)
-
-    def _that_fit(self, sequences: list[Sequence], steps: int) -> int:
+    def _that_fit(self, stretch: _Stretch, steps: int) -> int:
         """The most steps, at most `steps`, whose new blocks can be had."""
         pool = self._engine.ledger.books.pool
-        rooms = []
-        for seq in sequences:
-            last = seq.view.last_run()
-            if last is None or pool.refs[last[0]] > 1:
-                return 0  # the tail is shared and will be copied: a single step does that
-            rooms.append(pool.block_size - last[1] - last[2])
-        room = np.array(rooms)
 
         def blocks(count: int) -> int:
-            return int((-(-np.maximum(count - room, 0) // pool.block_size)).sum())
+            return int((-(-np.maximum(count - stretch.room, 0) // pool.block_size)).sum())
 
-        if blocks(steps) <= pool.available:
-            return steps
         low = 0
-        while low < steps:  # the least count that does not fit, less one
-            middle = (low + steps + 1) // 2
-            low, steps = (middle, steps) if blocks(middle) <= pool.available else (low, middle - 1)
-        return low
+        while low < steps and blocks(steps) > pool.available:
+            middle = (low + steps) // 2
+            low, steps = (middle, steps - 1) if blocks(middle) <= pool.available else (low, middle - 1)
+        return steps
 
-    def _times(self, sequences: list[Sequence], steps: int) -> Floats:
+    def _times(self, stretch: _Stretch, steps: int) -> Floats:
         """When each step begins, and the last one ends: float64 [steps + 1], summed as the clock would."""
         executor = self._engine.executor
         assert isinstance(executor, SimulatedExecutor)
-        cached = sum(seq.view.length + 1 for seq in sequences)
-        seconds = executor.decode_run(len(sequences), cached, steps)
+        seconds = executor.decode_run(len(stretch.sequences), stretch.cached, steps)
         return np.cumsum(np.concatenate([[self._engine.clock.now()], seconds]))
 
-    def _advance(self, sequences: list[Sequence], times: Floats) -> None:
+    def _advance(self, stretch: _Stretch, times: Floats) -> None:
         engine, books = self._engine, self._engine.ledger.books
-        steps, rows = len(times) - 1, len(sequences)
-        cached = sum(seq.view.length + 1 for seq in sequences)
+        steps, rows = len(times) - 1, len(stretch.sequences)
         available = books.available
-        fresh = np.zeros(steps, dtype=np.int64)
-        """Blocks taken in each step."""
-        for seq in sequences:
-            last = seq.view.last_run()
-            assert last is not None
-            fresh[books.pool.block_size - last[1] - last[2] :: books.pool.block_size] += 1
+        taken = np.zeros(steps, dtype=np.int64)
+        for seq, room in zip(stretch.sequences, stretch.room.tolist(), strict=True):
+            taken[room :: books.pool.block_size] += 1
             books.extend(seq.view, steps)
             seq.run_on(token_of(seq, engine.executor.vocabulary), steps)
-        free = available - np.cumsum(fresh)
+        free = available - np.cumsum(taken)
         assert free[-1] == books.available, "the books took other blocks than single steps would"
-        ids = np.array([seq.id for seq in sequences], dtype=np.int64)
-        ending = any(seq.output_length >= engine.room(seq) for seq in sequences)
-        engine.events.extend(_columns(ids, times[:-1] if ending else times, free, cached))
+        ids = [seq.id for seq in stretch.sequences]
+        ending = steps == stretch.longest
+        engine.events.extend(_columns(np.array(ids), times[:-1] if ending else times, free, stretch.cached))
         assert isinstance(engine.clock, VirtualClock)
         engine.clock.advance_to(float(times[-1]))
+        if not ending:
+            for seq in stretch.sequences:
+                self._deliver(seq, steps)
+            return
+        # Whoever ends does so between the others' last events.
         began, now = times[-2:].tolist()
-        if ending:
-            for seq in sequences:
-                engine.events.add(began, Kind.SCHEDULED, seq.id, 1)
-        for seq in sequences:
-            if ending:
-                engine.events.add(now, Kind.TOKENS, seq.id, 1)
-            tokens = [token_of(seq, engine.executor.vocabulary)] * steps
-            engine.deliver(TokenDelta(seq.request.id, seq.index, tokens, [None] * steps))
-            if seq.output_length >= engine.room(seq):
-                engine.ledger.close(seq, Finish.LENGTH)
-        if ending:
-            read = cached + rows * (steps - 1)
-            engine.events.add(now, Kind.STEP, -1, rows, now - began)
-            engine.events.add(now, Kind.MEMORY, -1, books.available, rows)
-            engine.events.add(now, Kind.READ, -1, read, read)
+        engine.events.add_each(began, Kind.SCHEDULED, ids, 1)
+        for seq in stretch.sequences:
+            engine.events.add(now, Kind.TOKENS, seq.id, 1)
+            self._deliver(seq, steps)
+        read = stretch.cached + rows * (steps - 1)
+        engine.events.add(now, Kind.STEP, -1, rows, now - began)
+        engine.events.add(now, Kind.MEMORY, -1, books.available, rows)
+        engine.events.add(now, Kind.READ, -1, read, read)
+
+    def _deliver(self, seq: Sequence, count: int) -> None:
+        """Hand out the last `count` tokens, and close the sequence if they complete it."""
+        engine = self._engine
+        tokens = [token_of(seq, engine.executor.vocabulary)] * count
+        engine.deliver(TokenDelta(seq.request.id, seq.index, tokens, [None] * count))
+        if seq.output_length >= engine.room(seq):
+            engine.ledger.close(seq, Finish.LENGTH)
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Sequences that decode together. `room` int64 [n]: free slots of each one's last block. `cached`: tokens that the first
+    step reads. `longest`: steps until one of them ends."""
+
+    sequences: list[Sequence]
+    room: npt.NDArray[np.int64]
+    cached: int
+    longest: int
 
 
 def _plain(seq: Sequence) -> bool:

@@ -1,9 +1,10 @@
 """The cost model: predicted seconds of a step from what it computes and reads.
 
 A step of T tokens takes a time that is flat while reading the weights dominates and rises with T once multiplying does: the
-roofline of Williams et al. (2009), with the fixed overhead below it. That curve is kept as a broken line through `knots`, computed from a device's published
-figures or measured: kernels change with the number of rows, and experts are read as tokens touch them. The rest is linear: a cost per sequence, per row drawn from, per cached token read and per pair of
-query and key, and copies to a slower tier at a bandwidth. All terms have units a person can check.
+roofline of Williams et al. (2009), with the fixed overhead below it. That curve is kept as a broken line through `knots`,
+computed from a device's published figures or measured: kernels change with the number of rows, and experts are read as tokens
+touch them. The rest is linear: a cost per sequence, per row drawn from, per cached token read and per pair of query and key, and
+copies to a slower tier at a bandwidth. All terms have units a person can check.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,10 +85,10 @@ class CostModel:
     def __post_init__(self) -> None:
         if len(self.knots) < 2 or len(self.knots) != len(self.knot_s):
             raise ValueError("a cost model needs at least two knots with one time each")
-        if any(b <= a for a, b in zip(self.knots, self.knots[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(self.knots)):
             raise ValueError(f"knots must ascend, got {self.knots}")
         pairs = list(zip(self.knots, self.knot_s, strict=True))
-        slopes = tuple((t1 - t0) / (n1 - n0) for (n0, t0), (n1, t1) in zip(pairs, pairs[1:], strict=False))
+        slopes = tuple((t1 - t0) / (n1 - n0) for (n0, t0), (n1, t1) in pairwise(pairs))
         object.__setattr__(self, "_slopes", slopes)
 
     def tokens(self, count: int) -> float:
@@ -127,8 +129,8 @@ def roofline(
 ) -> CostModel:
     """The cost model of a device known by its memory bandwidth (bytes/s) and arithmetic rates (FLOP/s) alone.
 
-    `read_bytes(tokens)`: weight bytes that a step of so many tokens reads (more tokens touch more experts); `flops_per_token` of
-    the weights, `head_flops` per row drawn from, `attention_flops` per pair."""
+    `read_bytes(tokens)`: weight bytes that a step of so many tokens reads (more tokens touch more experts); `flops_per_token`
+    of the weights, `head_flops` per row drawn from, `attention_flops` per pair."""
     token_s = flops_per_token / rate
     ridge = next(count for i in range(1, 31) if (count := 2**i) * token_s >= read_bytes(count) / bandwidth)
     # Within the last octave before the ridge both lines matter; elsewhere powers of two follow the curve closely enough.

@@ -95,10 +95,17 @@ class Books:
         last = view.last_run()
         assert last is not None
         block, first, held, position = last
-        if first + held + count <= self.pool.block_size and self.pool.refs[block] == 1:
+        room = self.pool.block_size - first - held
+        if count <= room and self.pool.refs[block] == 1:
             view.extend_last(count)
-        else:
-            self.append(view, np.arange(position + held, position + held + count, dtype=np.int32))
+            return
+        fresh = self._take(self.blocks_needed(view, count), block)
+        if room and self.pool.refs[block] > 1:
+            self._repoint(view, block, fresh.pop(0))
+        here = min(room, count)
+        view.extend_last(here)
+        if here < count:
+            view.add_blocks(fresh, self.pool.block_size, count - here, position + held + here)
 
     def _repoint(self, view: View, old: int, new: int) -> None:
         """Copy on write: `view` leaves the shared block `old` for the fresh block `new`."""

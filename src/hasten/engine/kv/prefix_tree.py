@@ -8,6 +8,7 @@ al., 2023). Look-up and insertion cost O(blocks of the prompt), eviction O(log n
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from itertools import count as counter
 
 import numpy as np
@@ -53,14 +54,21 @@ class PrefixTree:
     def _walk(self, key: ReuseKey, tokens: Ints, blocks: int) -> list[_Node]:
         node = self._roots.get(key)
         path: list[_Node] = []
-        size = self._pool.block_size
-        for i in range(blocks if node is not None else 0):
-            assert node is not None
-            node = node.children.get(tokens[i * size : (i + 1) * size].tobytes())
+        if node is None:
+            return path
+        for spelled in self._spelled(tokens, 0, blocks):
+            node = node.children.get(spelled)
             if node is None:
                 break
             path.append(node)
         return path
+
+    def _spelled(self, tokens: Ints, start: int, stop: int) -> Iterator[bytes]:
+        """What blocks [start, stop) of `tokens` say."""
+        size = self._pool.block_size
+        raw = tokens[start * size : stop * size].tobytes()
+        step = size * tokens.itemsize
+        return (raw[i : i + step] for i in range(0, len(raw), step))
 
     def match(self, key: ReuseKey, tokens: Ints, limit: int) -> list[Found]:
         """At most one span, [0, k * block_size) with k blocks, never past `limit` tokens."""
@@ -94,11 +102,13 @@ class PrefixTree:
             node.last_used = self._tick
         parent = path[-1] if path else self._roots.setdefault(key, _Node(None, b"", -1, 0))
         grown = False
-        for i in range(len(path), full):
-            block = view.full_block(i, size)
-            if block is None or self._pool.is_cached(block):
+        blocks = view.full_blocks(len(path), full, size)
+        for depth, (block, spelled) in enumerate(
+            zip(blocks, self._spelled(tokens, len(path), full), strict=False), len(path) + 1
+        ):
+            if self._pool.is_cached(block):
                 break
-            node = _Node(parent, tokens[i * size : (i + 1) * size].tobytes(), block, i + 1)
+            node = _Node(parent, spelled, block, depth)
             node.last_used = self._tick
             parent.children[node.key] = node
             self._pool.share([block])

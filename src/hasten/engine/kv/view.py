@@ -148,11 +148,14 @@ class View:
         out = np.concatenate([np.arange(p, p + c, dtype=np.int32) for _, _, c, p in runs.tolist()])
         return out
 
-    def full_block(self, index: int, block_size: int) -> int | None:
-        """The block that holds exactly entries [index * block_size, (index + 1) * block_size) in one full run, or None."""
-        start = index * block_size
-        run = self.run_of(start)
-        if run < 0 or self._starts[run] != start:
-            return None
-        block, first, count, _ = self._runs[run].tolist()
-        return int(block) if first == 0 and count == block_size else None
+    def full_blocks(self, start: int, stop: int, block_size: int) -> list[int]:
+        """The blocks that hold entries [i * block_size, (i + 1) * block_size), in one full run each, for i from `start` on: up to
+        `stop`, or the first for which there is none."""
+        first = self.run_of(start * block_size)
+        if first < 0 or self._starts[first] != start * block_size:
+            return []
+        runs = self.runs[first : first + stop - start]
+        # Full runs one after the other begin at multiples of the block size by themselves.
+        whole = (runs[:, 1] == 0) & (runs[:, 2] == block_size)
+        count = len(runs) if whole.all() else int(whole.argmin())
+        return runs[:count, 0].tolist()

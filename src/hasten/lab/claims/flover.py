@@ -68,6 +68,9 @@ def run(setting: Setting) -> Outcome:
     def names(number: int) -> list[str]:
         return [CONTINUOUS, STATIC] if setting.quick and number else [CONTINUOUS, STATIC, WINDOW, SINGLE]
 
+    def without_single(number: int) -> list[str]:
+        return [name for name in names(number) if name != SINGLE]
+
     for runs in engines.rounds(arriving, rounds, share(setting.progress, 0.25, 0.65), names):
         first = first or runs
         of = {name: summary(run) for name, run in runs.items()}
@@ -77,9 +80,7 @@ def run(setting: Setting) -> Outcome:
         samples["ttft-static"].append(of[STATIC]["ttft_p99_s"] / of[CONTINUOUS]["ttft_p99_s"])
         kept = ("e2e_mean_s", "ttft_p99_s", "lag_p99_s")
         figures.append({name: {figure: of[name][figure] for figure in kept} for name in runs})
-    for number, runs in enumerate(
-        engines.rounds(waiting, rounds, share(setting.progress, 0.65, 1.0), lambda number: names(number)[:3])
-    ):
+    for number, runs in enumerate(engines.rounds(waiting, rounds, share(setting.progress, 0.65, 1.0), without_single)):
         speed = {name: sustained(run) for name, run in runs.items()}
         for name, other in others.items():
             if other in runs:
@@ -190,7 +191,8 @@ CLAIM = Claim(
     title="Continuous batching against request-level batches",
     paper="Flover: A Temporal Fusion Framework for Efficient Autoregressive Model Parallel Inference (Yao et al., 2023)",
     workload=f"built-in model; Poisson arrivals at {LOAD:.0%} of the continuous engine's capacity (for throughput: all "
-    "waiting); log-normal lengths: prompts of median 32 tokens, outputs of median 20 with a heavy tail (sigma 1.2, at most 1,024)",
+    "waiting); log-normal lengths: prompts of median 32 tokens, outputs of median 20 with a heavy tail (sigma 1.2, at most "
+    "1,024)",
     baseline=f"static-batches on the same engine with at most {ROWS} rows: static (rows: the best of "
     f"{', '.join(map(str, TRIED))} by mean latency at this load), window (the same, waiting up to {WINDOW_S * 1e3:.0f} ms for "
     "more), one at a time (rows=1); all sides without prefix caching, one thread",
