@@ -139,6 +139,9 @@ class FakeExecutor:
     def cost(self, plan: Any) -> float:
         return 1e-3 * plan.tokens
 
+    def measured(self, shape: Any, seconds: float) -> None:
+        pass
+
     def describe(self) -> Mapping[str, Any]:
         return {"device": "fake"}
 

@@ -17,7 +17,7 @@ from hasten.lab.bench import stub
 
 BUILTIN = Path(hasten.__file__).with_name("builtin_model")
 needs_builtin = pytest.mark.skipif(not BUILTIN.is_dir(), reason="there is no built-in model")
-WORK = ("--workload", "poisson:rate=100,requests=20,seed=1")
+WORK = ("--workload", "poisson:rate=100,requests=20,seed=1@lengths=0.05")
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_two_servers_beside_each_other(url: str, tmp_path: Path) -> None:
 def test_the_search_fills_the_curve(url: str, tmp_path: Path) -> None:
     report = tmp_path / "r.html"
     slo = ("--slo", "ttft=0.000001", "--search", "0.9")  # nobody is that fast: only how it ends can be known beforehand
-    done = call("serve", "--url", url, "--workload", "poisson:rate=1000,requests=3", *slo, "--report", str(report))
+    done = call("serve", "--url", url, "--workload", "poisson:rate=1000,requests=3@lengths=0.01", *slo, "--report", str(report))
     assert done.exit_code == 0, done.output
     assert "No rate was found" in done.output and "Throughput and latency" in report.read_text()
 
@@ -74,7 +74,7 @@ def test_the_search_fills_the_curve(url: str, tmp_path: Path) -> None:
 @needs_builtin
 def test_techniques_beside_each_other_in_this_process(tmp_path: Path) -> None:
     to = tmp_path / "r.json"
-    few = ("--workload", "poisson:rate=50,requests=6", "--load", "0.5", "--set", "model.max_length=128")
+    few = ("--workload", "poisson:rate=50,requests=6@lengths=0.05", "--load", "0.5", "--set", "model.max_length=128")
     done = call("compare", "plain", "whole-prompts", *few, "--rounds", "1", "--json", str(to))
     assert done.exit_code == 0, done.output
     assert "50% of the saturation throughput" in done.output

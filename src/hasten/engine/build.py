@@ -19,6 +19,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.depth.base import Depth
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
+from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.local import LocalExecutor
 from hasten.engine.executors.step import Model
 from hasten.engine.kv.base import Reuse
@@ -85,7 +86,8 @@ def build(
         books.reuse = reuse
     if config.executor.kind != "local":
         raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
-    executor = LocalExecutor(memory, kernels, attention, depth, deterministic=deterministic)
+    costs = CostModel.read(config.executor.costs) if config.executor.costs is not None else None
+    executor = LocalExecutor(memory, kernels, attention, depth, deterministic=deterministic, costs=costs)
     parts.executor = executor
     engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
     info = {

@@ -79,6 +79,8 @@ class ExecutorConfig(Section):
     kind: str = "local"
     threads: int | None = Field(None, ge=1)
     """CPU threads of the kernels; None: one a physical core this process may use."""
+    costs: str | None = None
+    """A calibration of this machine, as `hasten calibrate --out` writes: predicted step times rest on it."""
     deterministic: bool = False
     """Kernels whose summation order for a row does not depend on the batch: equal bits whatever runs beside."""
 
@@ -108,28 +110,27 @@ class EngineConfig(Section):
         """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on stays
         as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins."""
         config = base.model_copy(deep=True) if base is not None else cls()
-        file_with, file_set = read_file(file) if file is not None else ([], {})
+        if file is not None:
+            config._apply(*read_file(file))
         if model is not None:
             config.model.path = model
-        wanted = dict(config.techniques)
-        for text in [*file_with, *with_]:
-            for part in filter(None, text.split(",")):
-                name, options = parse_with(part)
-                wanted[name] = options
-        config.techniques = wanted
-        chosen = [find(name) for name in wanted]
+        techniques = dict(parse_with(part) for text in with_ for part in text.split(",") if part)
+        config._apply(techniques, dict(set_) if isinstance(set_, Mapping) else dict(_split(text) for text in set_))
+        chosen = [find(name) for name in config.techniques]
         refuse(chosen)
-        for technique in chosen:
-            if base is None or technique.name not in base.techniques:
-                for path, value in technique.sets.items():
-                    config.set(path, value)
-        pairs = set_.items() if isinstance(set_, Mapping) else [_split(text) for text in set_]
-        for path, value in [*file_set.items(), *pairs]:
-            if path != "model.path" or model is None:
-                config.set(path, value)
         for technique in chosen:
             config.options(technique)
         return config
+
+    def _apply(self, techniques: Mapping[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:
+        """Switch on techniques that are not yet, with their knobs, then change settings."""
+        fresh = [find(name) for name in techniques if name not in self.techniques]
+        self.techniques = {**self.techniques, **techniques}
+        for technique in fresh:
+            for path, value in technique.sets.items():
+                self.set(path, value)
+        for path, value in settings.items():
+            self.set(path, value)
 
     def set(self, path: str, value: Any) -> None:
         """Set the field at dotted `path`, checked; strings are read as the field's type."""
@@ -175,8 +176,8 @@ class EngineConfig(Section):
             raise ConfigError(str(error)) from None
 
 
-def read_file(path: str | Path) -> tuple[list[str], dict[str, Any]]:
-    """What a configuration file says: techniques as for --with, and settings by dotted path. It is TOML with a table a section
+def read_file(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+    """What a configuration file says: techniques with their knobs, and settings by dotted path. It is TOML with a table a section
     (`[kv]` with `block_size = 16`) and one for each technique with its knobs (`[techniques.stall-free]` with `chunk = 256`).
     Raises ConfigError."""
     try:
@@ -188,13 +189,13 @@ def read_file(path: str | Path) -> tuple[list[str], dict[str, Any]]:
     techniques = content.pop("techniques", {})
     if not isinstance(techniques, dict) or not all(isinstance(knobs, dict) for knobs in techniques.values()):
         raise ConfigError(f"{path}: techniques are tables, as [techniques.NAME] with a line a knob")
-    names = [":".join([name, *(f"{knob}={value}" for knob, value in knobs.items())]) for name, knobs in techniques.items()]
+    chosen = {name: {knob: str(value) for knob, value in knobs.items()} for name, knobs in techniques.items()}
     settings: dict[str, Any] = {}
     for section, fields in content.items():
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: {section}={fields!r} stands outside a section; write it under one, as [kv]")
         settings |= {f"{section}.{name}": value for name, value in fields.items()}
-    return names, settings
+    return chosen, settings
 
 
 def parse_with(text: str) -> tuple[str, dict[str, str]]:

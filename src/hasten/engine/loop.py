@@ -430,4 +430,5 @@ class Engine:
         self.events.add(now, Kind.STEP, -1, shape.tokens, now - began)
         self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, shape.rows)
         self.events.add(now, Kind.READ, -1, shape.cached, shape.pairs)
+        self.executor.measured(shape, now - began)
         self.executor.attention.after_step()

@@ -12,6 +12,7 @@ from hasten.engine.kv.base import Handle
 if TYPE_CHECKING:
     from hasten.engine.attention.base import AttentionPolicy
     from hasten.engine.batch import Batch
+    from hasten.engine.executors.cost import StepShape
     from hasten.engine.scheduling.base import StepPlan
 
 
@@ -53,6 +54,10 @@ class Executor(Protocol):
     def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle: ...
     def cost(self, plan: StepPlan) -> float:
         """Predicted seconds of a step, without running it."""
+        ...
+
+    def measured(self, shape: StepShape, seconds: float) -> None:
+        """A step of this shape took `seconds`, planning included: for `cost` to learn from."""
         ...
 
     def describe(self) -> Mapping[str, Any]:

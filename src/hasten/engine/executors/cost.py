@@ -3,22 +3,26 @@
 A step of T tokens takes a time that is flat while reading the weights dominates and rises with T once multiplying does: the
 roofline of Williams et al. (2009), with the fixed overhead below it. That curve is kept as a broken line through `knots`,
 computed from a device's published figures or measured: kernels change with the number of rows, and experts are read as tokens
-touch them. The rest is linear: a cost per sequence, per row drawn from, per cached token read and per pair of query and key, and
-copies to a slower tier at a bandwidth. All terms have units a person can check.
+touch them. The rest is linear: a cost per sequence, per row drawn from, per cached token read and per pair of query and key,
+and copies to a slower tier at a bandwidth. All terms have units a person can check.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.scheduling.base import StepPlan
+from hasten.engine.technique import ConfigError
 
 if TYPE_CHECKING:
     from hasten.engine.sequence import Span
@@ -69,8 +73,8 @@ def shape_of_plan(plan: StepPlan) -> StepShape:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
     """`knots`: tokens of a step, ascending, with `knot_s` seconds each (overhead, weights and everything per token; linear
-    between, the last slope beyond). `row_s` per sequence, `head_s` per row drawn from, `cached_s` per cached token read,
-    `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s` per token whose KV it carries."""
+    between, flat below the first, the last slope beyond unless it falls). `row_s` per sequence, `head_s` per row drawn from,
+    `cached_s` per cached token read, `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s` per token whose KV it carries."""
 
     knots: tuple[int, ...]
     knot_s: tuple[float, ...]
@@ -87,13 +91,39 @@ class CostModel:
             raise ValueError("a cost model needs at least two knots with one time each")
         if any(b <= a for a, b in pairwise(self.knots)):
             raise ValueError(f"knots must ascend, got {self.knots}")
+        terms = (*self.knot_s, self.row_s, self.head_s, self.cached_s, self.pair_s, self.copy_s, self.copy_token_s)
+        if not all(0 <= seconds < inf for seconds in terms):
+            raise ValueError(f"the terms of a cost model must be seconds from 0 on, got {terms}")
         pairs = list(zip(self.knots, self.knot_s, strict=True))
         slopes = tuple((t1 - t0) / (n1 - n0) for (n0, t0), (n1, t1) in pairwise(pairs))
         object.__setattr__(self, "_slopes", slopes)
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> CostModel:
+        """From the values that `dataclasses.asdict` or JSON give. Raises ConfigError for others."""
+        try:
+            given = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name != "_slopes"}
+            return cls(**given)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"this is no cost model: {error}") from None
+
+    @classmethod
+    def read(cls, path: str) -> CostModel:
+        """From a calibration file. Raises ConfigError."""
+        try:
+            return cls.of(json.loads(Path(path).read_text(encoding="utf-8"))["costs"])
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no calibration ({error}); `hasten calibrate --out` writes one") from None
+
     def tokens(self, count: int) -> float:
         """Seconds of a step of `count` tokens before anything that depends on context."""
-        i = min(max(bisect_right(self.knots, count) - 1, 0), len(self._slopes) - 1)
+        i = bisect_right(self.knots, count) - 1
+        if i < 0:
+            return self.knot_s[0]
+        if i == len(self._slopes):  # a last stretch that noise made fall must not lead below zero
+            return self.knot_s[-1] + (count - self.knots[-1]) * max(0.0, self._slopes[-1])
         return self.knot_s[i] + (count - self.knots[i]) * self._slopes[i]
 
     def step(self, shape: StepShape) -> float:

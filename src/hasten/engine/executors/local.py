@@ -17,12 +17,15 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import StepResult
-from hasten.engine.executors.cost import CostModel, roofline
+from hasten.engine.executors.cost import CostModel, StepShape, roofline
 from hasten.engine.executors.step import Step
 from hasten.engine.kv.base import Handle
 from hasten.engine.memory import Memory, block_bytes
 from hasten.engine.scheduling.base import StepPlan
 from hasten.kernels import Kernels, ViewIndex
+
+_LEARNING = 0.02
+"""How far one step moves the correction of the cost model: it follows the last hundred or so."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,8 @@ class _Done:
 
 
 class LocalExecutor:
-    """`profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op)."""
+    """`profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`:
+    what `cost` rests on, a generic model unless given; either is corrected by what steps turn out to take."""
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class LocalExecutor:
         *,
         deterministic: bool = False,
         profile: bool = False,
+        costs: CostModel | None = None,
     ) -> None:
         self.memory = memory
         self.kernels = kernels
@@ -53,7 +58,8 @@ class LocalExecutor:
         self._depth = depth
         self._deterministic = deterministic
         self._device = memory.model.embedding.device
-        self._cost = generic_cost(memory)
+        self._costs = costs if costs is not None else generic_cost(memory)
+        self._pace = 1.0
         if self._device.type == "cpu":
             keep_freed_memory()
 
@@ -179,7 +185,11 @@ class LocalExecutor:
     # -- about itself ---------------------------------------------------------------------------------------------------
 
     def cost(self, plan: StepPlan) -> float:
-        return self._cost.plan(plan)
+        return self._costs.plan(plan) * self._pace
+
+    def measured(self, shape: StepShape, seconds: float) -> None:
+        ratio = seconds / self._costs.step(shape)
+        self._pace += _LEARNING * (min(ratio, 10 * self._pace) - self._pace)
 
     def describe(self) -> Mapping[str, Any]:
         return {

@@ -103,12 +103,10 @@ class PrefixTree:
         parent = path[-1] if path else self._roots.setdefault(key, _Node(None, b"", -1, 0))
         grown = False
         blocks = view.full_blocks(len(path), full, size)
-        for depth, (block, spelled) in enumerate(
-            zip(blocks, self._spelled(tokens, len(path), full), strict=False), len(path) + 1
-        ):
+        for block, spelled in zip(blocks, self._spelled(tokens, len(path), full), strict=False):
             if self._pool.is_cached(block):
                 break
-            node = _Node(parent, spelled, block, depth)
+            node = _Node(parent, spelled, block, parent.depth + 1)
             node.last_used = self._tick
             parent.children[node.key] = node
             self._pool.share([block])

@@ -149,8 +149,8 @@ class View:
         return out
 
     def full_blocks(self, start: int, stop: int, block_size: int) -> list[int]:
-        """The blocks that hold entries [i * block_size, (i + 1) * block_size), in one full run each, for i from `start` on: up to
-        `stop`, or the first for which there is none."""
+        """The blocks that hold entries [i * block_size, (i + 1) * block_size) in one full run each, for i from `start` on, up
+        to `stop` or the first for which there is none."""
         first = self.run_of(start * block_size)
         if first < 0 or self._starts[first] != start * block_size:
             return []

@@ -146,10 +146,10 @@ def replay(
                 progress(ended, len(requests))
         columns = log.columns(first_row)
     finally:
+        log.keep = kept
         for id in numbers:
             engine.cancel(id)
         engine.run()
-        log.keep = kept
     return Run(
         name=name,
         workload=workload,

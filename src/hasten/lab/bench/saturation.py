@@ -7,9 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hasten.engine.technique import ConfigError
 from hasten.lab.bench import metrics
 from hasten.lab.bench.run import Run
 from hasten.lab.workloads.base import Workload
+
+_DEEPEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ def search(
     measure: Callable[[float], Probe], start: float, *, attainment: float = 0.9, tolerance: float = 0.05, most: int = 16
 ) -> Saturation:
     """Double or halve the rate from `start` until one rate meets `attainment` and the next does not, then halve the interval
-    (geometrically) until its ends differ by at most `tolerance` of the lower, or `most` rates were measured.
+    (geometrically) until its ends differ by at most `tolerance` of the lower, or `most` rates were measured. It gives up below
+    a 16th of `start`: the same requests at half the rate take twice as long, and a system so far off is off for other reasons.
 
     Attainment is taken to fall with the rate; where noise makes it rise again, the answer is one of the crossings. Raises
     ValueError for a start or tolerance that is not above 0, or an attainment outside (0, 1]."""
@@ -54,10 +58,12 @@ def search(
             high = min(high, rate)
         if math.isinf(high):
             rate = 2 * low
-        elif not low:
+        elif low:
+            rate = math.sqrt(low * high)
+        elif high > start / _DEEPEST:
             rate = high / 2
         else:
-            rate = math.sqrt(low * high)
+            break
     return Saturation(low, high, sorted(probes, key=lambda probe: probe.rate))
 
 
@@ -73,7 +79,7 @@ def throughput(replay: Callable[[Workload], Run], workload: Workload) -> float:
     if run.errors:
         number, error = next(iter(run.errors.items()))
         raise ConfigError(
-            f"{len(run.errors)} of {len(crowd)} requests failed while all came at once, so there is no saturation throughput to "
-            f"take a share of; number {number}: {error}"
+            f"{len(run.errors)} of {len(crowd)} requests failed while all came at once, so there is no saturation "
+            f"throughput to take a share of; number {number}: {error}"
         )
     return metrics.summary(run)["requests_per_s"]

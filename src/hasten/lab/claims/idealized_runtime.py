@@ -38,7 +38,7 @@ ALIKE = 0.1
 """Systems whose isolated times differ by less than this share are not ranked against each other."""
 BUSY_S, IDLE_S = 0.5, 1.0
 """Mean lengths of the second process's busy and idle stretches."""
-FAR = (1536, 48)
+FAR = (1024, 64)
 """The query that tells the context term from a constant one."""
 
 Query = tuple[int, int]
@@ -62,7 +62,7 @@ def plan(quick: bool) -> Plan:
     further = [(p, o) for p in (prompts[0], prompts[-1]) for o in outputs]
     held = ((32, 16), (128, 4), (192, 20)) if quick else ((32, 16), (128, 4), (192, 40), (384, 12), (768, 32), (900, 20))
     fit = (*((p, 1) for p in prompts), *further)
-    return Plan(fit, held, (16, 1200 if quick else 1800), *((2, 5, 3) if quick else (3, 8, 3)))
+    return Plan(fit, held, (16, 800 if quick else 1800), *((2, 4, 3) if quick else (3, 8, 3)))
 
 
 def run(setting: Setting) -> Outcome:

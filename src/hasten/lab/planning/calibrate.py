@@ -101,6 +101,8 @@ class Calibration:
             return cls(costs=CostModel(**costs), **fields)
         except FileNotFoundError:
             raise ConfigError(f"{path} is not there: `hasten calibrate` makes it") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"{path} is no calibration ({error}); `hasten calibrate` makes one") from None
 

@@ -13,8 +13,8 @@ from hasten.lab.planning.steps import Floats
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`median_error`, `p95_error`: of single steps, absolute and relative, on the steps fitted to; `bias`: predicted over
-    measured seconds of all steps together, less 1."""
+    """`median_error`, `p95_error`: of single steps, absolute and relative; `bias`: predicted over measured seconds of all steps
+    together, less 1. All count every one of the `steps` measured, the disturbed ones that the fit left out too."""
 
     costs: CostModel
     steps: int
@@ -75,8 +75,8 @@ def fit(shapes: Floats, seconds: Floats, *, copy_s: float = 0.0, copy_token_s: f
 
 def predict(costs: CostModel, shapes: Floats) -> Floats:
     """Seconds float64 [n] that the model says of `shapes` [n, 5]."""
-    slopes_end = np.array([costs.tokens(int(t)) for t in shapes[:, 0]])
-    return slopes_end + shapes[:, 1:] @ np.array([costs.row_s, costs.head_s, costs.cached_s, costs.pair_s])
+    alone = np.array([costs.tokens(int(t)) for t in shapes[:, 0]])
+    return alone + shapes[:, 1:] @ np.array([costs.row_s, costs.head_s, costs.cached_s, costs.pair_s])
 
 
 def errors(costs: CostModel, shapes: Floats, seconds: Floats) -> tuple[float, float, float]:

@@ -26,6 +26,10 @@ from hasten.lab.bench.run import Run
 from hasten.lab.workloads.base import Workload
 from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView
 
+LOOK_AHEAD_S = 1e-3
+"""How late an engine whose policy waits may notice a stage that another engine's end sends it: as on a real clock."""
+
+
 def replay_fleet(
     engines: Sequence[Engine],
     dispatcher: Dispatcher,
@@ -51,6 +55,8 @@ def replay_fleet(
     """(time, engine, tokens) of requests that have come back, as far as the dispatcher does not know yet."""
     lag = np.full(len(workload), np.nan)
     ended = 0
+    staged = workload.has_stages  # asks every request
+    waited = [False] * len(engines)
 
     def fail(number: int, error: str) -> None:
         nonlocal ended
@@ -76,12 +82,12 @@ def replay_fleet(
         engine = engines[view.number]
         if not engine.unfinished:
             clocks[view.number].sleep(due_s - clocks[view.number].now())
+        lag[number] = 0.0
         try:
             engine.add(request)
         except (BadRequest, QueueFull) as refusal:
             fail(number, str(refusal))
             return
-        lag[number] = 0.0
         accepted[view.number].append(number)
         view.assigned += 1
         view.outstanding += 1
@@ -97,9 +103,12 @@ def replay_fleet(
             break
         turn = busy[0][1]
         until_s = arrivals.next_s
-        if workload.has_stages and len(busy) > 1:  # what ends elsewhere may send something here
-            until_s = min(until_s, busy[1][0])
+        if staged and len(busy) > 1:
+            # What ends elsewhere may send something here. Two whose policies wait would wait for each other: they look ahead.
+            until_s = min(until_s, busy[1][0] + (LOOK_AHEAD_S if waited[turn] else 0.0))
+        logged = len(engines[turn].events)
         deltas = engines[turn].step(until_s)
+        waited[turn] = len(engines[turn].events) == logged
         now = clocks[turn].now()
         for delta in deltas:
             if not delta.last:

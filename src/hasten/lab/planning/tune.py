@@ -8,6 +8,7 @@ round changes nothing or time is up. Real runs then decide between the three bes
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -184,7 +185,10 @@ def _with(options: dict[str, Option], option: Option, base: EngineConfig) -> dic
     section, name = option.dimension.split(".")
     default = option.technique is None or ":" not in option.technique
     given = option.value == getattr(getattr(base, section), name) and default and not base.techniques.get(str(option.value))
-    return out if given else {**out, option.dimension: option}
+    if not given:
+        out[option.dimension] = option
+    # In one order, whatever order they were found in: equal configurations have equal names.
+    return dict(sorted(out.items()))
 
 
 def effects(winner: Candidate, workload: Workload, slo: SLO, base: EngineConfig, device_of: DeviceOf) -> dict[str, float]:
@@ -225,10 +229,9 @@ def tune(
             run = replay(candidate.config(base), candidate.name, number)
             candidate.real.append(metrics.summary(run, slo))
             runs[candidate.name] = run
+    kept = [one for one in confirmed if one.goodput >= began.goodput]
     # max keeps the first of equals, which is the configuration given.
-    winner = max(confirmed, key=lambda one: median(score(figures, slo) for figures in one.real))
-    if winner.goodput < began.goodput:
-        winner = began
+    winner = max(kept, key=lambda one: median(score(figures, slo) for figures in one.real))
     return Tuned(
         began=began,
         tried=tried,
@@ -264,7 +267,5 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    text = str(value)
-    if text.lstrip("-").replace(".", "", 1).isdigit():
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    # JSON's strings are TOML's, but for one character that JSON does not escape.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
