@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,10 @@ Rate = Annotated[float | None, typer.Option(help="Arrival rate in requests per s
 Slo = Annotated[
     str | None, typer.Option(metavar="LIMITS", help="Objectives in seconds, as ttft=0.5,tpot=0.05,e2e=10: adds goodput.")
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of the prompts' tokens. Left out: drawn for a server, which may have cached earlier prompts; else 0."),
+]
 Report = Annotated[Path | None, typer.Option(help="Write a report with pictures to this HTML file.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 Key = Annotated[str | None, typer.Option("--api-key", envvar="HASTEN_API_KEY", help="For a server that asks for one.")]
@@ -59,7 +64,7 @@ def serve(
     load_format: options.LoadFormat = None,
     max_length: options.MaxLength = None,
     threads: options.Threads = None,
-    seed: Annotated[int, typer.Option(help="Of the prompts' tokens.")] = 0,
+    seed: Seed = None,
     api_key: Key = None,
     context: Context = None,
     report: Report = None,
@@ -76,6 +81,7 @@ def serve(
     from hasten.lab.bench.targets import EngineTarget, ServerTarget, warm_up
 
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    base = _seed(seed, url is not None)
     work = _workload(workload, requests)
     with bench_show.progress() as step:
         target: Target
@@ -88,11 +94,13 @@ def serve(
             target = EngineTarget(config, ", ".join(config.techniques) or "plain")
         work = _fitted(work, [target], context)
         step("warming up")
-        warm_up(target, work)
-        offered, full = _offered(work, target, load, rate, step)
-        run = target.replay(offered, seed, step("replaying"))
+        warm_up(target, work, base + _WARM_UP)
+        offered, full = _offered(work, target, load, rate, base, step)
+        run = target.replay(offered, base, step("replaying"))
         figures = summary(run, objectives)
-        found = _search(target, offered, objectives, search, figures["requests_per_s"], step) if search is not None else None
+        found = (
+            _search(target, offered, objectives, search, figures["requests_per_s"], base, step) if search is not None else None
+        )
     notes = bench_show.notes_on([run], full, load)
     if found is not None and search is not None:
         notes.append(bench_show.saturation_in_words(found, search))
@@ -119,6 +127,7 @@ def compare(
     model: Annotated[str | None, typer.Option(help="For sides in this process; the built-in model if left out.")] = None,
     with_: options.With = None,
     set_: options.Set = None,
+    seed: Seed = None,
     api_key: Key = None,
     context: Context = None,
     report: Report = None,
@@ -133,6 +142,7 @@ def compare(
     from hasten.lab.bench.targets import EngineTarget, ServerTarget, alike, config_of, is_server, warm_up
 
     configs = [None if is_server(side) else config_of(side, model, with_ or [], set_ or []) for side in (a, b)]
+    base = _seed(seed, is_server(a) or is_server(b))
     work = _workload(workload, requests)
     with bench_show.progress() as step:
         targets: list[Target] = []
@@ -145,11 +155,11 @@ def compare(
         work = _fitted(work, targets, context)
         for target in targets:
             step(f"warming up {target.name}")
-            warm_up(target, work)
-        offered, full = _offered(work, targets[0], load, rate, step)
+            warm_up(target, work, base + _WARM_UP)
+        offered, full = _offered(work, targets[0], load, rate, base, step)
 
         def side_of(target: Target) -> Callable[[int], Run]:
-            return lambda number: target.replay(offered, number, step(f"round {number + 1} of {rounds}: {target.name}"))
+            return lambda number: target.replay(offered, base + number, step(f"round {number + 1} of {rounds}: {target.name}"))
 
         pairs = alternate(side_of(targets[0]), side_of(targets[1]), rounds)
     summaries = [tuple(summary(run, objectives) for run in pair) for pair in pairs]
@@ -176,6 +186,14 @@ def compare(
 
 
 # -- what to replay -------------------------------------------------------------------------------------------------------
+
+
+# Seeds of what is not the measured run lie apart from the rounds' seeds, so that no prompt comes twice.
+_WARM_UP, _CROWD, _SEARCH = 10_000, 10_001, 20_000
+
+
+def _seed(seed: int | None, server: bool) -> int:
+    return seed if seed is not None else secrets.randbits(32) if server else 0
 
 
 def _objectives(text: str | None) -> SLO | None:
@@ -219,7 +237,7 @@ def _fitted(work: Workload, targets: list[Target], context: int | None) -> Workl
 
 
 def _offered(
-    work: Workload, target: Target, load: float | None, rate: float | None, step: Callable[[str], Any]
+    work: Workload, target: Target, load: float | None, rate: float | None, base: int, step: Callable[[str], Any]
 ) -> tuple[Workload, float | None]:
     """The workload at the rate asked for, and the target's saturation throughput where that was measured."""
     from hasten.lab.bench.saturation import throughput
@@ -228,7 +246,7 @@ def _offered(
 
     full = None
     if load is not None:
-        full = throughput(lambda crowd: target.replay(crowd, 10_009, step("measuring saturation")), work)
+        full = throughput(lambda crowd: target.replay(crowd, base + _CROWD, step("measuring saturation")), work)
         rate = load * full
     if rate is None:
         return work, None
@@ -239,7 +257,7 @@ def _offered(
 
 
 def _search(
-    target: Target, work: Workload, slo: SLO | None, attainment: float, start: float, step: Callable[[str], Any]
+    target: Target, work: Workload, slo: SLO | None, attainment: float, start: float, base: int, step: Callable[[str], Any]
 ) -> Saturation:
     from hasten.lab.bench.metrics import summary
     from hasten.lab.bench.saturation import Probe, search
@@ -250,7 +268,7 @@ def _search(
     def measure(rate: float) -> Probe:
         nonlocal probed
         probed += 1
-        run = target.replay(scale_load(work, rate), 20_000 + probed, step(f"searching: {rate:.3g} requests/s"))
+        run = target.replay(scale_load(work, rate), base + _SEARCH + probed, step(f"searching: {rate:.3g} requests/s"))
         figures = summary(run, slo)
         return Probe(rate, figures["goodput"], figures)
 

@@ -45,7 +45,7 @@ def notes_on(runs: list[Run], full: float | None, load: float | None) -> list[st
             number, error = next(iter(run.errors.items()))
             out.append(f"{run.name}: {len(run.errors)} requests failed; number {number}: {error}")
         if run.info.get("prompts") == "words":
-            out.append(f"{run.name} takes no token ids: prompts were words of about the same number of tokens.")
+            out.append("Prompts went as words, of about as many tokens as asked for: a server here takes no token ids.")
     return list(dict.fromkeys(out))
 
 

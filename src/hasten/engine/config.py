@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,6 +157,9 @@ class EngineConfig(Section):
             if given:
                 raise ConfigError(f"{technique.name} has no knobs, got {', '.join(given)}")
             return None
+        known = [knob.name for knob in fields(technique.options)]
+        if unknown := [knob for knob in given if knob not in known]:
+            raise ConfigError(f"{technique.name} has no knob called {unknown[0]!r}; it has {', '.join(known)}")
         try:
             return TypeAdapter(technique.options).validate_python(given)
         except ValidationError as error:
@@ -177,9 +181,10 @@ class EngineConfig(Section):
 
 
 def read_file(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
-    """What a configuration file says: techniques with their knobs, and settings by dotted path. It is TOML with a table a section
-    (`[kv]` with `block_size = 16`) and one for each technique with its knobs (`[techniques.stall-free]` with `chunk = 256`).
-    Raises ConfigError."""
+    """What a configuration file says: techniques with their knobs, and settings by dotted path. Raises ConfigError.
+
+    It is TOML with a table for each section (`[kv]` with `block_size = 16`) and each technique (`[techniques.stall-free]` with
+    `chunk = 256`)."""
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -191,10 +196,10 @@ def read_file(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, An
         raise ConfigError(f"{path}: techniques are tables, as [techniques.NAME] with a line a knob")
     chosen = {name: {knob: str(value) for knob, value in knobs.items()} for name, knobs in techniques.items()}
     settings: dict[str, Any] = {}
-    for section, fields in content.items():
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: {section}={fields!r} stands outside a section; write it under one, as [kv]")
-        settings |= {f"{section}.{name}": value for name, value in fields.items()}
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {section}={values!r} stands outside a section; write it under one, as [kv]")
+        settings |= {f"{section}.{name}": value for name, value in values.items()}
     return chosen, settings
 
 

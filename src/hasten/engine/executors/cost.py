@@ -74,7 +74,8 @@ def shape_of_plan(plan: StepPlan) -> StepShape:
 class CostModel:
     """`knots`: tokens of a step, ascending, with `knot_s` seconds each (overhead, weights and everything per token; linear
     between, flat below the first, the last slope beyond unless it falls). `row_s` per sequence, `head_s` per row drawn from,
-    `cached_s` per cached token read, `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s` per token whose KV it carries."""
+    `cached_s` per cached token read, `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s`
+    per token whose KV it carries. Raises ValueError for knots that do not ascend and for negative terms."""
 
     knots: tuple[int, ...]
     knot_s: tuple[float, ...]

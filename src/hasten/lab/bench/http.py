@@ -48,7 +48,7 @@ def replay_http(
     job = Job(url, form, workload, vocabulary, seed, temperature, silence_s, key)
     began_s = time.perf_counter()
     found = _in_own_process(job, progress)
-    info = {"url": url, "model": form.model, **form.described, "client_cpu_s": found["client_cpu_s"]}
+    info = {"url": url, "model": form.model, **form.described, "seed": seed, "client_cpu_s": found["client_cpu_s"]}
     if found["short"]:
         info["answers that ended early"] = found["short"]
     sent = np.isfinite(found["lag_s"])

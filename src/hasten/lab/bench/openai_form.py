@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 import orjson
 
 from hasten.engine.technique import ConfigError
+
+if TYPE_CHECKING:
+    import httpx
 
 _WORDS = """
 the of and to in is that it was for on are as with his they at be this from have or by one had not but what all were when we
@@ -72,8 +74,10 @@ class Form:
 def negotiate(url: str, key: str | None = None, *, ids: bool = True, timeout_s: float = 300.0) -> Form:
     """The first form that the server at `url` (with or without /v1) answers, richest first. `ids` False: words in any case, as
     when it is compared with a server that takes no ids. Raises ConfigError when it is not there or answers none."""
+    import httpx  # the client's process needs the forms only, and not the time this takes
+
     base = url.rstrip("/").removesuffix("/v1")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     refused = ""
     try:
         with httpx.Client(base_url=base, timeout=timeout_s, headers=headers) as client:
@@ -82,10 +86,12 @@ def negotiate(url: str, key: str | None = None, *, ids: bool = True, timeout_s: 
                 (True, False) if ids else (False,), ("ignore_eos", "min_tokens", "generation_config", ""), (True, False)
             ):
                 form = Form(model, with_ids, exact, usage, context=context)
-                answer = client.post("/v1/completions", content=form.body(np.arange(300, 308), _PROBE_TOKENS, 0.0, 0))
-                if answer.status_code == 200 and "choices" in answer.text:
+                body = form.body(np.arange(300, 308), _PROBE_TOKENS, 0.0, 0)
+                answer = client.post("/v1/completions", content=body)
+                if answer.status_code != 200 or "choices" not in answer.text:
+                    refused = f"{answer.status_code}: {answer.text[:200]}"
+                elif not exact or _heeds(client, body, exact):
                     return form if with_ids else _calibrated(client, form)
-                refused = f"{answer.status_code}: {answer.text[:200]}"
     except httpx.InvalidURL as error:
         raise ConfigError(f"{url!r} is no address of a server: {error}; write http://host:port") from None
     except httpx.HTTPError as error:
@@ -103,6 +109,11 @@ def _model(client: httpx.Client) -> tuple[str, int | None]:
         raise ConfigError(
             f"{client.base_url} is no OpenAI-compatible server: /v1/models said {answer.status_code}, {answer.text[:200]!r}"
         ) from None
+
+
+def _heeds(client: httpx.Client, body: bytes, field: str) -> bool:
+    """Whether it reads the field at all: a server that does refuses nonsense there, others take any field they do not know."""
+    return client.post("/v1/completions", content=orjson.dumps(orjson.loads(body) | {field: "nonsense"})).status_code != 200
 
 
 def _calibrated(client: httpx.Client, form: Form) -> Form:

@@ -47,14 +47,17 @@ class _Stub(asyncio.Protocol):
         if len(rest) < length:
             return
         body, self._received = rest[:length], rest[length:]
-        if head.startswith(b"POST"):
-            self._stream(orjson.loads(body))
+        asked = orjson.loads(body) if body else None
+        if asked is None:
+            self._whole(200, {"data": [{"id": "stub", "object": "model", "max_model_len": 1_000_000}]})
+        elif not isinstance(asked.get("ignore_eos", True), bool):
+            self._whole(400, {"error": {"message": "ignore_eos must be true or false"}})
         else:
-            self._card()
+            self._stream(asked)
 
-    def _card(self) -> None:
-        body = orjson.dumps({"object": "list", "data": [{"id": "stub", "object": "model", "max_model_len": 1_000_000}]})
-        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    def _whole(self, status: int, value: object) -> None:
+        body = orjson.dumps(value)
+        self._transport.write(b"HTTP/1.1 %d .\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
 
     def _stream(self, asked: dict[str, object]) -> None:
         prompt, count = asked["prompt"], asked["max_tokens"]

@@ -113,10 +113,10 @@ def alike(a: Target, b: Target, key: str | None = None) -> tuple[Target, Target]
     return a, b
 
 
-def warm_up(target: Target, workload: Workload) -> None:
-    """Have it do a little of the work once, at once and with prompts of its own. Raises ConfigError when that fails."""
+def warm_up(target: Target, workload: Workload, seed: int) -> None:
+    """Have it do a little of the work once, at once and with prompts of its own (`seed`). Raises ConfigError when it fails."""
     few = cut(workload, 0, min(_WARM_UP, len(workload)))
     few = dataclasses.replace(few, requests=[dataclasses.replace(r, arrival_s=0.0, delay_s=0.0) for r in few])
-    run = target.replay(few, seed=10_007)
+    run = target.replay(few, seed)
     if run.errors:
         raise ConfigError(f"{target.name} fails at the first requests: {next(iter(run.errors.values()))}")

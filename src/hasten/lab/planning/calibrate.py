@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from hasten.engine.build import Built
 from hasten.engine.config import EngineConfig
-from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.memory import block_bytes
@@ -95,19 +95,20 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Raises ConfigError when the file is not there or no calibration."""
         try:
-            fields = json.loads(path.read_text())
-            costs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("costs").items()}
-            costs.pop("_slopes", None)
-            return cls(costs=CostModel(**costs), **fields)
+            return TypeAdapter(cls).validate_python(json.loads(path.read_text()))
         except FileNotFoundError:
             raise ConfigError(f"{path} is not there: `hasten calibrate` makes it") from None
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path} is no calibration ({error}); `hasten calibrate` makes one") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except ValueError as error:
+            fault = str(error)
+        raise ConfigError(f"{path} is no calibration ({fault}); `hasten calibrate` makes one")
 
 
-def grid(max_length: int, max_rows: int, max_tokens: int) -> list[Scenario]:
+def grid(max_length: int, max_rows: int) -> list[Scenario]:
     """The scenarios of one round."""
     longest = max_length - DECODED - 1
     prompts = [p for p in (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096) if p < longest]
@@ -128,10 +129,14 @@ def grid(max_length: int, max_rows: int, max_tokens: int) -> list[Scenario]:
 
 
 def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, progress: Progress | None = None) -> Calibration:
-    """Calibrate an idle engine in about `budget_s` seconds."""
+    """Calibrate an idle engine in about `budget_s` seconds. Raises ConfigError when that is too little for this model."""
     shapes, seconds = collect(built, rounds=rounds, budget_s=budget_s, progress=progress)
     copy_s, copy_token_s = _copies(built)
-    return of(built, fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s))
+    try:
+        fitted = fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s)
+    except ValueError as error:
+        raise ConfigError(f"{budget_s:g} seconds are too few to calibrate this model: {error}") from None
+    return of(built, fitted)
 
 
 def collect(
@@ -140,7 +145,7 @@ def collect(
     """Run the grid on an idle engine: shapes [n, 5] and seconds [n] of its steps. Scenarios that would not fit into their share
     of `budget_s` are left out."""
     engine, config = built.engine, built.parts.config
-    scenarios = grid(engine.max_length, config.scheduling.max_rows, config.scheduling.max_tokens)
+    scenarios = grid(engine.max_length, config.scheduling.max_rows)
     began = time.perf_counter()
     logs: list[tuple[Floats, Floats]] = []
     _run(built, Scenario(count=2, prompt=min(64, engine.max_length // 2), output=4), "warm")
@@ -167,7 +172,7 @@ def of(built: Built, fitted: Fit) -> Calibration:
         kv_bytes=memory.nbytes,
         costs=fitted.costs,
         machine=processor(),
-        runs_on={k: v for k, v in built.parts.executor.describe().items()} if built.parts.executor is not None else {},
+        runs_on=dict(built.parts.executor.describe()) if built.parts.executor is not None else {},
         made_at=time.time(),
         steps=fitted.steps,
         median_error=fitted.median_error,
@@ -256,7 +261,13 @@ def here(model: str, config: EngineConfig) -> Calibration:
     asked = {"device": config.model.device, "threads": config.executor.threads}
     if config.model.dtype != "auto":
         asked["dtype"] = config.model.dtype
-    found = [Calibration.load(path) for path in _folder().glob("*.json")]
+    found: list[Calibration] = []
+    broken: list[str] = []
+    for path in sorted(_folder().glob("*.json")):
+        try:
+            found.append(Calibration.load(path))
+        except ConfigError as error:  # of another version of hasten, say: it must not hide the ones that are good
+            broken.append(str(error))
     fitting = [
         one
         for one in found
@@ -265,5 +276,10 @@ def here(model: str, config: EngineConfig) -> Calibration:
         and all(value is None or one.runs_on.get(name) == value for name, value in asked.items())
     ]
     if not fitting:
-        raise ConfigError(f"this machine is not calibrated for {model}: `hasten calibrate {model}` does it in two minutes")
+        plain = ("device", "cpu")
+        how = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None and (name, value) != plain)
+        also = f"; left out: {'; '.join(broken)}" if broken else ""
+        raise ConfigError(
+            f"this machine is not calibrated for {model}: `hasten calibrate {model}{how}` does it in two minutes{also}"
+        )
     return max(fitting, key=lambda one: one.made_at)

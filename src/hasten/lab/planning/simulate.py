@@ -1,4 +1,4 @@
-"""Replays a workload on a virtual clock: on this machine as it was calibrated, or on hardware known by its published figures."""
+"""Replays a workload on a virtual clock: on this machine as it was calibrated, or on hardware known by published figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ DISPATCHERS: dict[str, type[Dispatcher]] = {"round-robin": RoundRobin, "least-ou
 
 
 def device(model: str, on: str, config: EngineConfig) -> Device:
-    """The device that `on` names: `here`, a calibration (NAME.calibration.json), a hardware profile or a profile file. Raises ConfigError."""
+    """The device that `on` names: `here`, a calibration (NAME.calibration.json), a hardware profile or a profile file. Raises
+    ConfigError."""
     from hasten.lab.planning.calibrate import Calibration, here
 
     if on == HERE:

@@ -125,7 +125,7 @@ def _with_knobs(technique: Technique) -> list[str]:
 
 
 def score(figures: dict[str, float], slo: SLO) -> float:
-    """Share of requests that kept the objectives; a small bonus for how far the 95th percentiles stay below them breaks ties."""
+    """Share of requests that kept the objectives; a small bonus for how far the 95th percentiles stay below breaks ties."""
     limits = {"ttft_p95_s": slo.ttft_s, "tpot_p95_s": slo.tpot_s, "e2e_p95_s": slo.deadline_s}
     ratios = [figures[key] / limit for key, limit in limits.items() if limit is not None and figures.get(key) is not None]
     slack = sum(1 / (1 + ratio) for ratio in ratios) / len(ratios) if ratios else 0.0
@@ -162,7 +162,7 @@ def search(
     while changed and time.perf_counter() < ends:
         changed = False
         done = 0
-        for path, options in space.items():
+        for options in space.values():
             for option in options:
                 done += 1
                 if time.perf_counter() >= ends:
@@ -216,8 +216,8 @@ def tune(
 ) -> Tuned:
     """Search for `budget_s` seconds, confirm with `rounds` real runs of each of the best (alternating), and choose.
 
-    `replay(config, name, round)` runs the workload for real. The winner is what did best for real; the configuration given stays
-    unless another had at least its goodput."""
+    `replay(config, name, round)` runs the workload for real. The winner is what did best for real among those with at least the
+    goodput of the configuration given."""
     tried, refused = search(workload, slo, base, device_of, budget_s=budget_s, progress=progress)
     began = next(one for one in tried if not one.options)
     confirmed = [began, *[one for one in tried if one.options and one.score > began.score][:BEST]]
@@ -249,9 +249,7 @@ def toml(tuned: Tuned, base: EngineConfig, about: Sequence[str]) -> str:
     plain = EngineConfig()
     lines = [f"# {line}" for line in about]
     for section in (name for name in EngineConfig.model_fields if name != "techniques"):
-        changed = {
-            name: value for name, value in getattr(config, section) if value != getattr(getattr(plain, section), name)
-        }
+        changed = {name: value for name, value in getattr(config, section) if value != getattr(getattr(plain, section), name)}
         if changed:
             lines += ["", f"[{section}]", *(f"{name} = {_value(value)}" for name, value in changed.items())]
     for name, knobs in config.techniques.items():
