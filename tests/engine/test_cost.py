@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.engine.executors.cost import CostModel, StepShape, roofline, span_pairs
+from hasten.engine.technique import ConfigError
 
 SECONDS = st.floats(0, 1e3, allow_nan=False)
 
@@ -99,3 +103,33 @@ def test_a_roofline_follows_the_larger_of_reading_and_multiplying(flops: float) 
         assert model.tokens(tokens) == pytest.approx(exact, rel=0.05)
     assert model.cached_s == 1e5 / bandwidth
     assert model.pair_s == 1e6 / rate
+
+
+def test_a_model_reads_back(tmp_path: Path) -> None:
+    model = CostModel(knots=(1, 3), knot_s=(1.0, 2.0), row_s=10.0, copy_token_s=3e-9)
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"costs": dataclasses.asdict(model), "machine": "any"}))
+    assert CostModel.read(str(file)) == model
+    assert CostModel.read(str(file)).tokens(2) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is no calibration"),
+        ("[]", "is no calibration"),
+        ("{}", "costs"),
+        ('{"costs": 3}', "is no cost model"),
+        ('{"costs": {"knots": [1, 2]}}', "knot_s"),
+        ('{"costs": {"knots": [1, 2], "knot_s": ["a", "b"]}}', "is no cost model"),
+        ('{"costs": {"knots": [1, 2], "knot_s": [1, -2]}}', "from 0 on"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said) as refusal:
+        CostModel.read(str(file))
+    assert str(file) in str(refusal.value)
+    with pytest.raises(ConfigError, match="No such file"):
+        CostModel.read(str(tmp_path / "gone.json"))

@@ -76,6 +76,19 @@ def test_the_engine_is_left_idle_and_whole(built: Built, measured: Calibration) 
     built.engine.ledger.audit()
 
 
+def test_copies_are_timed_though_the_prefix_cache_holds_all_memory(built: Built) -> None:
+    calibrate.collect(built, rounds=1, budget_s=0.2)
+    books = built.parts.books
+    held = books.pool.take(max(0, books.pool.free))  # nothing is free but what can be evicted
+    assert books.available > HOST_BLOCKS
+    try:
+        copy_s, copy_token_s = calibrate._copies(built)
+    finally:
+        books.pool.drop(held)
+    assert copy_s + copy_token_s > 0
+    built.engine.ledger.audit()
+
+
 def test_it_tells_how_far_it_is(built: Built) -> None:
     told: list[tuple[str, float]] = []
     shapes, seconds = calibrate.collect(built, rounds=2, budget_s=0.3, progress=lambda what, share: told.append((what, share)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ def test_both_sides_of_a_requirement_count() -> None:
 def test_the_verdict_and_its_exit_code(ups: list[float], costs: list[float], held: bool, verdict: Verdict, code: int) -> None:
     result = run(claim(ups, costs, held=held), quick=True).result
     assert (result.verdict, result.verdict.exit_code) == (verdict, code)
+
+
+def test_results_name_the_commit() -> None:
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?|unknown", machine.commit())
 
 
 def test_what_a_claim_leaves_out_or_makes_up_is_an_error() -> None:

@@ -158,16 +158,25 @@ def test_failures_are_told_and_cost_only_their_own() -> None:
 
 def test_a_connection_closed_while_idle_is_opened_again() -> None:
     async def script(line: str, body: bytes, writer: asyncio.StreamWriter) -> None:
-        if line.startswith("GET"):
-            writer.write(CARD)
-            return
         await stream(writer, *[chunk("a")] * 4)
         await writer.drain()
         asyncio.get_running_loop().call_later(0.02, writer.close)
 
     with server(script) as url:
-        run = replay_http(url, workload(4, 0.1))
+        run = replay_http(url, workload(4, 0.1), form=Form("m"))
     assert metrics.requests(run).ok.all(), run.errors
+
+
+def test_an_uncounted_answer_that_ended_for_length_is_whole() -> None:
+    async def script(line: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        finish = "length" if b'"max_tokens":9' in body else "stop"
+        end = {"choices": [{"index": 0, "text": "", "finish_reason": finish}]}
+        await stream(writer, chunk("a"), chunk("b"), b"data: " + json.dumps(end).encode() + b"\n\n")
+
+    work = Workload(name="w", requests=[*workload(1, output=9), *workload(2, output=3).requests[1:]])
+    with server(script) as url:
+        run = replay_http(url, work, form=Form("m", usage=False))
+    assert metrics.requests(run).output_tokens.tolist() == [9, 2] and run.info["answers that ended early"] == 1
 
 
 def test_the_form_is_found_by_asking() -> None:

@@ -73,8 +73,18 @@ def test_the_best_is_found() -> None:
     assert len(found.confirmed) <= 1 + tuning.BEST
 
 
-def test_no_configuration_is_simulated_or_run_twice() -> None:
-    found = tuned()
+def test_no_configuration_is_simulated_or_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings that both help, so that a second round meets the first round's choices in another order."""
+    monkeypatch.setattr(tuning, "POLICIES", ())
+    values = {"model.dtype": ("float32", "bfloat16"), "kv.block_size": (16, 64), "scheduling.max_rows": (64, 128)}
+    monkeypatch.setattr(tuning, "FIELDS", values)
+
+    def both(config: EngineConfig) -> Device:
+        factor = (0.5 if config.model.dtype == "bfloat16" else 1.0) * (0.5 if config.kv.block_size == 64 else 1.0)
+        return dataclasses.replace(SLOW, costs=CostModel(knots=(1, 512), knot_s=(0.02 * factor, 0.1 * factor)))
+
+    found = tuned(device_of=both, replay=lambda config, name, number: simulate(WORK, both(config), config, name=name))
+    assert set(found.winner.options) == {"model.dtype", "kv.block_size"}
     for some in (found.tried, found.confirmed):
         seen = [one.config(BASE).model_dump_json() for one in some]
         assert len(seen) == len(set(seen))
@@ -82,15 +92,11 @@ def test_no_configuration_is_simulated_or_run_twice() -> None:
 
 def test_the_given_one_stays_where_nothing_is_better_by_simulation() -> None:
     alone = Workload(name="alone", requests=[TimedRequest(id="0", arrival_s=0, prompt_tokens=40, output_tokens=6)])
-    found = tune(
-        alone,
-        TIGHT,
-        BASE,
-        lambda config: SLOW,
-        lambda config, name, number: simulate(alone, SLOW, config),
-        budget_s=60,
-        rounds=1,
-    )
+
+    def real(config: EngineConfig, name: str, number: int) -> Run:
+        return simulate(alone, SLOW, config, name=name)
+
+    found = tune(alone, TIGHT, BASE, lambda config: SLOW, real, budget_s=60, rounds=1)
     assert len(found.tried) > 10
     assert found.winner is found.began and found.confirmed == [found.began]
     assert found.effects == {}

@@ -111,6 +111,17 @@ def test_a_window_waits_for_more_and_says_until_when() -> None:
     assert policy().compose([], At(engine, 0.0)).work == []
 
 
+def test_an_engine_waits_out_the_window_and_takes_who_came_meanwhile() -> None:
+    engine = make_engine(batching=policy(rows=8, window_s=2.0))
+    engine.add(request("first"))
+    assert engine.step(until_s=1.0) == [] and engine.clock.now() == 1.0
+    engine.add(request("second"))
+    assert all(delta.error is None for delta in engine.run())
+    assert batches(engine) == [{0, 1}]
+    columns = engine.events.columns()
+    assert columns["time_s"][columns["kind"] == Kind.SCHEDULED].min() == 2.0
+
+
 def test_only_a_batch_that_decodes_is_steady() -> None:
     engine = make_engine()
     engine.add(request("r"))

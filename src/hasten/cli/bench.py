@@ -13,7 +13,7 @@ from hasten.cli import bench_replay, options
 if TYPE_CHECKING:
     from hasten.engine.build import Built
 
-app = typer.Typer(help="Measure latency and throughput.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Measure steps, offline batches and replayed workloads.", no_args_is_help=True, add_completion=False)
 app.command()(bench_replay.serve)
 app.command()(bench_replay.compare)
 
@@ -44,10 +44,11 @@ def latency(
     load_format: options.LoadFormat = None,
     max_length: options.MaxLength = None,
     threads: options.Threads = None,
+    config_file: options.Config = None,
     to: Json = None,
 ) -> None:
     """Time prefill and decode steps, against what the machine's bandwidth and arithmetic allow at the same minute."""
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -121,10 +122,11 @@ def throughput(
     load_format: options.LoadFormat = None,
     max_length: options.MaxLength = None,
     threads: options.Threads = None,
+    config_file: options.Config = None,
     to: Json = None,
 ) -> None:
     """Run an offline batch of requests of mixed lengths."""
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
     from rich.console import Console
     from rich.progress import Progress
 

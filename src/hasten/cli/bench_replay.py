@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +63,7 @@ def serve(
     load_format: options.LoadFormat = None,
     max_length: options.MaxLength = None,
     threads: options.Threads = None,
+    config_file: options.Config = None,
     seed: Seed = None,
     api_key: Key = None,
     context: Context = None,
@@ -80,7 +80,7 @@ def serve(
     from hasten.lab.bench.metrics import summary
     from hasten.lab.bench.targets import EngineTarget, ServerTarget, warm_up
 
-    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads)
+    asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
     base = _seed(seed, url is not None)
     work = _workload(workload, requests)
     with bench_show.progress() as step:
@@ -98,21 +98,17 @@ def serve(
         offered, full = _offered(work, target, load, rate, base, step)
         run = target.replay(offered, base, step("replaying"))
         figures = summary(run, objectives)
-        found = (
-            _search(target, offered, objectives, search, figures["requests_per_s"], base, step) if search is not None else None
-        )
-    notes = bench_show.notes_on([run], full, load)
+        found = None
+        if search is not None:
+            found = _search(target, offered, objectives, search, figures["requests_per_s"], base, step)
+    notes = bench_show.notes([run], full, load)
     if found is not None and search is not None:
         notes.append(bench_show.saturation_in_words(found, search))
     bench_show.show_run(run, figures, objectives, notes)
-    if report is not None:
-        from hasten.lab.bench import report as reports
-
-        curves = {run.name: found.probes} if found is not None else None
-        reports.write(report, [run], slo=objectives, curves=curves, notes=notes)
-    bench_show.write(
-        to, {"runs": [bench_show.facts(run, figures)], "notes": notes, "saturation": asdict(found) if found else None}
-    )
+    curves = {run.name: found.probes} if found is not None else None
+    bench_show.write_report(report, [run], slo=objectives, curves=curves, notes=notes)
+    told = {"runs": [bench_show.facts(run, figures)], "notes": notes, "saturation": bench_show.plain(found)}
+    bench_show.write(to, told)
 
 
 def compare(
@@ -149,7 +145,7 @@ def compare(
         for side, config in zip((a, b), configs, strict=True):
             step(f"loading {side}" if config is not None else f"asking {side}")
             targets.append(ServerTarget(side, api_key) if config is None else EngineTarget(config, side))
-        targets = list(alike(*targets, key=api_key))
+        targets = list(alike(targets[0], targets[1], api_key))
         if a == b:  # A against itself tells the noise
             targets[0].name, targets[1].name = f"{a} (first)", f"{b} (second)"
         work = _fitted(work, targets, context)
@@ -168,21 +164,20 @@ def compare(
             figures.pop("peak_memory_bytes", None)  # both sides live in this process
     compared = compared_of([(one, other) for one, other in summaries])
     runs = [run for pair in pairs for run in pair]
-    notes = bench_show.notes_on(runs, full, load)
+    notes = bench_show.notes(runs, full, load)
     if rounds > 1:
         notes.append(f"{rounds} rounds, in the order A B, B A, and so on.")
     names = (targets[0].name, targets[1].name)
     bench_show.show_compared(compared, names, runs, objectives, notes)
-    if report is not None:
-        from hasten.lab.bench import report as reports
-
-        reports.write(report, list(pairs[-1]), slo=objectives, compared=compared, names=names, notes=notes)
+    bench_show.write_report(report, pairs[-1], slo=objectives, compared=compared, names=names, notes=notes)
     rows = [
         bench_show.facts(run, figures)
         for pair, both in zip(pairs, summaries, strict=True)
         for run, figures in zip(pair, both, strict=True)
     ]
-    bench_show.write(to, {"names": names, "compared": [asdict(one) for one in compared], "runs": rows, "notes": notes})
+    bench_show.write(
+        to, {"names": names, "compared": [bench_show.plain(one) for one in compared], "runs": rows, "notes": notes}
+    )
 
 
 # -- what to replay -------------------------------------------------------------------------------------------------------

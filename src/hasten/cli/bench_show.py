@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         yield step
 
 
-def notes_on(runs: list[Run], full: float | None, load: float | None) -> list[str]:
+def notes(runs: list[Run], full: float | None, load: float | None) -> list[str]:
     out = []
     if full is not None and load is not None:
         out.append(f"Offered {load:.0%} of the saturation throughput, {full:.3g} requests/s with all requests at once.")
@@ -135,6 +136,23 @@ def facts(run: Run, figures: dict[str, float]) -> dict[str, Any]:
         "errors": {str(number): error for number, error in run.errors.items()},
         "info": dict(run.info),
     }
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as JSON takes it; None stays None."""
+    return asdict(value) if value is not None else None
+
+
+def write_report(path: Path | None, runs: Sequence[Run], **shown: Any) -> None:
+    """The report, if one is wanted (see `report.write`); it takes seconds."""
+    if path is None:
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("writing the report"):
+        from hasten.lab.bench import report
+
+        report.write(path, runs, **shown)
 
 
 def write(to: Path | None, figures: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from hasten.cli import bench_replay, bench_show, options
 if TYPE_CHECKING:
     from hasten.engine.config import EngineConfig
     from hasten.engine.request import SLO
-    from hasten.lab.planning.tune import Tuned
+    from hasten.lab.planning.tune import Candidate, Tuned
 
 app = typer.Typer(add_completion=False)
 
@@ -98,7 +98,12 @@ def tune(
         from hasten.lab.bench import report as reports
 
         reports.write(report, list(tuned.runs.values()), slo=objectives, title="Tuning", notes=notes)
-    bench_show.write(to, {"notes": notes, "candidates": [bench_show.plain(one) for one in tuned.tried], "refused": tuned.refused})
+    bench_show.write(to, {"notes": notes, "candidates": [_facts(one) for one in tuned.tried], "refused": tuned.refused})
+
+
+def _facts(candidate: Candidate) -> dict[str, Any]:
+    names = {path: str(option) for path, option in candidate.options.items()}
+    return {"name": candidate.name, "options": names, "simulated": candidate.simulated, "real": candidate.real}
 
 
 def _why(tuned: Tuned, slo: SLO) -> list[str]:
@@ -106,7 +111,8 @@ def _why(tuned: Tuned, slo: SLO) -> list[str]:
     from hasten.lab.bench.slo import describe
 
     began, winner = tuned.began, tuned.winner
-    out = [f"Objectives: {describe(slo)}. {len(tuned.tried)} configurations were simulated, {len(tuned.confirmed)} ran for real."]
+    counts = f"{len(tuned.tried)} configurations were simulated, {len(tuned.confirmed)} ran for real"
+    out = [f"Objectives: {describe(slo)}. {counts}."]
     if winner is began:
         out.append(f"The configuration given is the best that was found: {began.goodput:.1%} of requests keep the objectives.")
         return out
@@ -117,9 +123,7 @@ def _why(tuned: Tuned, slo: SLO) -> list[str]:
         f"({verdict}; medians of {len(winner.real)} real runs each)."
     )
     for option, goodput in tuned.effects.items():
-        out.append(
-            f"{option}: without it {goodput:.1%} would, by simulation, instead of {winner.simulated['goodput']:.1%}."
-        )
+        out.append(f"{option}: without it {goodput:.1%} would, by simulation, instead of {winner.simulated['goodput']:.1%}.")
     return out
 
 

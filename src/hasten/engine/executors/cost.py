@@ -103,7 +103,8 @@ class CostModel:
     def of(cls, fields: Mapping[str, Any]) -> CostModel:
         """From the values that `dataclasses.asdict` or JSON give. Raises ConfigError for others."""
         try:
-            given = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name != "_slopes"}
+            given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+            given.pop("_slopes", None)
             return cls(**given)
         except (TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"this is no cost model: {error}") from None

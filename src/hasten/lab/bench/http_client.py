@@ -52,6 +52,7 @@ class _Answer:
     times_s: list[float] = field(default_factory=list)
     last_s: float = 0.0
     usage: dict[str, Any] = field(default_factory=dict)
+    finish: str | None = None
     error: str | None = None
 
     def line(self, line: bytes, now_s: float) -> None:
@@ -65,8 +66,14 @@ class _Answer:
             self.usage = chunk["usage"]
         if chunk.get("choices"):
             self.last_s = now_s
-            if chunk["choices"][0].get("text"):
+            choice = chunk["choices"][0]
+            self.finish = choice.get("finish_reason") or self.finish
+            if choice.get("text"):
                 self.times_s.append(now_s)
+
+    def tokens(self, asked: int) -> int:
+        """How many came: as the server counts them, or all if it ended for length, else one a chunk with text."""
+        return int(self.usage.get("completion_tokens") or (asked if self.finish == "length" else len(self.times_s)))
 
 
 class Replay:
@@ -139,7 +146,7 @@ class Replay:
             await self._client.post("/v1/completions", body, answer.line)
         except (HttpError, orjson.JSONDecodeError) as error:
             answer.error = answer.error or str(error)
-        output = int(answer.usage.get("completion_tokens") or len(answer.times_s))
+        output = answer.tokens(timed.output_tokens)
         if answer.error is None and not output:
             answer.error = "no token came"
         self._write(number, due_s, answer, output)

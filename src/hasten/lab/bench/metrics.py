@@ -224,7 +224,7 @@ def _jain(run: Run, table: Table) -> float:
     if names:
         number = {name: i for i, name in enumerate(names)}
         of = np.array([number[request.tenant] for request in run.workload])
-        tokens, took_s = np.bincount(of, tokens, len(names)), np.bincount(of, took_s, len(names))
+        tokens, took_s = (np.bincount(of, column, len(names)).astype(np.float64) for column in (tokens, took_s))
     rate = np.divide(tokens, took_s, out=np.zeros_like(tokens), where=took_s > 0)
     squares = float((rate**2).sum())
     return float(rate.sum()) ** 2 / (len(rate) * squares) if squares else float("nan")

@@ -5,7 +5,8 @@
     hasten bench compare http://127.0.0.1:8000 http://127.0.0.1:8002 --workload ...
 
 Needs the `gguf` package, which hasten itself does not. Weights are written as float16 (norms as float32) with the tokenizer's
-vocabulary and merges; models with attention biases or another rope than Llama's plain one are refused.
+vocabulary and merges; models with attention biases or another rope than Llama's plain one are refused. Control tokens lose
+their names: llama.cpp ends an answer at some of them by name, and a comparison needs answers of exact length.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _tokenizer(writer: Any, gguf: Any, folder: Path, config: dict[str, Any]) -> 
     for token, i in data["model"]["vocab"].items():
         tokens[i], kinds[i] = token, int(gguf.TokenType.NORMAL)
     for added in data["added_tokens"]:
-        tokens[added["id"]], kinds[added["id"]] = added["content"], int(gguf.TokenType.CONTROL)
+        tokens[added["id"]], kinds[added["id"]] = f"<control {added['id']}>", int(gguf.TokenType.CONTROL)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -36,7 +36,7 @@ _WINDOW = 36
 """Requests in the timeline."""
 
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": GRID, "axes.titlecolor": TEXT, "grid.color": GRID,
     "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "legend.labelcolor": TEXT,
     "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
@@ -109,7 +109,7 @@ def _scale(values: Sequence[Floats]) -> tuple[float, str]:
     return (1e3, "ms") if len(there) and np.percentile(there, 95) < 2.0 else (1.0, "s")
 
 
-def _legend(axis: Axes, where: str = "best") -> None:
+def _legend(axis: Axes, where: Any = "best") -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc=where)
 
@@ -202,9 +202,8 @@ def timeline(run: Run, table: Table, name: str) -> str:
         axis.barh(y, end - first, left=first, height=0.62, color=DECODE, linewidth=0)
         if not table.ok[number]:
             axis.plot(end, y, "x", color=STALL, markersize=5)
-    for number, start, stop in _stalls(run):
-        if number in rows:
-            axis.barh(rows[number], stop - start, left=start, height=0.62, color=STALL, linewidth=0)
+    for number, start, stop in _stalls(run, chosen):
+        axis.barh(rows[number], stop - start, left=start, height=0.62, color=STALL, linewidth=0)
     labels = {"waiting to be scheduled": QUEUE, "prefill": PREFILL} if served else {"until the first token": PREFILL}
     labels |= {"decode": DECODE, "stall": STALL}
     handles = [Patch(color=color, label=label, linewidth=0) for label, color in labels.items()]
@@ -244,10 +243,10 @@ def stall_limit_s(run: Run) -> float:
     return max(0.05, 5 * float(np.median(found))) if len(found) else float("inf")
 
 
-def _stalls(run: Run) -> list[tuple[int, float, float]]:
-    """(request, start, end) of each."""
+def _stalls(run: Run, chosen: Any) -> list[tuple[int, float, float]]:
+    """(request, start, end) of each stall of the chosen requests."""
     found = metrics.gaps_by_request(run)
-    stalled = found.seconds >= stall_limit_s(run)
+    stalled = (found.seconds >= stall_limit_s(run)) & np.isin(found.request, chosen)
     end_s = found.end_s[stalled]
     return list(zip(found.request[stalled].tolist(), (end_s - found.seconds[stalled]).tolist(), end_s.tolist(), strict=True))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.technique import ConfigError
@@ -55,7 +53,7 @@ class ServerTarget:
     def __init__(self, url: str, key: str | None = None, *, ids: bool = True) -> None:
         from hasten.lab.bench.openai_form import negotiate
 
-        self.name = url
+        self.name = self.url = url
         self.form = negotiate(url, key, ids=ids)
         self._key = key
         known = self.form.context
@@ -64,41 +62,15 @@ class ServerTarget:
     def replay(self, workload: Workload, seed: int = 0, progress: Progress | None = None) -> Run:
         from hasten.lab.bench.http import replay_http
 
-        return replay_http(
-            self.name, workload, name=self.name, seed=seed, form=self.form, key=self._key, progress=progress
-        )  # fmt: skip
-
-
-def config_file(path: Path, model: str | None = None) -> EngineConfig:
-    """The configuration a TOML file describes: a section a seam as in `EngineConfig` (`[scheduling]` with `max_rows = 64`) and
-    the techniques with their knobs (`[techniques.whole-prompts]`). Techniques are switched on first, so what the sections say
-    wins. `model` wins over the file's. Raises ConfigError for a file that is none."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from None
-    techniques = data.pop("techniques", {})
-    if not isinstance(techniques, dict) or not all(isinstance(knobs, dict) for knobs in techniques.values()):
-        raise ConfigError(f"{path}: techniques are tables, as [techniques.NAME] with a line a knob")
-    with_ = [":".join([name, *(f"{knob}={value}" for knob, value in knobs.items())]) for name, knobs in techniques.items()]
-    return EngineConfig.build(model, with_=with_, set_=dict(_flat(data, "")))
-
-
-def _flat(data: dict[str, Any], before: str) -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
-    for name, value in data.items():
-        out += _flat(value, f"{before}{name}.") if isinstance(value, dict) else [(f"{before}{name}", value)]
-    return out
+        return replay_http(self.url, workload, name=self.name, seed=seed, form=self.form, key=self._key, progress=progress)
 
 
 def config_of(side: str, model: str | None, with_: list[str], set_: list[str]) -> EngineConfig:
     """The configuration a side of a comparison names: `plain`, a .toml file, or techniques as in --with. `with_` and `set_` are
     added to it."""
-    base = config_file(Path(side), model) if side.endswith(".toml") else None
-    own = [] if side == PLAIN or base is not None else [side]
-    return EngineConfig.build(model, with_=[*own, *with_], set_=set_, base=base)
+    file = side if side.endswith(".toml") else None
+    own = [] if side == PLAIN or file is not None else [side]
+    return EngineConfig.build(model, with_=[*own, *with_], set_=set_, file=file)
 
 
 def is_server(side: str) -> bool:
@@ -108,7 +80,7 @@ def is_server(side: str) -> bool:
 def alike(a: Target, b: Target, key: str | None = None) -> tuple[Target, Target]:
     """The two, sending both words where one of them is a server that takes no token ids and the other one that does."""
     if isinstance(a, ServerTarget) and isinstance(b, ServerTarget) and a.form.ids != b.form.ids:
-        words = ServerTarget(a.name if a.form.ids else b.name, key, ids=False)
+        words = ServerTarget(a.url if a.form.ids else b.url, key, ids=False)
         return (words, b) if a.form.ids else (a, words)
     return a, b
 

@@ -58,9 +58,9 @@ class Plan:
 
 
 def plan(quick: bool) -> Plan:
-    prompts, outputs = ((1, 64, 256), (8, 16)) if quick else ((1, 64, 256, 512, 1024), (8, 24, 48))
+    prompts, outputs = ((1, 32, 128), (8, 24)) if quick else ((1, 64, 256, 512, 1024), (8, 24, 48))
     further = [(p, o) for p in (prompts[0], prompts[-1]) for o in outputs]
-    held = ((32, 16), (128, 4), (192, 20)) if quick else ((32, 16), (128, 4), (192, 40), (384, 12), (768, 32), (900, 20))
+    held = ((16, 16), (64, 4), (96, 20)) if quick else ((32, 16), (128, 4), (192, 40), (384, 12), (768, 32), (900, 20))
     fit = (*((p, 1) for p in prompts), *further)
     return Plan(fit, held, (16, 800 if quick else 1800), *((2, 4, 3) if quick else (3, 8, 3)))
 

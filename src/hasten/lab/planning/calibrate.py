@@ -214,8 +214,12 @@ def _copies(built: Built) -> tuple[float, float]:
     memory = built.parts.memory
     if not memory.host_blocks:
         return 0.0, 0.0
-    blocks = built.parts.books.pool
-    sizes = sorted({max(1, min(memory.host_blocks, blocks.free, n)) for n in (1, 4, 16, 64)})
+    books = built.parts.books
+    blocks = books.pool
+    most = min(64, memory.host_blocks, books.available)
+    if books.reuse is not None and most > blocks.free:
+        books.reuse.evict(most - blocks.free)  # what the grid left in the prefix cache
+    sizes = sorted({min(most, count) for count in (1, 4, 16, 64)})
     tokens, seconds = [], []
     for _ in range(5):
         for size in sizes:
