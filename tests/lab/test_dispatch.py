@@ -115,6 +115,7 @@ def test_an_engine_takes_what_is_due_in_its_next_step(count: int) -> None:
     )
     run = replay_fleet([DEVICE.engine(EngineConfig()) for _ in range(count)], RoundRobin(), work)
     table = requests(run)
+    assert (table.scheduled_s >= table.due_s).all()  # not by a rounding either
     scheduled = run.columns["kind"] == Kind.SCHEDULED
     times, engines = run.columns["time_s"][scheduled], run.columns["sequence"][scheduled] % count
     waited = 0

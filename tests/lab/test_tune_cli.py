@@ -63,3 +63,10 @@ def test_tune_writes_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = EngineConfig.build(file=out)
     assert config.model.path == model and config.kv.memory_bytes == 4194304
     assert page.read_text().startswith("<!")
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_search(tmp_path: Path) -> None:
+    arguments = ["--workload", "poisson", "--slo", "ttft=1", "--out", str(tmp_path / "nowhere" / "x.toml")]
+    done = CliRunner().invoke(tune_cli.app, arguments)
+    assert done.exit_code == 2
+    assert "there is no folder" in done.output

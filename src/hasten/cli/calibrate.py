@@ -61,7 +61,8 @@ def _show(found: Calibration, path: Path) -> None:
 
     console = Console(highlight=False)
     costs = found.costs
-    console.print(f"[bold]{found.model}[/] on {found.machine}, {found.runs_on.get('dtype')}, {found.runs_on.get('kernels')} kernels")
+    how = f"{found.runs_on.get('dtype')}, {found.runs_on.get('kernels')} kernels"
+    console.print(f"[bold]{found.model}[/] on {found.machine}, {how}")
     table = Table("tokens of a step", "ms", title="without context", title_style="dim")
     for knot, seconds in zip(costs.knots, costs.knot_s, strict=True):
         table.add_row(f"{knot:,}", f"{seconds * 1e3:.2f}")
@@ -80,9 +81,10 @@ def _show(found: Calibration, path: Path) -> None:
             grid.add_row(f"[dim]{what}[/]", f"{seconds * 1e6:.3g} {unit}")
     console.print(grid)
     console.print(
-        f"{found.steps:,} steps; the fit is off by {found.median_error:.1%} (median) and {found.p95_error:.1%} (95th percentile) "
-        "of a single step"
+        f"{found.steps:,} steps; the fit is off by {found.median_error:.1%} (median) and {found.p95_error:.1%} "
+        "(95th percentile) of a single step"
     )
     if found.median_error > _POOR:
-        console.print("That is a poor fit: something else kept this machine busy. Calibrate again when it is quiet.", style="yellow")
+        poor = "That is a poor fit: something else kept this machine busy. Calibrate again when it is quiet."
+        console.print(poor, style="yellow")
     console.print(f"saved to {path}", style="dim", soft_wrap=True)

@@ -43,6 +43,8 @@ def tune(
     is where the search begins, and what the result is compared with."""
     objectives = bench_replay._objectives(slo)
     assert objectives is not None
+    if not out.absolute().parent.is_dir():  # said before minutes are spent
+        raise typer.BadParameter(f"there is no folder {out.absolute().parent}", param_hint="--out")
     asked = options.asked(model, with_, set_, device, dtype, None, max_length, threads, config_file)
     base = asked.config()
     from hasten.engine.build import build

@@ -33,7 +33,7 @@ class FreeList:
 class BlockPool:
     """Counts who holds each of `blocks` blocks of `block_size` slots.
 
-    A block that only a cache holds (`mark_cached` and a count of one) is *evictable*: it counts as available, because the
+    A block that only a cache holds (`cache`, and a count of one) is *evictable*: it counts as available, because the
     cache gives it back on demand.
     """
 
@@ -84,16 +84,21 @@ class BlockPool:
         if freed:
             self._allocator.give(freed)
 
-    def mark_cached(self, block: int) -> None:
-        """The caller, a cache, holds one of the references of `block`."""
-        self._cached[block] = 1
-        if self.refs[block] == 1:
-            self.evictable += 1
+    def cache(self, blocks: Iterable[int]) -> None:
+        """A cache takes a reference of each of `blocks`, which somebody else holds too."""
+        for block in blocks:
+            self.refs[block] += 1
+            self._cached[block] = 1
+
+    def uncache(self, blocks: Seq[int]) -> None:
+        """A cache lets go of `blocks`, which nobody else holds: they are free."""
+        for block in blocks:
+            if self.refs[block] != 1:
+                raise AssertionError(f"block {block} is read by somebody and cannot be given up")
+            self.refs[block] = 0
+            self._cached[block] = 0
+        self.evictable -= len(blocks)
+        self._allocator.give(blocks)
 
     def is_cached(self, block: int) -> bool:
         return bool(self._cached[block])
-
-    def unmark_cached(self, block: int) -> None:
-        if self.refs[block] == 1:
-            self.evictable -= 1
-        self._cached[block] = 0

@@ -101,19 +101,19 @@ class PrefixTree:
         for node in path:
             node.last_used = self._tick
         parent = path[-1] if path else self._roots.setdefault(key, _Node(None, b"", -1, 0))
-        grown = False
+        fresh: list[int] = []
         blocks = view.full_blocks(len(path), full, size)
         for block, spelled in zip(blocks, self._spelled(tokens, len(path), full), strict=False):
             if self._pool.is_cached(block):
                 break
             node = _Node(parent, spelled, block, parent.depth + 1)
             node.last_used = self._tick
-            parent.children[node.key] = node
-            self._pool.share([block])
-            self._pool.mark_cached(block)
-            self.nodes += 1
-            parent, grown = node, True
-        if grown:
+            parent.children[spelled] = node
+            fresh.append(block)
+            parent = node
+        if fresh:
+            self._pool.cache(fresh)
+            self.nodes += len(fresh)
             self._offer(parent)
 
     def _offer(self, leaf: _Node) -> None:
@@ -122,38 +122,40 @@ class PrefixTree:
 
     def evict(self, count: int) -> int:
         """Lose leaves nobody reads, in the policy's order, until `count` blocks are free or none is left."""
-        given = 0
+        heap, refs, score_of = self._heap, self._pool.refs, self._eviction.score
+        given: list[int] = []
         in_use: list[_Node] = []
-        while given < count and self._heap:
-            score, _, node = heapq.heappop(self._heap)
+        while len(given) < count and heap:
+            score, _, node = heapq.heappop(heap)
             if node.children or node.parent is None:
                 continue  # grew a child, which is offered instead; or already gone
-            if self._eviction.score(node.last_used, node.hits, node.depth) > score:
+            if score_of(node.last_used, node.hits, node.depth) > score:
                 self._offer(node)
                 continue
-            if self._pool.refs[node.block] > 1:
-                in_use.append(node)
-                continue
-            parent = node.parent
-            self._remove(node)
-            given += 1
-            if parent.children:
-                continue
-            if parent.parent is not None:
-                self._offer(parent)
-            else:  # a root without a tree: salts come and go, so roots must too
-                self._roots = {key: root for key, root in self._roots.items() if root is not parent}
+            while True:
+                if refs[node.block] > 1:
+                    in_use.append(node)
+                    break
+                parent = node.parent
+                assert parent is not None
+                del parent.children[node.key]
+                node.parent = None
+                given.append(node.block)
+                if parent.children:
+                    break
+                if parent.parent is None:  # a root without a tree: salts come and go, so roots must too
+                    self._roots = {key: root for key, root in self._roots.items() if root is not parent}
+                    break
+                node = parent
+                # Most often the parent is next in the order as well, and need not pass through the heap.
+                if len(given) == count or (heap and heap[0][0] < score_of(node.last_used, node.hits, node.depth)):
+                    self._offer(node)
+                    break
         for node in in_use:
             self._offer(node)
-        return given
-
-    def _remove(self, node: _Node) -> None:
-        assert node.parent is not None
-        del node.parent.children[node.key]
-        node.parent = None
-        self._pool.unmark_cached(node.block)
-        self._pool.drop([node.block])
-        self.nodes -= 1
+        self._pool.uncache(given)
+        self.nodes -= len(given)
+        return len(given)
 
     def clear(self) -> None:
         """Forget everything nobody reads."""

@@ -85,7 +85,13 @@ class View:
 
     def cut(self, length: int) -> list[int]:
         """Keep the first `length` entries; the blocks that this view no longer holds."""
-        left: list[int] = []
+        if length == 0:
+            left = list(self.blocks)
+            self.blocks.clear()
+            self._starts.clear()
+            self.length, self._last = 0, None
+            return left
+        left = []
         while self.length > length:
             n = len(self._starts) - 1
             start = self._starts[n]
