@@ -161,7 +161,7 @@ def test_broken_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
         (("--workload", "poissson"), "did you mean poisson"),
         (("--hardware", "h1000"), "no hardware is called 'h1000'; did you mean h100"),
         (("--hardware", "here"), "`hasten calibrate llama-3-8b`"),
-        (("--hardware", "gone.calibration.json"), "gone.calibration.json is not there"),
+        (("--hardware", "gone.calibration.json"), "gone.calibration.json: No such file"),
         (("--model", "llama-4-9b"), "llama-4-9b"),
         (("--model", "llama-3-70b", "--hardware", "l4"), "for its weights"),
         (("--slo", "ttft=-1"), "ttft must be above 0"),

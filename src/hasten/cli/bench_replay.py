@@ -71,7 +71,7 @@ def serve(
     to: Json = None,
 ) -> None:
     """Replay a workload open loop (arrivals never wait for completions) and show what its users would have seen."""
-    objectives = _objectives(slo)
+    objectives = objectives_of(slo)
     if search is not None and objectives is None:
         raise typer.BadParameter("a search needs --slo to search for", param_hint="--search")
     if search is not None and not 0 < search <= 1:
@@ -82,7 +82,7 @@ def serve(
 
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
     base = _seed(seed, url is not None)
-    work = _workload(workload, requests)
+    work = workload_of(workload, requests)
     with bench_show.progress() as step:
         target: Target
         if url is not None:
@@ -130,7 +130,7 @@ def compare(
     to: Json = None,
 ) -> None:
     """Replay the same workload against two sides, alternately, and show them side by side with ratio and spread."""
-    objectives = _objectives(slo)
+    objectives = objectives_of(slo)
     _one_rate(load, rate)
     from hasten.lab.bench.compare import alternate
     from hasten.lab.bench.compare import compare as compared_of
@@ -139,7 +139,7 @@ def compare(
 
     configs = [None if is_server(side) else config_of(side, model, with_ or [], set_ or []) for side in (a, b)]
     base = _seed(seed, is_server(a) or is_server(b))
-    work = _workload(workload, requests)
+    work = workload_of(workload, requests)
     with bench_show.progress() as step:
         targets: list[Target] = []
         for side, config in zip((a, b), configs, strict=True):
@@ -191,7 +191,7 @@ def _seed(seed: int | None, server: bool) -> int:
     return seed if seed is not None else secrets.randbits(32) if server else 0
 
 
-def _objectives(text: str | None) -> SLO | None:
+def objectives_of(text: str | None) -> SLO | None:
     from hasten.lab.bench.slo import parse_slo
 
     return parse_slo(text) if text is not None else None
@@ -205,7 +205,7 @@ def _one_rate(load: float | None, rate: float | None) -> None:
             raise typer.BadParameter(f"must be above 0, got {value:g}", param_hint=name)
 
 
-def _workload(spec: str, requests: int) -> Workload:
+def workload_of(spec: str, requests: int) -> Workload:
     from hasten.lab import workloads
     from hasten.lab.workloads.base import WorkloadError
     from hasten.lab.workloads.transform import cut

@@ -20,8 +20,8 @@ def simulate(
     hardware: Annotated[
         str,
         typer.Option(
-            help="a100, h100, h200 or l4 by their published figures, a profile of your own (.json, .toml), `here` for this machine "
-            "as `hasten calibrate` found it, or a calibration (.calibration.json)."
+            help="a100, h100, h200 or l4 by their published figures, a profile of your own (.json, .toml), `here` for this "
+            "machine as `hasten calibrate` found it, or a file that it wrote."
         ),
     ] = "here",
     requests: Annotated[int | None, typer.Option(min=1, help="Replay only this many, from the first.")] = None,
@@ -41,9 +41,10 @@ def simulate(
 ) -> None:
     """Replay a workload through the engine's own loop and policies with a cost model in place of the machine.
 
-    Figures are simulated, and say so: `--hardware here` rests on measured steps, a profile on published peaks and on assumptions
-    about what share of them a step reaches."""
-    objectives = bench_replay._objectives(slo)
+    Figures are simulated, and say so: `--hardware here` rests on measured steps, a profile on published peaks and on
+    assumptions about what share of them a step reaches. Requests that do not fit the model's context are refused, as a server
+    would; `@context=TOKENS` behind the workload scales lengths instead."""
+    objectives = bench_replay.objectives_of(slo)
     factors = _speeds(speeds, engines)
     from hasten.engine.config import EngineConfig
     from hasten.lab.bench.metrics import summary
@@ -54,7 +55,7 @@ def simulate(
     device = planning.device(model, hardware, config)
     if len(factors) > 1:
         planning.dispatcher(dispatch)
-    work = bench_replay._workload(workload, requests or 10**9)
+    work = bench_replay.workload_of(workload, requests or 10**9)
     if rate is not None:
         work = scale_load(work, rate)
     name = f"{model} on {hardware}" + (f" × {len(factors)}, {dispatch}" if len(factors) > 1 else "")
@@ -64,16 +65,15 @@ def simulate(
         )
         step("computing the figures")
         figures = summary(run, objectives)
-    virtual_s = figures["duration_s"]
+    virtual_s = figures.get("duration_s", 0.0)
+    pace = f"{virtual_s:,.0f} s in {run.wall_s:.1f} s, {virtual_s / run.wall_s:,.0f} times as fast"
     notes = [
-        f"SIMULATED, from {device.source}: {virtual_s:,.0f} s in {run.wall_s:.1f} s, {virtual_s / run.wall_s:,.0f} times as fast.",
+        f"SIMULATED, from {device.source}: {pace}.",
         *bench_show.notes([run], None, None),
     ]
     bench_show.show_run(run, figures, objectives, notes)
     if report is not None:
-        from hasten.lab.bench import report as reports
-
-        reports.write(report, [run], slo=objectives, notes=notes)
+        bench_show.write_report(report, [run], slo=objectives, notes=notes)
     bench_show.write(to, {"runs": [bench_show.facts(run, figures)], "notes": notes})
 
 

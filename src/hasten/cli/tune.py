@@ -41,7 +41,7 @@ def tune(
 
     Simulation rests on this machine's calibration, which is made first where there is none. What --with, --set and --config say
     is where the search begins, and what the result is compared with."""
-    objectives = bench_replay._objectives(slo)
+    objectives = bench_replay.objectives_of(slo)
     assert objectives is not None
     if not out.absolute().parent.is_dir():  # said before minutes are spent
         raise typer.BadParameter(f"there is no folder {out.absolute().parent}", param_hint="--out")
@@ -53,7 +53,7 @@ def tune(
     from hasten.lab.planning import tune as planning
     from hasten.lab.workloads.transform import fit_context, scale_load
 
-    work = bench_replay._workload(workload, requests)
+    work = bench_replay.workload_of(workload, requests)
     with bench_show.progress() as step:
         engines: dict[str, Any] = {}
 
@@ -96,10 +96,7 @@ def tune(
     about = [f"hasten tune --workload {workload} --slo {slo}", *notes]
     out.write_text(planning.toml(tuned, base, about), encoding="utf-8")
     typer.secho(f"wrote {out}: hasten serve --config {out}", err=True, dim=True)
-    if report is not None:
-        from hasten.lab.bench import report as reports
-
-        reports.write(report, list(tuned.runs.values()), slo=objectives, title="Tuning", notes=notes)
+    bench_show.write_report(report, list(tuned.runs.values()), slo=objectives, title="Tuning", notes=notes)
     bench_show.write(to, {"notes": notes, "candidates": [_facts(one) for one in tuned.tried], "refused": tuned.refused})
 
 

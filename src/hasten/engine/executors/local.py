@@ -188,7 +188,7 @@ class LocalExecutor:
         return self._costs.plan(plan) * self._pace
 
     def measured(self, shape: StepShape, seconds: float) -> None:
-        ratio = seconds / self._costs.step(shape)
+        ratio = seconds / max(self._costs.step(shape), 1e-9)
         self._pace += _LEARNING * (min(ratio, 10 * self._pace) - self._pace)
 
     def describe(self) -> Mapping[str, Any]:

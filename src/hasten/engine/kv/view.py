@@ -164,4 +164,5 @@ class View:
         # Full runs one after the other begin at multiples of the block size by themselves.
         whole = (runs[:, 1] == 0) & (runs[:, 2] == block_size)
         count = len(runs) if whole.all() else int(whole.argmin())
-        return runs[:count, 0].tolist()
+        blocks: list[int] = runs[:count, 0].tolist()
+        return blocks

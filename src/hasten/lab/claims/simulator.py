@@ -32,8 +32,8 @@ QUICK_REQUESTS = 40
 
 
 def run(setting: Setting) -> Outcome:
-    """A round: a calibration, both traces at every load and all at once for real, each then simulated with what the calibrations
-    just before and after it found (the machine drifts)."""
+    """A round: a calibration, both traces at every load and all at once for real, each then simulated with what the
+    calibrations just before and after it found (the machine drifts)."""
     config = EngineConfig.build()
     built = build(config)
     count = QUICK_REQUESTS if setting.quick else REQUESTS
@@ -120,8 +120,8 @@ def _quantile_errors(one: Run, other: Run) -> dict[str, float]:
 
 
 def _hour(quick: bool) -> tuple[list[float], bool]:
-    """Seconds it takes to simulate an hour of Azure's conversation traffic for an 8B model on an H100 (in quick runs a part of it,
-    scaled up), and whether single steps give the same events on its first 2,000 requests."""
+    """Seconds it takes to simulate an hour of Azure's conversation traffic for an 8B model on an H100 (in quick runs a part of
+    it, scaled up), and whether single steps give the same events on its first 2,000 requests."""
     whole = workloads.load(TRACES["azure"])
     device = on_hardware(shape("llama-3-8b"), profile("h100"))
     config = EngineConfig.build()
@@ -165,11 +165,12 @@ CLAIM = Claim(
     name="simulator",
     title="The simulator predicts the engine it simulates",
     paper="own",
-    workload=f"The first {REQUESTS} requests of the Azure 2023 conversation and Mooncake conversation traces, lengths scaled to the "
-    "built-in model's 2,048 tokens, at 40, 70 and 90 % of the rate that all of them at once are served at; Mooncake with prefix reuse",
+    workload=f"The first {REQUESTS} requests of the Azure 2023 conversation and Mooncake conversation traces, lengths scaled "
+    "to the built-in model's 2,048 tokens, at 40, 70 and 90 % of the rate that all of them at once are served at; Mooncake "
+    "with prefix reuse",
     baseline="The real engine: built-in model, default configuration, this machine",
-    technique="The same loop and policies on the virtual clock, with the cost model fitted to a grid of steps that was measured just "
-    "before and after",
+    technique="The same loop and policies on the virtual clock, with the cost model fitted to a grid of steps that was "
+    "measured just before and after",
     requirements=_requirements(),
     run=run,
 )

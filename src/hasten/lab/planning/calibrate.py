@@ -262,7 +262,11 @@ def default_path(model: str, runs_on: dict[str, Any]) -> Path:
 def here(model: str, config: EngineConfig) -> Calibration:
     """The newest calibration of a model on this machine that agrees with what `config` says of device, dtype and threads.
     Raises ConfigError when there is none."""
-    asked = {"device": config.model.device, "threads": config.executor.threads}
+    asked: dict[str, Any] = {
+        "device": config.model.device,
+        "threads": config.executor.threads,
+        "deterministic": config.executor.deterministic,
+    }
     if config.model.dtype != "auto":
         asked["dtype"] = config.model.dtype
     found: list[Calibration] = []
@@ -280,8 +284,8 @@ def here(model: str, config: EngineConfig) -> Calibration:
         and all(value is None or one.runs_on.get(name) == value for name, value in asked.items())
     ]
     if not fitting:
-        plain = ("device", "cpu")
-        how = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None and (name, value) != plain)
+        plain = {"device": "cpu", "deterministic": False, "threads": None}
+        how = "".join(f" --{name} {value}" for name, value in asked.items() if plain.get(name, "") != value)
         also = f"; left out: {'; '.join(broken)}" if broken else ""
         raise ConfigError(
             f"this machine is not calibrated for {model}: `hasten calibrate {model}{how}` does it in two minutes{also}"

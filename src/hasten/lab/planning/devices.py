@@ -38,8 +38,10 @@ class Device:
     def blocks(self, config: EngineConfig) -> int:
         """KV blocks of an engine with this configuration."""
         block_bytes = self.kv_token_bytes * config.kv.block_size
-        if config.kv.memory_bytes is not None:
-            return int(config.kv.memory_bytes // block_bytes)
+        if (asked := config.kv.memory_bytes) is not None:
+            if self.kv_bytes is not None and asked > self.kv_bytes:
+                raise ConfigError(f"kv.memory_bytes={asked}: beside {self.model.name} {self.kv_bytes:.0f} are left")
+            return int(asked // block_bytes)
         most = config.scheduling.max_rows * -(-self.length(config) // config.kv.block_size)
         if self.kv_bytes is None:
             return most

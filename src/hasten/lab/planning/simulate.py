@@ -24,13 +24,12 @@ DISPATCHERS: dict[str, type[Dispatcher]] = {"round-robin": RoundRobin, "least-ou
 
 
 def device(model: str, on: str, config: EngineConfig) -> Device:
-    """The device that `on` names: `here`, a calibration (NAME.calibration.json), a hardware profile or a profile file. Raises
-    ConfigError."""
+    """The device that `on` names: `here`, a calibration's file, a hardware profile or a file of one. Raises ConfigError."""
     from hasten.lab.planning.calibrate import Calibration, here
 
     if on == HERE:
         return here(model, config).device()
-    if on.endswith(".calibration.json"):
+    if on.endswith(".json") and Path(on).is_file() and '"costs"' in Path(on).read_text(encoding="utf-8"):
         return Calibration.load(Path(on)).device()
     dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16"
     return on_hardware(shapes.shape(model, dtype), hardware.profile(on))
