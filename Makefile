@@ -112,7 +112,7 @@ $(STAMPS)/torch: $(STAMPS)/venv
 	@touch $@
 
 $(STAMPS)/run: $(STAMPS)/torch $(PACKAGE)
-	$(PIP) install "setuptools>=77" -e .
+	$(PIP) install "setuptools>=77" -e ".[plots]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/torch $(PACKAGE)
