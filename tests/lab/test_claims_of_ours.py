@@ -118,10 +118,13 @@ def test_agreement_of_orders(order: list[int]) -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_few_queries_make_the_fit_and_others_judge_it(quick: bool) -> None:
     plan = idealized_runtime.plan(quick)
-    assert len(plan.fit) <= 20 and not set(plan.fit) & set(plan.held_out)
+    assert len(plan.fit) <= 20
     assert len(set(plan.fit)) == len(plan.fit)
     prompts = [prompt for prompt, _ in plan.fit]
-    assert all(min(prompts) < prompt < max(prompts) for prompt, _ in plan.held_out), "F is interpolated, not extrapolated"
+    first, second = (idealized_runtime.held_out(plan, seed) for seed in (0, 1))
+    assert first == idealized_runtime.held_out(plan, 0) != second
+    assert not set(plan.fit) & set(first), "points of the fit cannot judge it"
+    assert all(min(prompts) <= prompt <= max(prompts) for prompt, _ in first + second), "F is interpolated, not extrapolated"
     assert plan.long[1] > 10 * max(output for _, output in plan.fit)
 
 

@@ -52,16 +52,15 @@ def list_() -> None:
     from hasten.lab.claims.registry import all_claims
     from hasten.lab.claims.words import required
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("claim", no_wrap=True)
-    for column in ("what", "required", "paper"):
-        table.add_column(column, ratio=1, style="dim" if column == "paper" else None)
+    console = Console(highlight=False)
     for claim in all_claims():
-        name, paper = f"[bold]{claim.name}[/]" + (" (simulated)" if claim.simulated else ""), claim.paper
+        simulated = " [yellow](simulated)[/]" if claim.simulated else ""
+        console.print(f"[bold]{claim.name}[/]{simulated}  {claim.title}")
+        console.print(f"  {claim.paper}", style="dim", markup=False)
+        table = Table.grid(padding=(0, 2, 0, 0))
         for requirement in claim.requirements:
-            table.add_row(name, requirement.what, required(requirement), paper)
-            name = paper = ""
-    Console(highlight=False).print(table)
+            table.add_row("  ", required(requirement), f"[dim]{requirement.what}[/]")
+        console.print(table)
 
 
 @app.command()

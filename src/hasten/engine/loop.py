@@ -184,7 +184,7 @@ class Engine:
                 self.ledger.settle()
                 self._measured(shape, began)
         elif not together:
-            self._nothing_planned(plan, until_s)
+            self._nothing_planned(plan, began, until_s)
         out, self._out = self._out, []
         return out
 
@@ -195,11 +195,12 @@ class Engine:
             out += self.step()
         return out
 
-    def _nothing_planned(self, plan: StepPlan, until_s: float) -> None:
+    def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
             if self.ledger.settle(wait=True) or not self.ledger.sequences or self._out:
                 return
-            waits = plan.replan_at is not None and plan.replan_at > self.clock.now()
+            # Held against when planning began: since then a real clock may have passed it.
+            waits = plan.replan_at is not None and plan.replan_at > began
             if not waits:
                 stuck = next(iter(self.ledger.sequences.values()))
                 self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")

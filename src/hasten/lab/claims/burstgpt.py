@@ -64,7 +64,8 @@ def run(setting: Setting) -> Outcome:
             "the ratio",
             f"the ranking is simulated: {MODEL} on {HARDWARE} at {RANKING_LOAD:.0%} of its capacity, goodput is the share of "
             f"requests with TTFT of at most {TTFT_S:g} s and TPOT of at most {1e3 * TPOT_S:g} ms; load and objective were "
-            "searched for a ranking that changes, as the claim is that such cases exist",
+            "searched for a ranking that changes (37 objectives, all pairs of batching policies, two loads; the best differ by "
+            "about two points), as the claim is that such cases exist; the seeds judged are others than those searched with",
         ],
         details={"generator": distances, "rate": rate, "rounds": rounds},
     )
@@ -142,7 +143,8 @@ def _ranking(fitted: Parameters, samples: dict[str, list[float]], setting: Setti
     for number in range(seeds):
         setting.progress(f"simulating both policies, {number + 1} of {seeds}", 0.6 + 0.4 * number / seeds)
         for name, cv in (("smooth-ranking", SMOOTH), ("bursty-ranking", BURSTY)):
-            work = generate(fitted, requests=1000, rate=rate, cv=cv, seed=setting.seed + number)
+            # Not the seeds that load and objective were searched with.
+            work = generate(fitted, requests=1000, rate=rate, cv=cv, seed=setting.seed + 500 + number)
             good = [summary(simulate(work, on, config), slo)["goodput"] for config in (chunks, whole)]
             samples[name].append(100 * (good[0] - good[1]))
 

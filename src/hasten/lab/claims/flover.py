@@ -31,12 +31,17 @@ nothing from a second one, and loses much to it where the machine is shared."""
 CONTINUOUS, STATIC, WINDOW, SINGLE = "continuous", "static", "window", "one at a time"
 
 
-def workload(requests: int, rate: float, seed: int) -> Workload:
+HEAVY, LIGHT = 1.5, 0.93
+"""Sigma of the log-normal output lengths: a tail so heavy that batches wait for it, and that of the Azure conversation trace
+(90th percentile 3.3 times the median)."""
+
+
+def workload(requests: int, rate: float, seed: int, sigma: float = HEAVY) -> Workload:
     """Poisson arrivals; short prompts; outputs of median 20, mean about 55, and now and then many hundred tokens."""
     from hasten.lab.workloads.generate import poisson
 
     return poisson(
-        rate=rate, requests=requests, prompt=32, prompt_sigma=0.6, output=20, output_sigma=1.5, longest=1024, seed=seed
+        rate=rate, requests=requests, prompt=32, prompt_sigma=0.6, output=20, output_sigma=sigma, longest=1024, seed=seed
     )
 
 
@@ -71,6 +76,9 @@ def run(setting: Setting) -> Outcome:
     def without_single(number: int) -> list[str]:
         return [name for name in names(number) if name != SINGLE]
 
+    def light(number: int) -> Workload:
+        return workload(waiting_requests, AT_ONCE, setting.seed + number, LIGHT)
+
     for runs in engines.rounds(arriving, rounds, share(setting.progress, 0.25, 0.65), names):
         first = first or runs
         of = {name: summary(run) for name, run in runs.items()}
@@ -80,7 +88,9 @@ def run(setting: Setting) -> Outcome:
         samples["ttft-static"].append(of[STATIC]["ttft_p99_s"] / of[CONTINUOUS]["ttft_p99_s"])
         kept = ("e2e_mean_s", "ttft_p99_s", "lag_p99_s")
         figures.append({name: {figure: of[name][figure] for figure in kept} for name in runs})
-    for number, runs in enumerate(engines.rounds(waiting, rounds, share(setting.progress, 0.65, 1.0), without_single)):
+    for runs in engines.rounds(light, rounds, share(setting.progress, 0.9, 1.0), lambda number: [CONTINUOUS, STATIC]):
+        samples["throughput-light"].append(sustained(runs[CONTINUOUS]) / sustained(runs[STATIC]))
+    for number, runs in enumerate(engines.rounds(waiting, rounds, share(setting.progress, 0.65, 0.9), without_single)):
         speed = {name: sustained(run) for name, run in runs.items()}
         for name, other in others.items():
             if other in runs:
@@ -105,6 +115,8 @@ def run(setting: Setting) -> Outcome:
             + ", ".join(f"{rows}: {latency_s:.2f}" for rows, latency_s in searched.items()),
             "throughput: all requests wait from the start; output tokens per second from when a quarter of them has been "
             "started until the last has, so that neither filling nor draining counts for anybody",
+            f"the tail (sigma {HEAVY}) and the stretch that throughput is counted over were chosen after trials in which "
+            f"lighter tails gave less; with the tail of a chat service (sigma {LIGHT}) continuous batching gives the figure above",
             "KV is paged here: when a row ends nothing is moved, so there is no compaction to time and no permutation to test",
         ],
         details={"rate": rate, "rows": best, "rounds": figures},
@@ -209,6 +221,11 @@ CLAIM = Claim(
             at_least=3.0,
         ),
         Requirement(name="throughput-static", what="throughput, continuous over static batches", unit="x", at_least=2.0),
+        Requirement(
+            name="throughput-light",
+            what=f"the same with outputs spread as in a chat service (sigma {LIGHT} instead of {HEAVY})",
+            unit="x",
+        ),
         Requirement(name="latency-window", what="mean latency, window batches over continuous", unit="x"),
         Requirement(name="throughput-window", what="throughput, continuous over window batches", unit="x"),
         Requirement(name="latency-single", what="mean latency, one at a time over continuous", unit="x"),

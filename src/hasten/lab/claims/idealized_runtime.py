@@ -47,10 +47,10 @@ Query = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured: `fit` and `held_out` queries, a `long` output, and how often each is repeated."""
+    """What is measured: the queries of the fit, how many are held out, a `long` output, and how often each is repeated."""
 
     fit: tuple[Query, ...]
-    held_out: tuple[Query, ...]
+    held_out: int
     long: Query
     isolated: int
     contended: int
@@ -61,9 +61,21 @@ def plan(quick: bool) -> Plan:
     # F is flat up to about 8 tokens, a step's fixed cost, and rises from there.
     prompts, outputs = ((1, 8, 64, 128), (8, 24)) if quick else ((1, 8, 64, 128, 256, 512, 1024), (8, 24, 48))
     further = [(p, o) for p in (prompts[0], prompts[-1]) for o in outputs]
-    held = ((16, 16), (48, 4), (96, 20)) if quick else ((32, 16), (100, 4), (192, 40), (384, 12), (768, 32), (900, 20))
     fit = (*((p, 1) for p in prompts), *further)
-    return Plan(fit, held, (16, 800 if quick else 1800), *((2, 4, 3) if quick else (3, 8, 3)))
+    return Plan(fit, 3 if quick else 6, (16, 800 if quick else 1800), *((2, 4, 3) if quick else (3, 8, 3)))
+
+
+def held_out(what: Plan, seed: int) -> list[Query]:
+    """Queries drawn anew each round, prompts and outputs log-uniform over the range of the fit, so that none was looked at when
+    the fit's lengths were chosen."""
+    rng = np.random.default_rng([seed, 77])
+    longest = (max(p for p, _ in what.fit), max(o for _, o in what.fit))
+    out: list[Query] = []
+    while len(out) < what.held_out:
+        prompt, output = np.exp(rng.uniform(0.0, np.log(longest))).round().astype(int).tolist()
+        if (prompt, output) not in what.fit:
+            out.append((prompt, output))
+    return out
 
 
 def run(setting: Setting) -> Outcome:
@@ -85,7 +97,7 @@ def run(setting: Setting) -> Outcome:
             alone = _measure(systems, what.fit, what.isolated, seed)
             isolated = {name: fit(denoise(points)) for name, points in alone.items()}
             tell("held out", 0.25)
-            held = _measure(systems, what.held_out, what.isolated, seed + 1000)
+            held = _measure(systems, held_out(what, seed), what.isolated, seed + 1000)
             errors = np.concatenate([isolated[name].errors(denoise(points)) for name, points in held.items()])
             samples["held-out"].append(100 * float(np.median(errors)))
             samples["held-out-worst"].append(100 * float(errors.max()))
@@ -97,6 +109,10 @@ def run(setting: Setting) -> Outcome:
             with _busy(seed):
                 crowded = _measure(systems, what.fit, what.contended, seed)
             recovered = {name: fit(denoise(points)) for name, points in crowded.items()}
+            tell("alone again", 0.9)  # what drifted between the two is not the busy process's doing
+            again = _measure(systems, what.fit, what.isolated, seed + 2000)
+            alone = {name: [*alone[name], *again[name]] for name in systems}
+            isolated = {name: fit(denoise(points)) for name, points in alone.items()}
             raw, mended = _rankings(what.fit, alone, crowded, recovered)
             samples["raw-ranking"].append(raw)
             samples["denoised-ranking"].append(mended)
@@ -120,8 +136,8 @@ def run(setting: Setting) -> Outcome:
         notes=[
             f"seeds {setting.seed} to {setting.seed + what.rounds - 1}; each query alone {what.isolated} times (the fastest "
             f"counts), beside the busy process {what.contended} times",
-            f"fit: prompts and outputs {', '.join(f'{p}/{o}' for p, o in what.fit)}; held out: "
-            + ", ".join(f"{p}/{o}" for p, o in what.held_out),
+            f"fit: prompts and outputs {', '.join(f'{p}/{o}' for p, o in what.fit)}; held out: {what.held_out} queries drawn "
+            "anew each round, log-uniform over that range",
             f"the busy process computes for {BUSY_S:g} s and sleeps for {IDLE_S:g} s on average, exponential, on the engine's "
             "core",
             "the form holds for requests alone on the machine and while attention is small: an output of "
