@@ -13,6 +13,7 @@ from tests.engine import tiny
 
 from hasten.engine.build import Built
 from hasten.engine.config import EngineConfig
+from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.technique import ConfigError
 from hasten.lab.planning import calibrate
@@ -87,6 +88,14 @@ def test_copies_are_timed_though_the_prefix_cache_holds_all_memory(built: Built)
         books.pool.drop(held)
     assert copy_s + copy_token_s > 0
     built.engine.ledger.audit()
+
+
+def test_a_second_round_finds_nothing_cached(built: Built) -> None:
+    """Prompts that the prefix cache knew would be measured as if they were short."""
+    hits = built.engine.events.sums[Kind.REUSED]
+    calibrate.collect(built, rounds=2, budget_s=0.5)
+    calibrate.collect(built, rounds=1, budget_s=0.5)
+    assert built.engine.events.sums[Kind.REUSED] == hits
 
 
 def test_it_tells_how_far_it_is(built: Built) -> None:

