@@ -80,7 +80,8 @@ class Result(BaseModel):
 
 
 def judge(requirement: Requirement, samples: Sequence[float], quick: bool, shortfall: str = "") -> Figure:
-    """A full run is judged by its median, a quick one by its whole interval. Raises ValueError for samples that are none."""
+    """A full run is judged by its median, a quick one by its whole interval; one sample makes none, and decides nothing then.
+    Raises ValueError for samples that are none."""
     found = interval(samples)
     low, high = (found.low, found.high) if quick else (found.median, found.median)
     verdicts = []
@@ -89,6 +90,8 @@ def judge(requirement: Requirement, samples: Sequence[float], quick: bool, short
     if requirement.at_most is not None:
         verdicts.append(_side(high <= requirement.at_most, low > requirement.at_most))
     verdict = worst(verdicts) if verdicts else Verdict.REPORTED
+    if quick and len(samples) == 1 and verdicts:
+        verdict = Verdict.UNDECIDED
     return Figure(
         name=requirement.name,
         what=requirement.what,
