@@ -38,7 +38,7 @@ def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "read_bandwidth", lambda: 3e10)
 
 
-def claim(ups: Sequence[float], costs: Sequence[float] = (1.0,), *, held: bool = True, **outcome: Any) -> Claim:
+def claim(ups: Sequence[float], costs: Sequence[float] = (1.0, 1.0), *, held: bool = True, **outcome: Any) -> Claim:
     def measure(setting: Setting) -> Outcome:
         setting.progress("half way", 0.5)
         return Outcome({"speed-up": ups, "cost": costs}, guards=[Guard("equal tokens", held, "40 of 40")], **outcome)
@@ -111,11 +111,12 @@ def test_both_sides_of_a_requirement_count() -> None:
 @pytest.mark.parametrize(
     ("ups", "costs", "held", "verdict", "code"),
     [
-        ([3, 3, 3], [1], True, Verdict.MET, 0),
-        ([3, 3, 3], [5], True, Verdict.SHORT, 1),
-        ([1, 3, 3], [1], True, Verdict.UNDECIDED, 3),
-        ([1, 3, 3], [5], True, Verdict.SHORT, 1),
-        ([3, 3, 3], [1], False, Verdict.BROKEN, 1),
+        ([3, 3, 3], [1, 1], True, Verdict.MET, 0),
+        ([3, 3, 3], [5, 5], True, Verdict.SHORT, 1),
+        ([1, 3, 3], [1, 1], True, Verdict.UNDECIDED, 3),
+        ([1, 3, 3], [5, 5], True, Verdict.SHORT, 1),
+        ([3], [1, 1], True, Verdict.UNDECIDED, 3),
+        ([3, 3, 3], [1, 1], False, Verdict.BROKEN, 1),
     ],
 )
 def test_the_verdict_and_its_exit_code(ups: list[float], costs: list[float], held: bool, verdict: Verdict, code: int) -> None:
@@ -252,7 +253,7 @@ def test_the_commands(made_up: list[Claim], tmp_path: Path) -> None:
     assert full.exit_code == 0 and "met" in full.stdout
     assert "made-up" in (tmp_path / "claims.md").read_text()
     assert cli.invoke(app, ["render", "--docs", str(tmp_path)]).stdout.strip() == str(tmp_path / "claims.md")
-    made_up[0] = claim([1], shortfall={"speed-up": "too small"})
+    made_up[0] = claim([1, 1], shortfall={"speed-up": "too small"})
     short = cli.invoke(app, ["all", "--quick"])
     assert short.exit_code == 1 and "falls short. too small" in short.stdout
     assert "at least 2x" in cli.invoke(app, ["list"]).stdout

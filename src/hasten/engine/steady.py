@@ -37,13 +37,13 @@ class Steady:
         self._engine = engine
         self._policies = [p for p in policies if isinstance(p, scheduling.Steady)]
         decoding = engine.decoding
-        self._able = (
-            len(self._policies) == len(policies)
-            and isinstance(engine.executor, SimulatedExecutor)
+        self._plain = (
+            isinstance(engine.executor, SimulatedExecutor)
             and decoding.constraint is None
             and decoding.proposer is None
             and decoding.controller is None
         )
+        self._able = self._plain and len(self._policies) == len(policies)
 
     def run(self, plan: StepPlan, planner: Planner, until_s: float) -> bool:
         """Run `plan` as many times as it holds, beginning each step before `until_s`. False, with nothing done, when that is
@@ -84,7 +84,7 @@ class Steady:
         """Bare spans of the plain decodes at the head of `plan`, with their KV accounted for; they are taken off the plan."""
         spans = []
         pool, books = self._engine.ledger.books.pool, self._engine.ledger.books
-        for work in plan.work if self._able else ():
+        for work in plan.work if self._plain else ():
             seq = work.sequence
             last = seq.view.last_run()
             if work.kind is not WorkKind.DECODE or not _plain(seq) or last is None or pool.refs[last[0]] > 1:

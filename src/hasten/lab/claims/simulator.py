@@ -26,7 +26,7 @@ from hasten.lab.workloads.transform import cut, fit_context, scale_load
 TRACES = {"azure": "azure-llm-2023-conv", "mooncake": "mooncake-conversation"}
 LOADS = (0.4, 0.7, 0.9)
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
-REQUESTS, QUICK_REQUESTS = 140, 24
+REQUESTS, QUICK_REQUESTS = 120, 24
 SETTINGS = ("executor.threads=1",)
 """One thread: two wait for each other whenever somebody else takes one of their cores, and a shared machine's neighbours are
 nothing that a simulator could foresee."""
@@ -40,7 +40,7 @@ def run(setting: Setting) -> Outcome:
     machine drifts; then the same in simulation, with the cost model fitted to the round's calibrations."""
     config = EngineConfig.build(set_=SETTINGS)
     built = build(config)
-    count, rounds = (QUICK_REQUESTS, 2) if setting.quick else (REQUESTS, 4)
+    count, rounds = (QUICK_REQUESTS, 2) if setting.quick else (REQUESTS, 3)
     traces = {name: fit_context(cut(workloads.load(spec), 0, count), built.engine.max_length) for name, spec in TRACES.items()}
     samples: dict[str, list[float]] = {}
     details: dict[str, list[Any]] = {"rounds": [], "machine against itself": []}
@@ -139,7 +139,7 @@ def _hour(quick: bool) -> tuple[list[float], bool]:
     if quick:
         other = replay(device.engine(config), cut(whole, 2000, 4000))
         return [run.wall_s * len(whole) / 2000 for run in (together, other)], same
-    return [replay(device.engine(config), whole).wall_s for _ in range(3)], same
+    return [replay(device.engine(config), whole).wall_s for _ in range(2)], same
 
 
 def _notes(details: dict[str, list[Any]], drift: str) -> list[str]:
