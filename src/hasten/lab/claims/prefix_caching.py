@@ -51,7 +51,7 @@ def run(setting: Setting) -> Outcome:
     from hasten.lab.bench.metrics import summary
     from hasten.lab.workloads.compare import reuse_share
 
-    flows, unshared, rounds = (2, 12, 3) if setting.quick else (20, 40, 7)
+    flows, unshared, rounds = (2, 12, 3) if setting.quick else (20, 40, 5)
     tell = share(setting.progress, 0.0, 0.2)
     tell("equal tokens", 0.0)
     guard = equal_tokens(SIDES, shared_workload(1 if setting.quick else 4, 2.0, setting.seed), common=COMMON)
