@@ -1,8 +1,8 @@
 """Writes a Llama checkpoint in Hugging Face format as GGUF, so that llama.cpp can serve it beside hasten.
 
     python -m hasten.lab.bench.peers_gguf FOLDER model.gguf
-    python -m llama_cpp.server --model model.gguf --port 8002
-    hasten bench compare http://127.0.0.1:8000 http://127.0.0.1:8002 --workload ...
+    python -m llama_cpp.server --model model.gguf --port 8002 --n_ctx 2048 --interrupt_requests False
+    hasten bench compare http://127.0.0.1:8000 http://127.0.0.1:8002 --context 2048 --workload ...
 
 Needs the `gguf` package, which hasten itself does not. Weights are written as float16 (norms as float32) with the tokenizer's
 vocabulary and merges; models with attention biases or another rope than Llama's plain one are refused. Control tokens lose
