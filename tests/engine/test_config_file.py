@@ -96,3 +96,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[model]\npath = "\xe4"\n')
     with pytest.raises(ConfigError, match="is no TOML"):
         EngineConfig.build(file=tmp_path / "latin.toml")
+
+
+def test_techniques_of_the_file_make_way_for_those_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "hasten.toml"
+    path.write_text("[techniques.whole-prompts]\n[kv]\nblock_size = 16\n")
+    config = EngineConfig.build(with_=["stall-free:chunk=64"], file=path)
+    assert config.scheduling.batching == "stall-free"
+    assert list(config.techniques) == ["stall-free"]
+    assert config.kv.block_size == 16

@@ -321,3 +321,61 @@ def test_a_lookup_that_leads_nowhere_costs_nobody_its_blocks() -> None:
     assert [d.error for d in deltas if d.error] == []
     assert engine.events.counts[Kind.PREEMPTED] > 0
     engine.ledger.audit()
+
+
+def test_what_was_swapped_comes_back_before_new_requests_take_its_place() -> None:
+    """A steady stream of requests that each fit must not keep a swapped one, which needs more, out for ever."""
+    engine = make_engine(blocks=12, block_size=8, host_blocks=24, max_length=96, chunk=512, reuse=False, rows=4)
+    two = [
+        Request(id=f"s{i}", prompt=np.arange(1, 41) % VOCABULARY, sampling=SamplingParams(max_tokens=40, temperature=0))
+        for i in (0, 1)
+    ]
+    for request_ in two:
+        engine.add(request_)
+    ended: list[str] = []
+    number = 0
+    while len(ended) < 12:
+        while engine.unfinished < 6:  # always some that wait
+            prompt = np.arange(1, 50) % VOCABULARY
+            engine.add(Request(id=f"w{number}", prompt=prompt, sampling=SamplingParams(max_tokens=4, temperature=0)))
+            number += 1
+        for delta in engine.step():
+            assert delta.error is None, delta.error
+            if delta.last:
+                ended.append(delta.request_id)
+    assert engine.events.counts[Kind.SWAPPED] > 0
+    assert {"s0", "s1"} <= set(ended[:4])
+
+
+def test_policies_that_raise_are_survived() -> None:
+    class Broken:
+        stale_on: frozenset[Kind] = frozenset()
+        lifetime_s = float("inf")
+
+        def keys(self, stale: object, view: object) -> np.ndarray:
+            raise RuntimeError("no order today")
+
+        def observe(self, event: object) -> None: ...
+
+        def plan(self, view: object, plan: StepPlan, short: int) -> list:
+            raise RuntimeError("no transfers today")
+
+    engine = make_engine(order=Broken(), residency=Broken())
+    requests_ = [request(str(i), [i + 1] * 20, max_tokens=5) for i in range(4)]
+    for request_ in requests_:
+        engine.add(request_)
+    got = gather(engine.run())
+    for request_ in requests_:
+        expect(request_, got[request_.id])
+
+
+def test_a_plan_that_runs_what_it_rejects_is_refused() -> None:
+    class Both:
+        def compose(self, ranked: list, view: object) -> StepPlan:
+            return StepPlan(work=[Work(seq, 1, WorkKind.PREFILL) for seq in ranked], reject=[(seq, "no") for seq in ranked])
+
+    engine = make_engine(batching=Both())
+    engine.add(request("a", [1, 2, 3], max_tokens=3))
+    got = gather(engine.run())
+    assert len(got["a"][0]) == 3
+    assert engine.events.counts[Kind.PLAN_REFUSED] > 0

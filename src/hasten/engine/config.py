@@ -116,12 +116,21 @@ class EngineConfig(Section):
         if model is not None:
             config.model.path = model
         techniques = dict(parse_with(part) for text in with_ for part in text.split(",") if part)
+        if file is not None:
+            config._make_way(techniques)
         config._apply(techniques, dict(set_) if isinstance(set_, Mapping) else dict(_split(text) for text in set_))
         chosen = [find(name) for name in config.techniques]
         refuse(chosen)
         for technique in chosen:
             config.options(technique)
         return config
+
+    def _make_way(self, techniques: Iterable[str]) -> None:
+        """Forget the techniques that decide what one of `techniques` decides otherwise."""
+        sets = {path: value for name in techniques for path, value in find(name).sets.items()}
+        for name in list(self.techniques):
+            if any(path in sets and sets[path] != value for path, value in find(name).sets.items()):
+                del self.techniques[name]
 
     def _apply(self, techniques: Mapping[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:
         """Switch on techniques that are not yet, with their knobs, then change settings."""

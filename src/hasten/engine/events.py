@@ -153,7 +153,7 @@ class EventLog:
         return self._time, self._kind, self._sequence, self._a, self._b
 
     def _drop_older_half(self) -> None:
-        half = len(self._time) // 2
+        half = max(1, len(self._time) // 2)
         for column in self._columns():
             del column[:half]
 

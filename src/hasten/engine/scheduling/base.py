@@ -175,11 +175,14 @@ class Residency(Protocol):
 def check(plan: StepPlan, view: View) -> str | None:
     """What is wrong with a plan, or None. Memory is not checked here: that is the residency's to solve."""
     seen: set[int] = set()
+    rejected = {sequence.id for sequence, _ in plan.reject}
     for work in plan.work:
         seq = work.sequence
         if seq.id in seen:
             return f"sequence {seq.id} is planned twice"
         seen.add(seq.id)
+        if seq.id in rejected:
+            return f"sequence {seq.id} is planned and rejected"
         if seq.state not in (State.WAITING, State.RUNNING):
             return f"sequence {seq.id} is {seq.state.value} and cannot run"
         if not 1 <= work.count <= seq.remaining:

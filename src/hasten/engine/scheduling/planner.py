@@ -170,16 +170,32 @@ class Planner:
         live = self._ledger.sequences
         if self.now - self._keyed_at > self._order.lifetime_s:
             self._keys.clear()
+            self._keyed_at = self.now
         if len(self._keys) > 2 * len(live) + 64:
             self._keys = {id: key for id, key in self._keys.items() if id in live}
         stale = [seq for seq in live.values() if seq.id not in self._keys]
         if stale:
-            self._keyed_at = self.now
-            keys = self._order.keys(stale, self)
-            self._keys.update(zip((seq.id for seq in stale), keys.tolist(), strict=True))
+            self._keys.update(zip((seq.id for seq in stale), self._keys_of(stale), strict=True))
         ready = [seq for seq in live.values() if seq.state in (State.WAITING, State.RUNNING)]
         ready.sort(key=lambda seq: (self._keys[seq.id], seq.arrival_s, seq.id))
         return ready
+
+    def _keys_of(self, stale: Seq[Sequence]) -> list[float]:
+        try:
+            keys = self._order.keys(stale, self).tolist()
+            if len(keys) == len(stale):
+                return [float(key) for key in keys]
+            _log.error("the order gave %d keys for %d sequences; they go by arrival", len(keys), len(stale))
+        except Exception:
+            _log.exception("the order failed; its sequences go by arrival")
+        return [seq.arrival_s for seq in stale]
+
+    def _transfers(self, plan: StepPlan, short: int) -> list[Transfer]:
+        try:
+            return self._residency.plan(self, plan, short)
+        except Exception:
+            _log.exception("the residency failed; nothing is moved")
+            return []
 
     def _first_come(self, ranked: Seq[Sequence]) -> StepPlan:
         """The plan that always works: running sequences, then waiting ones, as many tokens as the limits allow."""
@@ -190,6 +206,8 @@ class Planner:
                 break
             if seq.state is State.WAITING:
                 self.open(seq)
+                if plan.work and self.blocks_needed(seq, seq.remaining) > self.free_blocks:
+                    break  # it would take from those that run
             count = min(seq.remaining, budget)
             plan.work.append(Work(seq, count, WorkKind.DECODE if seq.decoding else WorkKind.PREFILL))
             budget -= count
@@ -205,7 +223,7 @@ class Planner:
             short = self.short(plan)
             if short > 0:
                 self._ledger.events.add(self.now, Kind.MEMORY_LOW, -1, short)
-            transfers = self._residency.plan(self, plan, short)
+            transfers = self._transfers(plan, short)
             moved = {t.sequence.id for t in transfers if self._carry_out(t)}
             plan.work = [w for w in plan.work if w.sequence.id not in moved] if moved else plan.work
             any_moved |= bool(moved)

@@ -54,8 +54,8 @@ class StallFree:
                 rows -= 1
         reserve = int(self._options.watermark * view.total_blocks) if plan.work else 0
         returning = any(seq.state in (State.SWAPPED, State.LOADING) for seq in view.sequences)
-        if returning and plan.work:
-            return plan  # what is already started comes back first
+        if returning:
+            return plan  # what is already started comes back first; an empty plan leaves it all the memory
         for seq in ranked:
             if not rows or not budget:
                 break

@@ -27,7 +27,7 @@ class WholePrompts:
             if seq.decoding or len(plan.work) == rows or budget == 0:
                 continue
             if seq.state is State.WAITING:
-                if len(started) + len(plan.work) >= rows or (returning and started):
+                if len(started) + len(plan.work) >= rows or returning:
                     continue
                 before = view.free_blocks
                 remaining = view.open(seq)

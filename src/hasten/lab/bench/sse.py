@@ -163,8 +163,9 @@ class Client:
             try:
                 await self._until(connection, done)
             except HttpError:
-                # A server may close an idle connection at the moment it is used; nothing was asked then.
-                if fresh or connection.begun:
+                # A server may close an idle connection at the moment it is used; nothing was asked then. Silence on an open one
+                # is an answer that never came.
+                if fresh or connection.begun or connection.open:
                     raise
                 continue
             finally:

@@ -111,7 +111,7 @@ class Calibration:
 
 def grid(max_length: int, max_rows: int) -> list[Scenario]:
     """The scenarios of one round."""
-    longest = max_length - DECODED - 1
+    longest = max(1, max_length - DECODED - 1)
     prompts = [p for p in (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096) if p < longest]
     alone = [Scenario(count=1, prompt=p, output=2) for p in [*prompts, longest]]
     decode = [
@@ -146,10 +146,12 @@ def collect(
     """Run the grid on an idle engine: shapes [n, 5] and seconds [n] of its steps. Scenarios that would not fit into their share
     of `budget_s` are left out."""
     engine, config = built.engine, built.parts.config
-    scenarios = grid(engine.max_length, config.scheduling.max_rows)
+    pool, limit = built.parts.books.pool, config.scheduling.queue_limit
+    most = min(config.scheduling.max_rows, limit if limit is not None else config.scheduling.max_rows)
+    scenarios = [one for one in grid(min(engine.max_length, pool.blocks * pool.block_size), most) if one.count <= most]
     began = time.perf_counter()
     logs: list[tuple[Floats, Floats]] = []
-    _run(built, Scenario(count=2, prompt=min(64, engine.max_length // 2), output=4))
+    _run(built, Scenario(count=1, prompt=scenarios[0].prompt, output=2))
     for number in range(rounds):
         for i, scenario in enumerate(_affordable(scenarios, built, budget_s / rounds)):
             if progress is not None:
@@ -258,6 +260,7 @@ def _folder() -> Path:
 def default_path(model: str, runs_on: dict[str, Any]) -> Path:
     """Where the calibration of a model on this machine is kept: in the cache folder, a file for each way of running it."""
     facts = [processor(), model, *(str(runs_on.get(k)) for k in ("device", "dtype", "threads", "kernels"))]
+    facts += ["deterministic"] if runs_on.get("deterministic") else []
     return _folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(facts)).strip("-").lower() + ".json")
 
 
@@ -288,6 +291,7 @@ def here(model: str, config: EngineConfig) -> Calibration:
     if not fitting:
         plain = {"device": "cpu", "deterministic": False, "threads": None}
         how = "".join(f" --{name} {value}" for name, value in asked.items() if plain.get(name, "") != value)
+        how = how.replace("--deterministic True", "--set executor.deterministic=true")
         also = f"; left out: {'; '.join(broken)}" if broken else ""
         raise ConfigError(
             f"this machine is not calibrated for {model}: `hasten calibrate {model}{how}` does it in two minutes{also}"

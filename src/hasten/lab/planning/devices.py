@@ -25,13 +25,14 @@ MEMORY_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """`kv_bytes`: memory left for KV, None: as much as the engine's rows can use. `kv_token_bytes`: KV of one
-    token. `source`: what the times rest on, for reports."""
+    """`kv_bytes`: memory for KV when none is asked for, None: as much as the engine's rows can use; `kv_limit_bytes`: most that
+    may be asked for, None: not known. `kv_token_bytes`: KV of one token. `source`: what the times rest on, for reports."""
 
     model: SimulatedModel
     costs: CostModel
     kv_token_bytes: float
     kv_bytes: float | None
+    kv_limit_bytes: float | None = None
     source: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -39,8 +40,8 @@ class Device:
         """KV blocks of an engine with this configuration."""
         block_bytes = self.kv_token_bytes * config.kv.block_size
         if (asked := config.kv.memory_bytes) is not None:
-            if self.kv_bytes is not None and asked > self.kv_bytes:
-                raise ConfigError(f"kv.memory_bytes={asked}: beside {self.model.name} {self.kv_bytes:.0f} are left")
+            if self.kv_limit_bytes is not None and asked > self.kv_limit_bytes:
+                raise ConfigError(f"kv.memory_bytes={asked}: beside {self.model.name} {self.kv_limit_bytes:.0f} are left")
             return int(asked // block_bytes)
         most = config.scheduling.max_rows * -(-self.length(config) // config.kv.block_size)
         if self.kv_bytes is None:
@@ -91,6 +92,7 @@ def on_hardware(model: ModelFacts, hardware: Hardware) -> Device:
         costs=costs,
         kv_token_bytes=model.kv_bytes_per_token,
         kv_bytes=kv_bytes,
+        kv_limit_bytes=kv_bytes,
         source=f"published figures of {hardware.name}",
         facts={"hardware": hardware.name, "dtype": model.dtype},
     )
