@@ -51,6 +51,15 @@ def test_serve_against_a_server(url: str, tmp_path: Path) -> None:
     assert "<svg" in report.read_text()
 
 
+def test_requests_are_held_against_themselves_alone(url: str, tmp_path: Path) -> None:
+    to = tmp_path / "r.json"
+    done = call("serve", "--url", url, *WORK, "--rate", "50", "--ideal", "--json", str(to))
+    assert done.exit_code == 0, done.output
+    assert "Idealised runtime" in done.output
+    figures = json.loads(to.read_text())["runs"][0]["figures"]
+    assert 0.3 < figures["slowdown_p50"] <= figures["slowdown_p99"]
+
+
 def test_two_servers_beside_each_other(url: str, tmp_path: Path) -> None:
     to, report = tmp_path / "r.json", tmp_path / "r.html"
     with stub.running(interval_s=0.005) as slow:

@@ -11,6 +11,8 @@ from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.request import Request
 from hasten.engine.technique import ConfigError
+from hasten.lab.bench import ideal
+from hasten.lab.bench.drive import replay
 from hasten.lab.bench.metrics import requests
 from hasten.lab.planning.devices import Device
 from hasten.lab.planning.fleet import replay_fleet
@@ -131,3 +133,17 @@ def test_what_cannot_be_served_is_told_and_the_rest_served() -> None:
         assert "700 tokens" in run.errors[0]
         assert "request 0, which it needs" in run.errors[1]
         assert requests(run).ok.tolist() == [False, False, True]
+
+
+def test_a_simulated_device_is_as_ideal_as_its_cost_model() -> None:
+    """Alone, a request's time is the prompt's and the same for each further token but for what attention reads: `ideal` finds
+    it from a few measurements."""
+    engine = DEVICE.engine(CONFIG)
+    alone = ideal.measure(lambda work, seed: replay(engine, work, seed=seed), engine.max_length, repeats=1)
+    held_out = []
+    for prompt, output in ((64, 40), (256, 30), (512, 20)):
+        request = TimedRequest(id="held out", arrival_s=0.0, prompt_tokens=prompt, output_tokens=output)
+        run = replay(engine, Workload(name="one", requests=[request]))
+        held_out.append((prompt, output, float(requests(run).e2e_s[0])))
+    assert alone.errors(held_out).max() < 1e-3
+    assert alone.token_s == pytest.approx(COSTS.tokens(1) + COSTS.row_s, rel=0.01)

@@ -15,6 +15,7 @@ from hasten.engine.technique import ConfigError
 
 if TYPE_CHECKING:
     from hasten.engine.request import SLO
+    from hasten.lab.bench.ideal import Ideal
     from hasten.lab.bench.run import Run
     from hasten.lab.bench.saturation import Saturation
     from hasten.lab.bench.targets import Target
@@ -56,6 +57,10 @@ def serve(
         float | None,
         typer.Option(metavar="SHARE", help="Also find the highest rate at which this share of requests keeps --slo, as 0.9."),
     ] = None,
+    ideal: Annotated[
+        bool,
+        typer.Option("--ideal", help="Also measure requests alone, and how much longer those of the replay took."),
+    ] = False,
     with_: options.With = None,
     set_: options.Set = None,
     device: options.Device = None,
@@ -95,6 +100,7 @@ def serve(
         work = _fitted(work, [target], context)
         step("warming up")
         warm_up(target, work, base + _WARM_UP)
+        alone = _alone(target, context, step) if ideal else None
         offered, full = _offered(work, target, load, rate, base, step)
         run = target.replay(offered, base, step("replaying"))
         figures = summary(run, objectives)
@@ -102,6 +108,8 @@ def serve(
         if search is not None:
             found = _search(target, offered, objectives, search, figures["requests_per_s"], base, step)
     notes = bench_show.notes([run], full, load)
+    if alone is not None:
+        notes.append(_slowdown(run, alone, figures))
     if found is not None and search is not None:
         notes.append(bench_show.saturation_in_words(found, search))
     bench_show.show_run(run, figures, objectives, notes)
@@ -229,6 +237,30 @@ def _fitted(work: Workload, targets: list[Target], context: int | None) -> Workl
         return fit_context(work, min(known))
     except WorkloadError as error:
         raise ConfigError(str(error)) from None
+
+
+def _alone(target: Target, context: int | None, step: Callable[[str], Any]) -> Ideal:
+    from hasten.lab.bench.ideal import measure
+
+    step("measuring single requests")
+    return measure(lambda work, seed: target.replay(work, seed), target.context or context or 2048)
+
+
+def _slowdown(run: Run, alone: Ideal, figures: dict[str, float]) -> str:
+    """Adds the times over the idealised runtime to the figures; in words."""
+    import numpy as np
+
+    from hasten.lab.bench.ideal import slowdown
+    from hasten.lab.bench.metrics import requests
+
+    over = slowdown(requests(run), alone)
+    for quantile in (50, 95, 99):
+        figures[f"slowdown_p{quantile}"] = float(np.nanpercentile(over, quantile)) if np.isfinite(over).any() else float("nan")
+    times = ", ".join(f"{figures[f'slowdown_p{quantile}']:.2f} (p{quantile})" for quantile in (50, 95, 99))
+    return (
+        f"Idealised runtime, alone on this machine: {1e3 * alone.token_s:.3g} ms a token after the prompt; requests took so "
+        f"many times theirs: {times}."
+    )
 
 
 def _offered(

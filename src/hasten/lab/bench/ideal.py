@@ -7,13 +7,14 @@ further token, carries it to long outputs: T = F(p) + g (o - 1) + h sum of (p + 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hasten.lab.bench.metrics import Table
-from hasten.lab.bench.run import Floats
+from hasten.lab.bench.metrics import Table, requests
+from hasten.lab.bench.run import Floats, Run
+from hasten.lab.workloads.base import TimedRequest, Workload
 
 Point = tuple[int, int, float]
 """Prompt tokens, output tokens, seconds."""
@@ -59,6 +60,22 @@ def fit(points: Sequence[Point], *, context: bool = False) -> Ideal:
     spread = float(((t - t.mean()) ** 2).sum())
     r2 = 1 - float(((t - guess) ** 2).sum()) / spread if spread else float("nan")
     return Ideal(prompts, first_s, token_s, context_s, r2, float((np.abs(guess - t) / t).max()))
+
+
+def measure(replay: Callable[[Workload, int], Run], longest: int, *, repeats: int = 3) -> Ideal:
+    """The idealised runtime of whatever `replay(workload, seed)` runs single requests on: up to eleven queries of at most
+    `longest` tokens, one at a time, the fastest of `repeats` each. Raises RuntimeError when one of them fails."""
+    prompts = [p for p in (1, 64, 256, 512, 1024, 1536) if p < longest - 64] or [1]
+    queries = [(p, 1) for p in prompts] + [(p, o) for p in {prompts[0], prompts[-1]} for o in (16, 64) if p + o <= longest]
+    points: list[Point] = []
+    for repeat in range(repeats):
+        for prompt, output in queries:
+            request = TimedRequest(id="query", arrival_s=0.0, prompt_tokens=prompt, output_tokens=output)
+            run = replay(Workload(name="one request", requests=[request]), 30_000 + 100 * repeat + len(points))
+            if run.errors:
+                raise RuntimeError(f"a request of {prompt} and {output} tokens failed: {run.errors[0]}")
+            points.append((prompt, output, float(requests(run).e2e_s[0])))
+    return fit(denoise(points), context=len(queries) > len(prompts) + 2)
 
 
 def denoise(points: Sequence[Point]) -> list[Point]:
