@@ -60,6 +60,16 @@ def test_requests_are_held_against_themselves_alone(url: str, tmp_path: Path) ->
     assert 0.3 < figures["slowdown_p50"] <= figures["slowdown_p99"]
 
 
+@needs_builtin
+def test_text_is_replayed_in_this_process(tmp_path: Path) -> None:
+    path, to = tmp_path / "text.jsonl", tmp_path / "r.json"
+    path.write_text('{"arrival_s": 0, "text": "Once upon a time", "output_tokens": 3}\n')
+    done = call("serve", "--workload", str(path), "--json", str(to))
+    assert done.exit_code == 0, done.output
+    figures = json.loads(to.read_text())["runs"][0]["figures"]
+    assert figures["completed"] == 1 and 1 <= figures["prompt_tokens"] <= 16
+
+
 def test_two_servers_beside_each_other(url: str, tmp_path: Path) -> None:
     to, report = tmp_path / "r.json", tmp_path / "r.html"
     with stub.running(interval_s=0.005) as slow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ from hasten.lab.workloads.prompts import Prompts
 
 Progress = Callable[[int, int], None]
 """Called with (requests ended, requests in all)."""
+
+Encode = Callable[[str], Sequence[int]]
+"""A tokenizer's way from text to token ids."""
 
 
 class Engine(Protocol):
@@ -42,9 +45,11 @@ class Engine(Protocol):
 class Requests:
     """Makes the engine's requests of a workload's; `salt` keeps the KV of one run from being found by the next."""
 
-    def __init__(self, workload: Workload, vocabulary: int, *, seed: int, temperature: float, salt: str) -> None:
+    def __init__(
+        self, workload: Workload, vocabulary: int, *, seed: int, temperature: float, salt: str, encode: Encode | None = None
+    ) -> None:
         self._workload = workload
-        self._prompts = Prompts(workload, vocabulary, seed=seed)
+        self._prompts = Prompts(workload, vocabulary, seed=seed, encode=encode)
         self._temperature = temperature
         self._salt = salt
         self._no_slo = SLO()
@@ -75,19 +80,26 @@ def replay(
     name: str = "",
     seed: int = 0,
     temperature: float = 0.0,
+    encode: Encode | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Hand each request over when it is due, between steps, and run until all have ended.
 
     On a real clock prompts are made beforehand. A request's lag is the replay's own delay: from when it was due, or from the
-    end of the step that was under way then, to its hand-over. Raises RuntimeError when the engine is not idle."""
+    end of the step that was under way then, to its hand-over. `encode` makes tokens of prompts that are text. Raises
+    RuntimeError when the engine is not idle, WorkloadError for text without `encode`."""
     if engine.unfinished:
         raise RuntimeError("the engine is still busy with other requests")
     clock, log = engine.clock, engine.events
     virtual = isinstance(clock, VirtualClock)
     requests = workload.requests
     maker = Requests(
-        workload, engine.executor.vocabulary, seed=seed, temperature=temperature, salt=f"r{log.counts[Kind.ARRIVED]}-"
+        workload,
+        engine.executor.vocabulary,
+        seed=seed,
+        temperature=temperature,
+        salt=f"r{log.counts[Kind.ARRIVED]}-",
+        encode=encode,
     )
     prompts = None if virtual else [maker.prompt(timed) for timed in requests]
     kept, log.keep = log.keep, None

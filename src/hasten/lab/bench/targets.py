@@ -38,13 +38,15 @@ class EngineTarget:
         from hasten.engine.text import load_text
 
         self.name = name
-        self._engine = build(config, eos=load_text(config.model)[0].eos_ids).engine
+        self._tokenizer = load_text(config.model)[0]
+        self._engine = build(config, eos=self._tokenizer.eos_ids).engine
         self.context: int | None = self._engine.max_length
 
     def replay(self, workload: Workload, seed: int = 0, progress: Progress | None = None) -> Run:
         from hasten.lab.bench.drive import replay
 
-        return replay(self._engine, workload, name=self.name, seed=seed, progress=progress)
+        encode = self._tokenizer.encode
+        return replay(self._engine, workload, name=self.name, seed=seed, encode=encode, progress=progress)
 
 
 class ServerTarget:
