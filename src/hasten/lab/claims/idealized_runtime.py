@@ -129,8 +129,8 @@ def run(setting: Setting) -> Outcome:
         f"{ALIKE:.0%} of the fastest one alone"
     )
     noise = (
-        f"the machine itself: the slowest of a query's repeats alone took {np.median(spreads):.0%} longer than the fastest in the "
-        f"median, {np.percentile(spreads, 95):.0%} in the 95th percentile"
+        f"the machine itself: the slowest of a query's repeats alone took {np.median(spreads):.0%} longer than the fastest "
+        f"in the median, {np.percentile(spreads, 95):.0%} in the 95th percentile"
     )
     return Outcome(
         samples=samples,
