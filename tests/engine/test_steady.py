@@ -69,7 +69,7 @@ def test_events_equal_single_steps(seed: int) -> None:
         for _ in range(random.integers(1, 14))
     ]
     blocks = int(random.choice([40, 60, 400]))
-    with_ = [(), ("whole-prompts",), ("priority",)][seed % 3]
+    with_ = [(), ("whole-prompts",), ("priority",), ("static-batches:rows=3:window_s=0.2",)][seed % 4]
     host_blocks = int(random.choice([0, 30]))
     extra = {"kv__host_bytes": 1} if host_blocks else {}
     together = engine(False, blocks, with_, host_blocks, **extra)

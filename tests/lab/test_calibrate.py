@@ -29,7 +29,7 @@ SAVED = Calibration(
     kv_token_bytes=128.0,
     kv_bytes=1 << 20,
     costs=CostModel(knots=(1, 64, 512), knot_s=(0.01, 0.012, 0.05), row_s=1e-4, pair_s=1e-9, copy_s=1e-5),
-    machine=calibrate.processor(),
+    machine=calibrate.this_machine(),
     runs_on={"device": "cpu", "dtype": "bfloat16", "threads": 2, "kernels": "native", "deterministic": False},
     made_at=1_700_000_000.0,
     steps=321,
@@ -67,7 +67,7 @@ def test_a_tiny_model_is_measured(built: Built, measured: Calibration) -> None:
     assert measured.kv_bytes == built.parts.memory.nbytes
     assert 0 < measured.costs.tokens(1) < 1
     assert measured.costs.copy_token_s > 0 or measured.costs.copy_s > 0
-    assert measured.machine == calibrate.processor()
+    assert measured.machine == calibrate.this_machine()
     assert measured.runs_on["dtype"] == "float32" and measured.runs_on["threads"] == 1
     assert np.isfinite([measured.median_error, measured.p95_error]).all()
 
@@ -115,7 +115,7 @@ def test_a_budget_that_is_too_small_is_said_to_be(built: Built) -> None:
 def test_a_calibration_simulates(measured: Calibration) -> None:
     run = simulate(load("poisson:rate=50,requests=20@context=256"), measured.device(), EngineConfig.build())
     assert not run.errors and run.simulated
-    assert run.info["simulated on"].startswith(f"calibration of {calibrate.processor()}, 20")
+    assert run.info["simulated on"].startswith(f"calibration of {calibrate.this_machine()}, 20")
 
 
 @pytest.mark.parametrize(("max_length", "rows"), [(40, 1), (512, 8), (131_072, 256)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -21,6 +23,17 @@ def seconds(work: Callable[[], object], at_least_s: float = 0.3, at_least: int =
         work()
         out.append(time.perf_counter() - start)
     return out
+
+
+def processor() -> str:
+    """What this machine calls its processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)

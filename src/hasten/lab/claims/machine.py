@@ -30,9 +30,10 @@ def facts() -> Machine:
 
     from hasten import kernels
     from hasten.engine.build import physical_cores
+    from hasten.lab.bench.machine import processor
 
     return Machine(
-        cpu=_cpu(),
+        cpu=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         physical_cores=physical_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -48,16 +49,6 @@ def read_bandwidth() -> float:
     from hasten.lab.bench.machine import measure
 
     return measure().read
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

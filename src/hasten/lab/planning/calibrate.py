@@ -27,6 +27,7 @@ from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.memory import block_bytes
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.technique import ConfigError
+from hasten.lab.bench.machine import processor
 from hasten.lab.planning.devices import Device
 from hasten.lab.planning.fit import Fit, fit
 from hasten.lab.planning.steps import Floats, steps_of
@@ -174,7 +175,7 @@ def of(built: Built, fitted: Fit) -> Calibration:
         kv_token_bytes=block_bytes(model, memory.block_size) / memory.block_size,
         kv_bytes=memory.nbytes,
         costs=fitted.costs,
-        machine=processor(),
+        machine=this_machine(),
         runs_on=dict(built.parts.executor.describe()) if built.parts.executor is not None else {},
         made_at=time.time(),
         steps=fitted.steps,
@@ -240,17 +241,9 @@ def _copies(built: Built) -> tuple[float, float]:
     return max(0.0, float(base)), max(0.0, float(slope))
 
 
-def processor() -> str:
-    """What this machine calls its processor, and how many cores of it this process may use."""
-    name = "unknown processor"
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+def this_machine() -> str:
+    """Its processor, and how many cores of it this process may use."""
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _folder() -> Path:
@@ -259,7 +252,7 @@ def _folder() -> Path:
 
 def default_path(model: str, runs_on: dict[str, Any]) -> Path:
     """Where the calibration of a model on this machine is kept: in the cache folder, a file for each way of running it."""
-    facts = [processor(), model, *(str(runs_on.get(k)) for k in ("device", "dtype", "threads", "kernels"))]
+    facts = [this_machine(), model, *(str(runs_on.get(k)) for k in ("device", "dtype", "threads", "kernels"))]
     facts += ["deterministic"] if runs_on.get("deterministic") else []
     return _folder() / (re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(facts)).strip("-").lower() + ".json")
 
@@ -284,7 +277,7 @@ def here(model: str, config: EngineConfig) -> Calibration:
     fitting = [
         one
         for one in found
-        if one.machine == processor()
+        if one.machine == this_machine()
         and one.model == model
         and all(value is None or one.runs_on.get(name) == value for name, value in asked.items())
     ]

@@ -25,11 +25,13 @@ DISPATCHERS: dict[str, type[Dispatcher]] = {"round-robin": RoundRobin, "least-ou
 
 def device(model: str, on: str, config: EngineConfig) -> Device:
     """The device that `on` names: `here`, a calibration's file, a hardware profile or a file of one. Raises ConfigError."""
-    from hasten.lab.planning.calibrate import Calibration, here
-
     if on == HERE:
+        from hasten.lab.planning.calibrate import here  # needs torch, which a published device does not
+
         return here(model, config).device()
     if on.endswith(".json") and Path(on).is_file() and '"costs"' in Path(on).read_text(encoding="utf-8"):
+        from hasten.lab.planning.calibrate import Calibration
+
         return Calibration.load(Path(on)).device()
     dtype = config.model.dtype if config.model.dtype != "auto" else "bfloat16"
     return on_hardware(shapes.shape(model, dtype), hardware.profile(on))

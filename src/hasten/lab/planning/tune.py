@@ -141,7 +141,7 @@ def search(
     seen: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
 
-    def judge(candidate: Candidate) -> Candidate | None:
+    def judge(candidate: Candidate) -> Candidate:
         if candidate.name in seen:
             return seen[candidate.name]
         config = candidate.config(base)
@@ -155,7 +155,6 @@ def search(
         return candidate
 
     best = judge(Candidate())
-    assert best is not None
     space = dimensions(base)
     total = sum(map(len, space.values()))
     changed = True
@@ -174,7 +173,7 @@ def search(
                 except ConfigError as refusal:
                     refused[str(option)] = str(refusal)
                     continue
-                if judged is not None and judged.score > best.score + 1e-9:
+                if judged.score > best.score + 1e-9:
                     best, changed = judged, True
     return sorted(seen.values(), key=lambda one: -one.score), refused
 
