@@ -111,3 +111,15 @@ def test_what_is_not_modelled_is_refused() -> None:
     config = EngineConfig.build(set_={"depth.policy": "other"})
     with pytest.raises(ConfigError, match=r"depth\.policy=other cannot be simulated"):
         simulated_engine(config, MODEL, COSTS, blocks=10)
+
+
+def test_what_arrives_at_the_moment_a_step_begins_is_in_that_step() -> None:
+    first = (0.0, 0, 30, 80)
+    events, _ = drive(engine(True, 400), [first])
+    ends = events["time_s"][events["kind"] == Kind.STEP]
+    for at in ends[[5, 17, 40]]:
+        arrivals = [first, (float(at), 0, 20, 10)]
+        together, _ = drive(engine(False, 400), arrivals)
+        alone, _ = drive(engine(True, 400), arrivals)
+        for name, column in alone.items():
+            assert np.array_equal(together[name], column), name

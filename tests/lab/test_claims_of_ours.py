@@ -12,11 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine import tiny
 
+from hasten.engine.config import EngineConfig
+from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.simulated import SimulatedModel
 from hasten.lab.bench.metrics import requests, steps
-from hasten.lab.claims import flover, idealized_runtime, prefix_caching
+from hasten.lab.bench.saturation import throughput
+from hasten.lab.claims import flover, idealized_runtime, prefix_caching, simulator
 from hasten.lab.claims.sides import Side, Sides, equal_tokens, share
+from hasten.lab.planning.devices import Device
+from hasten.lab.planning.simulate import simulate
 from hasten.lab.workloads.base import TimedRequest, Workload
 from hasten.lab.workloads.generate import poisson
+from hasten.lab.workloads.transform import scale_load
 
 COMMON = ("model.load_format=dummy", "kv.memory_bytes=4000000", "executor.threads=1")
 
@@ -138,3 +145,22 @@ def test_the_busy_process_shares_our_core_and_ends() -> None:
         time.sleep(0.05)
     assert os.sched_getaffinity(0) == before
     assert not set(children) & set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.parametrize(("slower", "right"), [(1.0, True), (1.5, False)])
+def test_the_simulator_claim_sees_a_wrong_cost_model(slower: float, right: bool) -> None:
+    """What is called real is simulated here too, on a machine that is as fast as the calibration says, or is not."""
+    costs = CostModel(knots=(1, 64, 512), knot_s=(0.01, 0.012, 0.05), row_s=1e-4, cached_s=1e-7, pair_s=1e-9)
+    model = SimulatedModel(name="test", vocabulary=1000, max_length=600)
+    device = Device(model=model, costs=costs, kv_token_bytes=100, kv_bytes=None, source="a test")
+    config = EngineConfig.build()
+    work = poisson(rate=4.0, requests=40, prompt=60, output=40, longest=500, seed=3)
+    rates = {"azure": throughput(lambda crowd: simulate(crowd, device, config, speeds=[1 / slower]), work)}
+    real = {
+        ("azure", load): simulate(scale_load(work, load * rates["azure"]), device, config, speeds=[1 / slower])
+        for load in simulator.LOADS
+    }
+    found = simulator._compare(device, config, {"azure": work}, rates, real)
+    worst = [max(found[f"azure_{load * 100:.0f}"].values()) for load in simulator.LOADS] + [found["azure_full"]]
+    assert (max(worst) < 1e-6) is right
+    assert right or min(worst) > 0.2
