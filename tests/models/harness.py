@@ -30,7 +30,7 @@ def load(folder: Path, *, deterministic: bool = False, sites: Any = None, progre
     return models.load(settings, make, torch.device("cpu"), settings.max_length, sites, progress)
 
 
-def make_store(weight: Tensor, bias: Tensor | None = None, *, context: WeightContext) -> DenseWeights:
+def make_store(weight: Tensor, bias: Tensor | None = None, *, context: WeightContext, name: str = "") -> DenseWeights:
     return DenseWeights(weight, bias, context)
 
 

@@ -33,9 +33,11 @@ app.command()(techniques)
 GROUPS = {
     "bench": "Measure latency, throughput and whole workloads.",
     "claims": "Run the experiments that hold each technique against the plain engine.",
+    "eval": "Score answers on tasks with one right answer; compare configurations on the same questions.",
     "workloads": "Show, compare and export traces and generated workloads.",
     "calibrate": "Measure this machine's steps, for simulation.",
     "simulate": "Replay a workload on a virtual clock: this machine, or one you do not have.",
+    "train": "Train the small models that quality is measured on.",
     "tune": "Search the best configuration for a workload and its service-level objective.",
 }
 """Commands that need more imports than the other commands' help should wait for: each is `app` in its own file."""

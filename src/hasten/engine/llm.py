@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from itertools import count
@@ -62,9 +62,10 @@ class LLM:
         prompts: Prompt | Seq[Prompt],
         sampling: SamplingParams | Seq[SamplingParams] | None = None,
         *,
-        progress: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
     ) -> list[Completion]:
-        """Complete one or many prompts (text or token ids), all at once; the answers in the order given.
+        """Complete one or many prompts (text or token ids), all at once; the answers in the order given. `progress`: True for a
+        bar on stderr, or what to call with (requests finished, requests in all).
 
         Raises BadRequest before anything runs if any of them cannot be served."""
         many = self._many(prompts)
@@ -173,8 +174,11 @@ def _time(completion: Completion, times: list[float], began: float) -> None:
 
 
 @contextmanager
-def _bar(label: str, show: bool) -> Iterator[Any]:
-    """A progress bar on stderr; yields `advance(done, total)`."""
+def _bar(label: str, show: bool | Callable[[int, int], None]) -> Iterator[Any]:
+    """A progress bar on stderr, or what stands for one; yields `advance(done, total)`."""
+    if callable(show):
+        yield show
+        return
     if not show:
         yield lambda done, total: None
         return

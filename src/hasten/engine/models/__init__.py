@@ -29,7 +29,7 @@ def load(
     progress: Progress | None = None,
 ) -> Model:
     """Load the model that `config` names onto `device` in its run dtype, for sequences of at most `max_length` tokens
-    (None: the model's own limit). `make_store(weight, bias)` makes each linear layer's store; `sites` is the depth
+    (None: the model's own limit). `make_store(weight, bias, name=...)` makes each linear layer's store; `sites` is the depth
     policy's. The sites come without KV, which `Memory` allocates. Raises ModelError."""
     dummy = config.load_format == "dummy"
     folder = resolve(config.path, weights=not dummy)

@@ -20,8 +20,9 @@ from hasten.engine.weights.base import WeightStore
 
 
 class MakeStore(Protocol):
-    def __call__(self, weight: Tensor, bias: Tensor | None = None) -> WeightStore:
-        """A store for a weight [out, in] and bias [out]; may keep the weight itself, never writes to it."""
+    def __call__(self, weight: Tensor, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
+        """A store for a weight [out, in] and bias [out]; may keep the weight itself, never writes to it. `name`: the layer's
+        in the checkpoint, the first one's where several are stacked; the head is always `lm_head`."""
         ...
 
 
@@ -59,9 +60,8 @@ class Loader:
             self.count(biases.nbytes, share)
         # A lone weight goes to its store as a view of the file, without a copy in between.
         single = len(names) == 1
-        store = self.make_store(
-            source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns), biases
-        )
+        weight = source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns)
+        store = self.make_store(weight, biases, name=names[0])
         self.count(store.nbytes, share)
         return store
 
@@ -109,7 +109,7 @@ class Loader:
             blocks.append(Block(self.attention(prefix) + self.feed_forward(prefix, layer)))
         norm = self.norm("norm", "model.norm.weight")
         if shape.tied:
-            head = self.make_store(embedding)
+            head = self.make_store(embedding, name="lm_head")
             self.count(head.nbytes)
         else:
             head = self.store(["lm_head"], [shape.vocabulary], shape.width)

@@ -116,5 +116,5 @@ TECHNIQUE = Technique(
     exact=True,
     default=True,
     sets={"weights.store": "dense"},
-    make=lambda context, options: lambda weight, bias=None: DenseWeights(weight, bias, context),
+    make=lambda context, options: lambda weight, bias=None, *, name="": DenseWeights(weight, bias, context),
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from hasten.lab.testbed import code_text, prose, small_talk, sums
 from hasten.lab.testbed.document import Document
 
-HELD_OUT_ONE_IN = 50
+HELD_OUT_ONE_IN = 20
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -29,8 +29,8 @@ def data_folder(given: Path | None = None) -> Path:
     return Path(named)
 
 
-def documents(folder: Path) -> Iterator[Document]:
-    """All documents at hand; a file that is missing from `folder` is passed over."""
+def documents(folder: Path | None) -> Iterator[Document]:
+    """All documents at hand; a file that is missing from `folder` (all of them, for None) is passed over."""
     readers: dict[str, Callable[[str], Iterable[Document]]] = {
         "essays.txt": prose.essays,
         "wikitext2-valid.txt": prose.encyclopaedia,
@@ -38,7 +38,7 @@ def documents(folder: Path) -> Iterator[Document]:
         "gsm8k-train.jsonl": sums.gsm8k,
         "humaneval.jsonl": code_text.humaneval,
     }
-    for name, read in readers.items():
+    for name, read in readers.items() if folder else ():
         path = folder / name
         if path.is_file():
             yield from read(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def is_held_out(document: Document) -> bool:
     return zlib.crc32(document.origin.encode()) % HELD_OUT_ONE_IN == 0
 
 
-def split(folder: Path) -> tuple[list[Document], list[Document]]:
+def split(folder: Path | None) -> tuple[list[Document], list[Document]]:
     """All documents as (training, held out). Small talk is a fixed set of answers and is always trained on."""
     training: list[Document] = []
     held_out: list[Document] = []

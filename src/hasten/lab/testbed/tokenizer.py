@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from hasten.lab.testbed.document import END_OF_TEXT, END_OF_TURN
+
 VOCAB_SIZE = 8192
-END_OF_TEXT = "<|endoftext|>"
-END_OF_TURN = "<|im_end|>"
 # They take the ids from 0 in this order, so the end of text is token 0.
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -23,17 +23,49 @@ SPECIAL_TOKENS = (
     "<|fim_prefix|>",
     "<|fim_suffix|>",
     "<|fim_middle|>",
+    "<tools>",
+    "</tools>",
+    "<tool_response>",
+    "</tool_response>",
 )
+
+# What a reader of an answer wants to see: these are single tokens, but they are not left out of decoded text.
+VISIBLE = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tools>", "</tools>", "<tool_response>", "</tool_response>")
 
 # Words with their leading space, runs of punctuation with the line ends after them, indentation; each digit stands
 # alone, so that a small model sees numbers always spelt the same way.
 WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+# ChatML. Tools stand in the system turn, one JSON object a line; `document.py` writes the same characters in Python.
 CHAT_TEMPLATE = (
+    "{% if tools %}"
+    "{{ '<|im_start|>system\\n' }}"
+    "{% if messages[0]['role'] == 'system' and messages[0]['content'] %}{{ messages[0]['content'] + '\\n' }}{% endif %}"
+    "{{ '<tools>\\n' }}"
+    "{% for tool in tools %}{{ (tool['function'] or tool) | tojson }}{{ '\\n' }}{% endfor %}"
+    "{{ '</tools><|im_end|>\\n' }}"
+    "{% endif %}"
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% if tools and loop.first and message['role'] == 'system' %}"
+    "{% elif message['role'] == 'tool' %}"
+    "{{ '<|im_start|>tool\\n<tool_response>\\n' + message['content'] + '\\n</tool_response><|im_end|>\\n' }}"
+    "{% elif message['tool_calls'] %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] %}{{ message['content'] + '\\n' }}{% endif %}"
+    "{% for call in message['tool_calls'] %}"
+    "{% set call = call['function'] or call %}"
+    "{{ '<tool_call>\\n{\"name\": ' }}{{ call['name'] | tojson }}{{ ', \"arguments\": ' }}"
+    "{% if call['arguments'] is string %}{{ call['arguments'] }}{% else %}{{ call['arguments'] | tojson }}{% endif %}"
+    "{{ '}\\n</tool_call>' }}{% if not loop.last %}{{ '\\n' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}"
+    "{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}"
+    "{% endif %}"
 )
 
 
@@ -54,7 +86,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return with_visible_marks(tokenizer)
+
+
+def with_visible_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with `VISIBLE` tokens that decoding keeps (trainers make every token that they are given a hidden one)."""
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] not in VISIBLE
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def stop_token_ids(tokenizer: Tokenizer) -> list[int]:
@@ -73,7 +113,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
         "bos_token": None,
         "eos_token": END_OF_TURN,
         "pad_token": END_OF_TEXT,
-        "additional_special_tokens": list(SPECIAL_TOKENS),
+        "additional_special_tokens": [token for token in SPECIAL_TOKENS if token not in VISIBLE],
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

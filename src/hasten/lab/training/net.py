@@ -1,7 +1,7 @@
-"""The Llama architecture as it is trained: plain torch, no KV cache, parameters named as Hugging Face names them.
+"""The Llama and Mixtral architectures as they are trained: plain torch, no KV cache, parameters named as in Hugging Face.
 
 The engine has its own inference code; this module only exists to make checkpoints for it. Because names and shapes
-match `transformers.LlamaForCausalLM`, a state dict is a checkpoint without any conversion.
+match `transformers.LlamaForCausalLM` (and `MixtralForCausalLM`), a state dict is a checkpoint without any conversion.
 """
 
 from __future__ import annotations
@@ -12,23 +12,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hasten.lab.training.experts import Experts
+
 QUERY_BLOCK = 256
+MOST_BLOCKS = 8
 
 
 @dataclass(frozen=True)
 class NetConfig:
-    """Sizes of a Llama network; the defaults are the built-in model (about 9M parameters)."""
+    """Sizes of a Llama network; the defaults are those of the `base` model."""
 
     vocab_size: int = 8192
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_hidden_layers: int = 10
+    hidden_size: int = 320
+    intermediate_size: int = 832
+    num_hidden_layers: int = 6
     num_attention_heads: int = 8
     num_key_value_heads: int = 2
     head_dim: int = 32
-    max_position_embeddings: int = 2048
-    rope_theta: float = 10000.0
+    max_position_embeddings: int = 8192
+    rope_theta: float = 100_000.0
     rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class MixtralConfig(NetConfig):
+    """Sizes of a network with experts in every layer, each of `intermediate_size`; the defaults are those of the `moe` model.
+
+    router_aux_loss_coef: how much the balancing loss counts in training.
+    """
+
+    hidden_size: int = 256
+    intermediate_size: int = 192
+    num_hidden_layers: int = 5
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+    router_aux_loss_coef: float = 0.01
 
 
 def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +57,7 @@ def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embedding to x [batch, heads, length, head_dim]; cos and sin are [length, head_dim]."""
+    """Apply rotary embedding to x [batch, heads, length, head_dim]; cos and sin are [batch or 1, 1, length, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -82,9 +100,10 @@ class Attention(nn.Module):
         batch, heads, length, width = q.shape
         k, v = k.reshape(-1, length, width), v.reshape(-1, length, width)
         outputs = []
-        for start in range(0, length, QUERY_BLOCK):
-            stop = min(length, start + QUERY_BLOCK)
-            later = torch.full((stop - start, stop), -torch.inf, dtype=q.dtype).triu(start + 1)
+        block = max(QUERY_BLOCK, length // MOST_BLOCKS)
+        for start in range(0, length, block):
+            stop = min(length, start + block)
+            later = torch.full((stop - start, stop), -torch.inf, dtype=q.dtype, device=q.device).triu(start + 1)
             queries = q[:, :, start:stop].reshape(len(k), -1, width)
             scores = torch.baddbmm(later.repeat(self.group_size, 1), queries, k[:, :stop].transpose(1, 2))
             outputs.append((scores.softmax(-1) @ v[:, :stop]).view(batch, heads, stop - start, width))
@@ -112,14 +131,21 @@ class Block(nn.Module):
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        self.sparse = isinstance(config, MixtralConfig)
+        if isinstance(config, MixtralConfig):
+            self.block_sparse_moe = Experts(
+                config.hidden_size, config.intermediate_size, config.num_local_experts, config.num_experts_per_tok
+            )
+        else:
+            self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [batch, length, hidden] -> the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        feed_forward = self.block_sparse_moe if self.sparse else self.mlp
+        return x + feed_forward(self.post_attention_layernorm(x))
 
 
 class Trunk(nn.Module):
@@ -137,11 +163,13 @@ class Trunk(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [batch, length] int64 -> hidden states [batch, length, hidden], normed."""
-        length = tokens.shape[1]
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens [batch, length] int64 -> hidden states [batch, length, hidden], normed. positions (the same shape, rising
+        along a row) are 0, 1, ... unless given."""
         x = self.embed_tokens(tokens)
-        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        cos, sin = self.cos[positions][:, None].to(x.dtype), self.sin[positions][:, None].to(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin)
         return self.norm(x)
@@ -160,11 +188,12 @@ class Llama(nn.Module):
         """Normal(0, 0.02), except that what writes to the residual stream starts at zero: each layer starts as
         the identity, which needs no warm-up to train stably."""
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "w2.weight")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [batch, length] int64 -> logits [batch, length, vocab]; length <= max_position_embeddings."""
-        return F.linear(self.model(tokens), self.model.embed_tokens.weight)
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, last: int | None = None) -> Tensor:
+        """tokens [batch, length] int64 -> logits [batch, length, vocab], or [batch, last, vocab] of the last ones only."""
+        hidden = self.model(tokens, positions)
+        return F.linear(hidden if last is None else hidden[:, -last:], self.model.embed_tokens.weight)

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from hasten.lab.testbed.net import Llama, NetConfig
 from hasten.lab.testbed.tokenizer import save_tokenizer, stop_token_ids
+from hasten.lab.training.net import Llama, MixtralConfig, NetConfig
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False, "mlp_bias": False}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None}
 
 
 def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -22,12 +25,9 @@ def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = 
     folder.mkdir(parents=True, exist_ok=True)
     stop_ids = stop_token_ids(tokenizer)
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **(MIXTRAL if isinstance(net.config, MixtralConfig) else LLAMA),
         **asdict(net.config),
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": stop_ids,
@@ -54,6 +54,7 @@ def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = 
 def load(folder: Path) -> tuple[Llama, Tokenizer]:
     """What `export` wrote, as an fp32 network and its tokenizer."""
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    net = Llama(NetConfig(**{field.name: content[field.name] for field in fields(NetConfig)}))
+    kind = MixtralConfig if content["model_type"] == MIXTRAL["model_type"] else NetConfig
+    net = Llama(kind(**{field.name: content[field.name] for field in fields(kind)}))
     net.load_state_dict(load_file(folder / "model.safetensors"))
     return net, Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,0 +1,44 @@
+"""`hasten train`: make the testbed's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Train small models here. A run can be killed at any moment and goes on when the same command is given again."""
+
+
+@app.command()
+def testbed(
+    model: Annotated[str, typer.Option(help="base, draft, moe (8 experts, 2 active) or large.")] = "base",
+    out: Annotated[Path, typer.Option(help="The run's folder: checkpoint, states, record and picture.")] = Path("testbed"),
+    init: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on from this checkpoint's weights, with new optimisers.")
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(metavar="MILLIONS", help="Train on this many in all, not the recipe's.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after about so long; the same command goes on later.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder with the public texts (default: HASTEN_DATA).")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, or a new one).")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads (default: torch's choice).")] = None,
+) -> None:
+    """Train a model of the testbed from nothing, or go on with a run that was cut off.
+
+    One tokenizer serves all models: give `--tokenizer` for the second and later ones."""
+    from hasten.lab.training import testbed as training
+
+    training.run(
+        model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
+        tokenizer=tokenizer, device=device, threads=threads,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tasks with one right answer; see `base.py`."""

@@ -1,0 +1,105 @@
+"""Facts that recall tasks state and ask about: `the number of the amber falcon is 4821`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hasten.lab.testbed import words
+from hasten.lab.testbed.document import END_OF_TURN, turn
+from hasten.lab.testbed.material import Material
+from hasten.lab.testbed.tasks.base import ANSWERING, Lesson, Piece, Split, Wordings
+
+SENTENCES = Wordings(
+    train=(
+        "The {what} of the {key} is {value}.",
+        "The {what} for the {key} is {value}.",
+        "The {key} has the {what} {value}.",
+        "For the {key}, the {what} is {value}.",
+        "Remember that the {what} of the {key} is {value}.",
+        "Someone said that the {what} of the {key} was {value}.",
+        "The {key} was given the {what} {value}.",
+        "Whoever asks for the {key} must say the {what} {value}.",
+    ),
+    held_out=(
+        "The {what} that belongs to the {key} is {value}.",
+        "Note that the {key} has the {what} {value}.",
+        "By the way, the {what} of the {key} is {value}.",
+    ),
+)
+LINES = Wordings(
+    train=("{key}: {value}", "{key} = {value}", "{key} -> {value}", "- {key}: {value}", "| {key} | {value} |", "{key} {value}"),
+    held_out=("* {key}: {value}", "{key} => {value}", "{key}, {value}"),
+)
+QUESTIONS = Wordings(
+    train=(
+        "What is the {what} of the {key}?",
+        "What is the {what} for the {key}?",
+        "Which {what} does the {key} have?",
+        "Which {what} belongs to the {key}?",
+        "Tell me the {what} of the {key}.",
+        "Give the {what} for the {key}.",
+        "What {what} was given to the {key}?",
+        "Look up the {key}.",
+        "I need the {what} of the {key}.",
+        "{key}?",
+    ),
+    held_out=("Please tell me the {what} of the {key}.", "Find the {what} of the {key}.", "What was the {what} of the {key}?"),
+)
+KEYS: tuple[Callable[[random.Random], str], ...] = (words.pair, words.pair, words.code)
+VALUES: tuple[tuple[str, Callable[[random.Random], str]], ...] = (
+    ("number", lambda rng: words.number(rng, 4)),
+    ("number", lambda rng: words.number(rng, rng.randint(2, 6))),
+    ("word", lambda rng: rng.choice(words.NOUNS)),
+    ("code", words.code),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """The value of a key, and what sort of value it is."""
+
+    what: str
+    key: str
+    value: str
+
+    def put(self, wording: str) -> str:
+        """The fact, or a question about it, in the given words."""
+        text = wording.format(what=self.what, key=self.key, value=self.value)
+        return text[0].upper() + text[1:] if text[-1] in ".?" else text
+
+
+def facts(rng: random.Random, count: int) -> list[Fact]:
+    """Facts of one sort about different keys; values may repeat."""
+    key, (what, value) = rng.choice(KEYS), rng.choice(VALUES)
+    return [Fact(what, k, value(rng)) for k in words.distinct(rng, count, key)]
+
+
+def hide(rng: random.Random, said: Sequence[str], filler: Sequence[str]) -> str:
+    """Sentences in their order, at random places between the sentences of a running text."""
+    places = sorted(rng.randint(0, len(filler)) for _ in said)
+    text = list(filler)
+    for place, sentence in reversed(list(zip(places, said, strict=True))):
+        text.insert(place, sentence)
+    return " ".join(text)
+
+
+def interview(context: str, asked: Sequence[tuple[str, str]]) -> Lesson:
+    """A conversation about a context: pairs of question and answer, the answers to be learnt."""
+    pieces: list[Piece] = []
+    for number, (question, answer) in enumerate(asked):
+        opening = turn("user", f"{context}\n\n{question}" if number == 0 else question)
+        pieces.append(Piece(("\n" if number else "") + opening + ANSWERING, False))
+        pieces.append(Piece(answer + END_OF_TURN, True))
+    return tuple(pieces)
+
+
+def budget(material: Material, length: int, *texts: str) -> int:
+    """Tokens left for filler in a prompt of `length` tokens that holds these texts too."""
+    return length - 24 - sum(material.count(text) for text in texts)
+
+
+def question(rng: random.Random, split: Split, fact: Fact) -> str:
+    """A question about a fact."""
+    return fact.put(QUESTIONS.pick(rng, split))

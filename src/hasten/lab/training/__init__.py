@@ -1,0 +1,1 @@
+"""The training room: small decoders from nothing, on a CPU or a GPU, safe against being killed at any moment."""

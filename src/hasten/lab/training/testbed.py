@@ -1,0 +1,62 @@
+"""`hasten train testbed`: tokenizer, texts, recipe and run put together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from hasten.lab.testbed import material
+from hasten.lab.testbed.material import Material
+from hasten.lab.testbed.tasks.registry import find
+from hasten.lab.testbed.tokenizer import train_tokenizer
+from hasten.lab.training.recipe import RECIPES, TASKS
+from hasten.lab.training.train import Run
+
+LESSONS_A_TASK = 400
+LESSON_TOKENS = 480
+
+
+def run(
+    model: str, out: Path, *,
+    init: Path | None = None, tokens: int | None = None, minutes: float | None = None, data: Path | None = None,
+    tokenizer: Path | None = None, device: str = "cpu", threads: int | None = None,
+) -> None:  # fmt: skip
+    """See the command's help. Raises ValueError for an unknown model, FileNotFoundError for a missing folder."""
+    if model not in RECIPES:
+        raise ValueError(f"no testbed model is called {model!r}; there are {', '.join(RECIPES)}")
+    recipe = RECIPES[model] if tokens is None else replace(RECIPES[model], tokens=tokens)
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(stderr=True, highlight=False)
+    words = _tokenizer(out, tokenizer or init, data)
+    texts = material.load(lambda text: len(words.encode(text, add_special_tokens=False).ids), data)
+    training = Run(out, recipe, words, texts, init=init, device=device, say=console.print)
+    parameters = sum(p.numel() for p in training.net.parameters())
+    console.print(f"{model}: {parameters / 1e6:.2f} M parameters, {recipe.tokens / 1e6:.0f} M tokens to train on in all")
+    training.train(60 * minutes if minutes else float("inf"))
+
+
+def _tokenizer(out: Path, given: Path | None, data: Path | None) -> Tokenizer:
+    """The run's own tokenizer, if it has one yet; the given one; or one trained on texts and lessons."""
+    for folder in (out, given):
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if given is not None:
+        raise FileNotFoundError(f"{given} has no tokenizer.json")
+    texts = material.load(len, data)
+    return train_tokenizer(_samples(texts))
+
+
+def _samples(texts: Material) -> Iterator[str]:
+    """What the tokenizer learns from: all training texts, and lessons of every task."""
+    yield from (document.text for document in texts.training)
+    rng = random.Random("tokenizer")
+    for name in TASKS:
+        for _ in range(LESSONS_A_TASK):
+            yield "".join(piece.text for piece in find(name).easier(rng, LESSON_TOKENS).lesson(rng, texts))
