@@ -28,9 +28,11 @@ from hasten.lab.training import state
 from hasten.lab.training.batch import Batch, Mixture, Windows
 from hasten.lab.training.export import export, load
 from hasten.lab.training.loss import training_loss
-from hasten.lab.training.net import Llama, NetConfig
+from hasten.lab.training.net import Attention, Llama, NetConfig
+from hasten.lab.training.optimise import Optimisers
 from hasten.lab.training.picture import picture
 from hasten.lab.training.recipe import Recipe, Stage
+from hasten.lab.training.start import wire
 from hasten.lab.training.train import Run
 
 SMALL_TALK = list(small_talk.documents())
@@ -127,20 +129,59 @@ def test_training_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch:
         assert (gradient - wanted).norm() < 0.05 * wanted.norm()  # bf16
 
 
+def test_wired_heads_look_at_the_token_before_and_for_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = NetConfig(vocab_size=512, hidden_size=128, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128)
+    net = Llama(config)
+    wire(net)
+    seen: list[torch.Tensor] = []
+    mix = Attention._mix
+
+    def watch(self: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = q @ k.repeat_interleave(self.group_size, 1).transpose(2, 3)
+        later = torch.full(scores.shape[-2:], -torch.inf).triu(1)
+        seen.append((scores + later).softmax(-1)[:, [0, 4]])  # the first head of each group
+        return mix(self, q, k, v)
+
+    monkeypatch.setattr(Attention, "_mix", watch)
+    tokens = torch.randint(0, 512, (4, 32)).repeat(1, 2)
+    net(tokens)
+    before = seen[0].diagonal(-1, 2, 3)
+    assert before.mean() > 0.7
+    followed = seen[1].diagonal(-31, 2, 3)  # of a token's second time: what followed the first
+    assert followed.mean() > 5 * seen[1][:, :, 32:].mean()
+
+
+def test_the_mean_of_the_embedding_stays(tiny: NetConfig) -> None:
+    torch.manual_seed(0)
+    net = Llama(tiny)
+    wire(net)
+    mean = net.model.embed_tokens.weight.detach().mean(0)
+    assert mean.norm() > 0.1
+    optimisers = Optimisers(net, Recipe("base", 1000))
+    for _ in range(3):
+        net(torch.randint(0, 512, (2, 16))).square().mean().backward()
+        optimisers.step(1.0)
+    torch.testing.assert_close(net.model.embed_tokens.weight.mean(0), mean, rtol=0, atol=1e-6)
+
+
 # Batches
 
 
 def test_windows_hold_whole_lessons_and_depend_on_the_step_alone(tokenizer: Tokenizer, material: Material) -> None:
     windows = Windows(tokenizer, material, Mixture([(find("recall:pairs=4"), 1.0)], [("small talk", 1.0)], 0.1), seed=3)
-    batch, again = (windows.batch(7, 3, 256, 1024) for _ in range(2))
+    batch, again = (windows.batch(7, 3, 256, echoes=0, skips=0.5, positions=1024) for _ in range(2))
     for one, other in zip(vars(batch).values(), vars(again).values(), strict=True):
         assert torch.equal(one, other)
-    assert not torch.equal(batch.inputs, windows.batch(8, 3, 256, 1024).inputs)
+    assert not torch.equal(batch.inputs, windows.batch(8, 3, 256, echoes=0, skips=0.5, positions=1024).inputs)
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
     assert batch.inputs.shape == batch.counts.shape == batch.positions.shape == (3, 256)
     steps = batch.positions.diff(dim=1)
     assert steps.min() >= 1 and batch.positions.max() < 1024 and batch.positions[:, 0].eq(0).all()
-    assert any((row > 1).any() for row in torch.cat([windows.batch(s, 3, 256, 1024).positions.diff() for s in range(4)]))
+    assert any(
+        (row > 1).any()
+        for row in torch.cat([windows.batch(s, 3, 256, echoes=0, skips=0.5, positions=1024).positions.diff() for s in range(4)])
+    )
     # Of a conversation about keys only the answers are learnt, and each is.
     for row in range(3):
         text = tokenizer.decode(batch.inputs[row].tolist(), skip_special_tokens=False)
@@ -149,10 +190,24 @@ def test_windows_hold_whole_lessons_and_depend_on_the_step_alone(tokenizer: Toke
             assert f"assistant\n{answer}<|im_end|>" in text
 
 
+def test_echoes_say_the_same_again(tokenizer: Tokenizer, material: Material) -> None:
+    windows = Windows(tokenizer, material, Mixture([(find("copying"), 1.0)], [("small talk", 1.0)], 0.1), seed=0)
+    batch = windows.batch(0, 6, 100, echoes=1, skips=0, positions=100)
+    for row in range(6):
+        period = int((batch.counts[row] == 0).sum()) + 1
+        whole = torch.cat([batch.inputs[row, :1], batch.targets[row]])
+        assert torch.equal(whole[period:], whole[:-period]) and batch.counts[row, period - 1 :].eq(1).all()
+
+
 def test_little_to_learn_in_a_long_lesson_counts_for_more(tokenizer: Tokenizer, material: Material) -> None:
     for text_share, most in ((0.0, 6.0), (1.0, 1.0)):
         mixture = Mixture([(find("recall:pairs=4"), 1.0)], [("small talk", 1.0)], text_share)
-        counts = torch.cat([Windows(tokenizer, material, mixture, 0).batch(s, 4, 128, 256).counts for s in range(8)])
+        counts = torch.cat(
+            [
+                Windows(tokenizer, material, mixture, 0).batch(s, 4, 128, echoes=0, skips=0, positions=256).counts
+                for s in range(8)
+            ]
+        )
         assert 0 < counts.max() <= 6.0
         assert (counts[counts > 0] <= most).float().mean() > 0.5
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from hasten.lab.testbed.document import Document
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Lesson, Task
-from hasten.lab.testbed.tokenizer import END_OF_TEXT
+from hasten.lab.testbed.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
 
+SHORTEST_ECHO = 8
 SHORTEST_STRETCH = 24
 LONGEST_STRETCH = 512
 CHARACTERS_A_TOKEN = 3
@@ -65,20 +66,28 @@ class Windows:
             )
         self._by_length = {k: [len(d.text) for d in found] for k, found in self._documents.items()}
 
-    def batch(self, step: int, rows: int, length: int, positions: int) -> Batch:
-        """rows windows of `length` tokens each. Half of them skip positions at two random places, so that distances up to
-        `positions` are met in short windows too (after PoSE, Zhu et al. 2023)."""
+    def batch(self, step: int, rows: int, length: int, *, echoes: float, skips: float, positions: int) -> Batch:
+        """rows windows of `length` tokens each. A share `echoes` of them is random tokens said over and over. A share `skips`
+        skips positions at two random places, so that distances up to `positions` are met in short windows too (after PoSE,
+        Zhu et al. 2023)."""
         rng = random.Random(f"{self._seed}/{step}")
         tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
         counts = torch.zeros((rows, length + 1))
         where = torch.arange(length).repeat(rows, 1)
         for row in range(rows):
-            ids, weights = self._window(rng, length + 1)
+            ids, weights = self._echo(rng, length + 1) if rng.random() < echoes else self._window(rng, length + 1)
             tokens[row], counts[row] = torch.tensor(ids), torch.tensor(weights)
-            if rng.random() < 0.5 and positions > length:
+            if rng.random() < skips and positions > length:
                 for _ in range(2):
                     where[row, rng.randrange(1, length) :] += rng.randint(0, (positions - length) // 2)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts[:, 1:].contiguous(), where)
+
+    def _echo(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
+        """Random tokens, then the same again until the window is full: all but the first time is learnt. Nothing else makes a
+        network look back for what followed last time (induction, Olsson et al. 2022) as quickly."""
+        period = rng.randint(SHORTEST_ECHO, length // 2)
+        said = [rng.randrange(len(SPECIAL_TOKENS), self._tokenizer.get_vocab_size()) for _ in range(period)]
+        return (said * (length // period + 1))[:length], [0.0] * period + [1.0] * (length - period)
 
     def _window(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
         """Whole lessons in random order; the space left over is filled with running text."""

@@ -44,11 +44,14 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: until `until` of all tokens, steps of `rows` windows of `length` tokens."""
+    """A part of the training: until `until` of all tokens, steps of `rows` windows of `length` tokens. A share `echoes` of them
+    are repeated random tokens, a share `skips` has gaps in its positions (`Windows.batch`)."""
 
     until: float
     length: int
     rows: int
+    echoes: float = 0.0
+    skips: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Recipe:
     model: str
     tokens: int
     stages: tuple[Stage, ...] = (
-        Stage(0.15, 512, 8),
-        Stage(0.72, 512, 16),
+        Stage(0.04, 256, 16, echoes=0.5, skips=0.0),
+        Stage(0.2, 512, 8, echoes=0.05),
+        Stage(0.72, 512, 16, echoes=0.05),
         Stage(0.94, 2048, 4),
         Stage(0.97, 4096, 2),
         Stage(1.0, 8192, 1),
     )
     matrix_rate: float = 0.02
-    vector_rate: float = 3e-3
+    vector_rate: float = 1.5e-3
     last_rate: float = 0.03
     warm_up_tokens: int = 300_000
     weight_decay: float = 0.02

@@ -29,6 +29,7 @@ from hasten.lab.training.optimise import Optimisers
 from hasten.lab.training.picture import picture
 from hasten.lab.training.probe import LONG, SHORT, probe
 from hasten.lab.training.recipe import MODELS, Recipe
+from hasten.lab.training.start import wire
 
 SAVE_S = 120.0
 REPORT_S = 10.0
@@ -74,6 +75,7 @@ class Run:
             say(f"from {init} after {self.progress.tokens:,} tokens, with new optimisers")
         else:
             self.net = Llama(MODELS[recipe.model])
+            wire(self.net)
         self.net.to(self.device)
         self.optimisers = Optimisers(self.net, recipe)
         self.started_at = self.progress.tokens
@@ -155,7 +157,8 @@ class Run:
 
     def _batch(self, step: int, tokens: int) -> Any:
         stage = self.recipe.stage(tokens)
-        return self.windows.batch(step, stage.rows, stage.length, self.net.config.max_position_embeddings)
+        longest = self.net.config.max_position_embeddings
+        return self.windows.batch(step, stage.rows, stage.length, echoes=stage.echoes, skips=stage.skips, positions=longest)
 
 
 def _recorded(folder: Path) -> Progress:
