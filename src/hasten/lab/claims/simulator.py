@@ -27,7 +27,7 @@ TRACES = {"azure": "azure-llm-2023-conv", "mooncake": "mooncake-conversation"}
 LOADS = (0.4, 0.7, 0.9)
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
 REQUESTS, QUICK_REQUESTS = 120, 24
-SETTINGS = ("executor.threads=1",)
+SETTINGS = ("executor.threads=1", "model.max_length=2048")
 """One thread: two wait for each other whenever somebody else takes one of their cores, and a shared machine's neighbours are
 nothing that a simulator could foresee."""
 
@@ -172,7 +172,7 @@ CLAIM = Claim(
     title="The simulator predicts the engine it simulates",
     paper="own",
     workload=f"The first {REQUESTS} requests of the Azure 2023 conversation and Mooncake conversation traces, lengths scaled "
-    "to the built-in model's 2,048 tokens, at 40, 70 and 90 % of the rate that all of them at once are served at; Mooncake "
+    "to 2,048 tokens, at 40, 70 and 90 % of the rate that all of them at once are served at; Mooncake "
     "with prefix reuse",
     baseline="The real engine: built-in model, default configuration with one thread, this machine",
     technique="The same loop and policies on the virtual clock, with the cost model fitted to grids of steps measured between "

@@ -17,7 +17,7 @@ from hasten.lab.testbed import words
 from hasten.lab.testbed.document import Document
 
 PROSE = ("essay", "encyclopaedia")
-GENERATED_SENTENCES = 4000
+LEAST_SENTENCES, GENERATED_SENTENCES = 200, 4000
 Split = Literal["train", "held-out"]
 T = TypeVar("T")
 
@@ -29,7 +29,6 @@ class Material:
     count: Callable[[str], int]
     training: Sequence[Document] = ()
     held_out: Sequence[Document] = ()
-    _sentences: dict[Split, list[tuple[str, int]]] = field(default_factory=dict, repr=False, compare=False)
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
@@ -45,7 +44,7 @@ class Material:
 
     def filler(self, rng: random.Random, split: Split, tokens: int) -> list[str]:
         """Consecutive sentences of running text, `tokens` tokens long or a little less; never the same for both splits."""
-        pool = self._pool(split)
+        pool = self.once(("sentences", split), lambda: self._pool(split))
         at = rng.randrange(len(pool))
         chosen: list[str] = []
         while True:
@@ -57,13 +56,12 @@ class Material:
             at += 1
 
     def _pool(self, split: Split) -> list[tuple[str, int]]:
-        if split not in self._sentences:
-            texts = [s for d in self.documents(split, *PROSE) for s in sentences(d.text)]
-            if len(texts) < 200:
-                rng = random.Random(split)
-                texts = [words.sentence(rng) for _ in range(GENERATED_SENTENCES)]
-            self._sentences[split] = [(s, self.count(" " + s)) for s in texts]
-        return self._sentences[split]
+        """Sentences with their lengths in tokens."""
+        texts = [s for d in self.documents(split, *PROSE) for s in sentences(d.text)]
+        if len(texts) < LEAST_SENTENCES:
+            rng = random.Random(split)
+            texts = [words.sentence(rng) for _ in range(GENERATED_SENTENCES)]
+        return [(s, self.count(" " + s)) for s in texts]
 
 
 def sentences(text: str) -> list[str]:

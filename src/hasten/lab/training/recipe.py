@@ -61,11 +61,11 @@ class Recipe:
     model: str
     tokens: int
     stages: tuple[Stage, ...] = (
-        Stage(0.04, 256, 16, echoes=0.5, skips=0.0),
-        Stage(0.2, 512, 8, echoes=0.05),
-        Stage(0.72, 512, 16, echoes=0.05),
-        Stage(0.94, 2048, 4),
-        Stage(0.97, 4096, 2),
+        Stage(0.03, 256, 16, echoes=0.5, skips=0.0),
+        Stage(0.35, 512, 8, echoes=0.05),
+        Stage(0.6, 512, 16, echoes=0.05),
+        Stage(0.88, 2048, 4),
+        Stage(0.95, 4096, 2),
         Stage(1.0, 8192, 1),
     )
     matrix_rate: float = 0.02
@@ -73,7 +73,7 @@ class Recipe:
     last_rate: float = 0.03
     warm_up_tokens: int = 300_000
     weight_decay: float = 0.02
-    text_share: float = 0.22
+    text_share: float = 0.12
     seed: int = 0
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     texts: dict[str, float] = field(default_factory=lambda: dict(TEXTS))
@@ -95,7 +95,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "base": Recipe("base", 18_000_000),
+    "base": Recipe("base", 24_000_000),
     "draft": Recipe("draft", 12_000_000),
     "moe": Recipe("moe", 12_000_000),
     "large": Recipe("large", 2_000_000_000),

@@ -6,12 +6,15 @@ is rewarded alone. Here both are there from the start, as mimetic initialisation
 from patterns that trained networks have:
 
 - All rows of the embedding share a constant, which gives a bias-free network a direction that is the same at every position.
-- In the first layer a head of each key-value group attends to the previous token: its queries and keys are made from the
-  constant, turned by one position. It writes a projection of that token to the stream.
-- In the second layer a head of each group looks for keys whose previous token is the query's own, and copies what stands there.
+- In the first layer the heads of each key-value group attend to the tokens one, two, three, ... places back: their queries and
+  keys are made from the constant, turned by so many positions. Each writes a projection of its token to the stream, so that
+  every position knows the few tokens before it.
+- In the second layer one head of each group looks for the place whose preceding tokens are the query's own latest ones, the
+  sum over several orders of n-gram, and copies what stands there.
 
-On random repeated tokens (vocabulary of 2,048, three layers of width 128) the loss falls from 7.6 to 1.3 nats within 130 steps;
-without this it stood at 6.6 after 500.
+Measured on networks of three or four layers: repeated random tokens stood at 6.6 of 7.6 nats after 500 steps from random weights,
+and at 1.3 after 130 with the one head that looks a single place back. Asked for the value of one of six keys, that one head got
+the first digit right in 46 % after 400 steps, all of them in 94 % after 160.
 """
 
 from __future__ import annotations
@@ -40,28 +43,38 @@ def wire(net: Llama) -> None:
     width = config.head_dim
     # Normed, the constant is half the energy of a row: this reads it as 1.
     read = constant / constant.norm() / (config.hidden_size / 2) ** 0.5
-    here, before = _pointers(width, config.rope_theta)
+    here, back = _pointers(width, config.rope_theta, first.group_size)
     for group in range(config.num_key_value_heads):
-        own, written, copied = (_projection(width, config.hidden_size) for _ in range(3))
-        head = group * first.group_size
-        _rows(first.q_proj, head, width).add_(torch.outer(before, read))
+        own, copied = (_projection(width, config.hidden_size) for _ in range(2))
+        written = [_projection(width, config.hidden_size) for _ in back]
+        turns = [torch.eye(width), *(_projection(width, width) for _ in back[1:])]
+        heads = range(group * first.group_size, (group + 1) * first.group_size)
         _rows(first.k_proj, group, width).add_(torch.outer(here, read))
         _rows(first.v_proj, group, width).copy_(PREVIOUS * own)
-        _columns(first, head).copy_(PREVIOUS * written.T)
-        _rows(second.q_proj, head, width).copy_(MATCHING * own)
-        _rows(second.k_proj, group, width).copy_(MATCHING * written)
+        for head, query, out in zip(heads, back, written, strict=True):
+            _rows(first.q_proj, head, width).add_(torch.outer(query, read))
+            _columns(first, head).copy_(PREVIOUS * out.T)
+        # Queries hold the token itself and those before it, keys the ones before those, order by order turned alike.
+        _rows(second.q_proj, heads[0], width).copy_(
+            MATCHING * sum(turn @ token for turn, token in zip(turns, (own, *written), strict=False))
+        )
+        _rows(second.k_proj, group, width).copy_(
+            MATCHING * sum(turn @ token for turn, token in zip(turns, written, strict=True))
+        )
         _rows(second.v_proj, group, width).copy_(COPYING * copied)
-        _columns(second, head).copy_(COPYING * copied.T)
+        _columns(second, heads[0]).copy_(COPYING * copied.T)
 
 
-def _pointers(width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """A key, and the query that fits it best one position later: [width] each, in the fastest rotary frequencies."""
+def _pointers(width: int, theta: float, most: int) -> tuple[Tensor, list[Tensor]]:
+    """A key, and the queries that fit it best one to `most` positions later: [width] each, in the fastest rotary
+    frequencies."""
     half = width // 2
     turn = theta ** (-torch.arange(half, dtype=torch.float32) / half)
     strength = torch.zeros(half)
     strength[:FASTEST] = SHARPNESS
     here = torch.cat((strength, torch.zeros(half)))
-    return here, torch.cat((strength * turn.cos(), -strength * turn.sin()))
+    back = [torch.cat((strength * (n * turn).cos(), -strength * (n * turn).sin())) for n in range(1, most + 1)]
+    return here, back
 
 
 def _projection(rows: int, columns: int) -> Tensor:

@@ -42,7 +42,8 @@ class Recall(Task):
 
     def lesson(self, rng: random.Random, material: Material) -> Lesson:
         """Several questions about one context."""
-        asked = rng.randint(1, min(self.pairs, MOST_QUESTIONS))
+        most = min(self.pairs, MOST_QUESTIONS)
+        asked = rng.randint((most + 1) // 2, most)
         length = max(0, self.length - TOKENS_A_QUESTION * (asked - 1))
         context, stated = self._context(rng, "train", material, length)
         return interview(context, [(question(rng, "train", f), f.value) for f in rng.sample(stated, asked)])
