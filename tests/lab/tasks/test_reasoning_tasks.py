@@ -201,15 +201,13 @@ def test_a_traced_value_follows_from_the_statements(length: int, material: Mater
     for seed in SEEDS:
         drawn = example(task, seed, material)
         assert not length or length - 120 < material.count(drawn.prompt) <= length
-        path = re.findall(r"\w+", drawn.answer.split("\n")[1])
-        assert path[0] == "Here" and len(path) == 6
-        assert path[-1] == drawn.expected and drawn.answer.endswith(f"\n\n{drawn.expected}")
+        thought, _, final = drawn.answer.removeprefix("<think>\n").partition("\n</think>\n\n")
+        assert final == drawn.expected
         context, _, question = content(drawn).rpartition("\n\n")
-        assert re.search(rf"\b{path[1]}\b", question)
-        places = []
-        for name, source in itertools.pairwise(path[1:]):
-            statement = rf"(?:variable|Define|that) {name} (?:be|=|is) {source}\."
-            places.append([m.start() for m in re.finditer(statement, context)])
+        steps = [re.search(r"(\w+) (?:be|=|is) (\w+)\.$", line).groups() for line in thought.split("\n")]  # type: ignore[union-attr]
+        assert len(steps) == 4 and re.search(rf"\b{steps[0][0]}\b", question)
+        assert all(source == name for (_, source), (name, _) in itertools.pairwise(steps)) and steps[-1][1] == final
+        places = [[m.start() for m in re.finditer(re.escape(line), context)] for line in thought.split("\n")]
         assert all(len(found) == 1 for found in places)
         assert places == sorted(places, reverse=True)
 
@@ -228,7 +226,7 @@ def test_lessons_in_tracing_ask_at_several_distances(material: Material) -> None
         assert len(learnt(lesson)) == tracing.LEAST_QUESTIONS
         thinks = lesson[0].text.startswith("<|im_start|>system")
         assert all(("<think>" in answer) == thinks for answer in learnt(lesson))
-        hops |= {answer.count(" = ") for answer in learnt(lesson)} if thinks else set()
+        hops |= {answer.count(".\n") for answer in learnt(lesson)} if thinks else set()
         thinking += thinks
     assert hops == {1, 2, 3}
     assert 0 < thinking < 20

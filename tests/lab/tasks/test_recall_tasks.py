@@ -11,7 +11,7 @@ import pytest
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Split, Task
 from hasten.lab.testbed.tasks.dialogue import Dialogue
-from hasten.lab.testbed.tasks.facts import LINES, QUESTIONS, SENTENCES
+from hasten.lab.testbed.tasks.facts import LINES, QUESTIONS, SENTENCES, values
 from hasten.lab.testbed.tasks.needle import SEVERAL, Needle
 from hasten.lab.testbed.tasks.recall import Recall
 from hasten.lab.testbed.tasks.registry import all_tasks, find, notation
@@ -41,16 +41,17 @@ def test_the_answer_is_stated_once_and_scores(task: Task, split: Split) -> None:
         assert set(task.score(example, f"<think>\nhm\n</think>\n\n{example.answer}.").values()) == {1.0}
         assert task.score(example, "nothing of the sort")[task.metrics[0]] == 0.0
         assert task.score(example, "")[task.metrics[0]] == 0.0
-        for value in example.answer.split(", "):
-            assert value in example.prompt.rpartition("<|im_start|>user")[0] + example.prompt
+        for value, quote in zip(values(example.answer), example.answer.split("; "), strict=True):
+            assert quote.endswith(value) and quote in example.prompt
+            assert task.score(example, example.answer.replace(value, "nothing"))[task.metrics[0]] == 0.0
         assert example.prompt.endswith("<|im_start|>assistant\n") and example.messages[-1]["role"] == "user"
 
 
 def test_another_key_has_another_answer() -> None:
     """Otherwise a model could answer without reading the question."""
     example = Recall(32).example(random.Random(0), "held-out", MATERIAL)
-    others = {Recall(32).example(random.Random(seed), "held-out", MATERIAL).answer for seed in range(30)}
-    assert len(others) > 20 and example.answer in others
+    others = {Recall(32).example(random.Random(seed), "held-out", MATERIAL).expected for seed in range(30)}
+    assert len(others) > 20 and example.expected in others
 
 
 @pytest.mark.parametrize("length", [512, 1024, 2048, 4096])
@@ -65,19 +66,16 @@ def test_a_needle_lies_where_it_is_put() -> None:
     for depth in (0.0, 0.5, 1.0):
         example = Needle(1000, depth=depth).example(random.Random(1), "train", MATERIAL)
         context = example.prompt.rpartition("\n\n")[0]
-        assert context.find(example.answer) / len(context) == pytest.approx(depth, abs=0.1)
+        assert context.find(example.expected[0]) / len(context) == pytest.approx(depth, abs=0.1)
 
 
 def test_found_counts_the_values_in_their_places() -> None:
     task = Needle(900, needles=8, queries=3)
-    example = next(
-        e
-        for e in (task.example(random.Random(s), "train", MATERIAL) for s in range(9))
-        if len(set(e.expected.split(", "))) == 3
-    )
-    a, b, c = example.expected.split(", ")
-    assert task.score(example, f"{a}, {b}, x") == {"correct": 0.0, "found": pytest.approx(2 / 3)}
-    assert task.score(example, f"{b}, {a}, {c}") == {"correct": 0.0, "found": pytest.approx(1 / 3)}
+    drawn = (task.example(random.Random(seed), "train", MATERIAL) for seed in range(9))
+    example = next(e for e in drawn if len(set(e.expected)) == 3)
+    a, b, c = example.expected
+    assert task.score(example, f"{a}; it is {b}; x") == {"correct": 0.0, "found": pytest.approx(2 / 3)}
+    assert task.score(example, f"{b}; {a}; {c}.") == {"correct": 0.0, "found": pytest.approx(1 / 3)}
     assert task.score(example, a)["found"] == pytest.approx(1 / 3)
 
 
@@ -91,7 +89,7 @@ def test_a_dialogue_asks_about_an_earlier_topic() -> None:
         example = Dialogue(3, 2).example(random.Random(seed), "held-out", MATERIAL)
         turns = [m["content"] for m in example.messages]
         assert len(turns) == 7 and turns[1::2] == ["Noted."] * 3
-        assert example.answer in turns[0] + turns[2]
+        assert example.answer in turns[0] + turns[2] and example.expected in example.answer
 
 
 @pytest.mark.parametrize("name", ["recall", "needle", "dialogue"])
@@ -105,7 +103,7 @@ def test_lessons_fit_and_ask_what_was_said(name: str, room: int) -> None:
         fits += count(text) <= room + 40
         learnt = [piece.text.removesuffix("<|im_end|>") for piece in lesson if piece.learn]
         said = "".join(piece.text for piece in lesson if not piece.learn)
-        assert learnt and all(value in said for answer in learnt if answer != "Noted." for value in answer.split(", "))
+        assert learnt and all(value in said for answer in learnt if answer != "Noted." for value in values(answer))
     assert fits >= 50 or room < 512  # what does not fit is drawn again
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hasten.lab.testbed.document import END_OF_TURN, turn
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import ANSWERING, Example, Lesson, Piece, Split, Task, Wordings
-from hasten.lab.testbed.tasks.facts import SENTENCES, Fact, facts, question
+from hasten.lab.testbed.tasks.facts import Fact, facts, question, values
 
 MOST_TOPICS = 32
 LEAST_TOKENS_A_TOPIC = 120
@@ -50,7 +50,10 @@ class Dialogue(Task):
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": NOTED}]
         messages.append({"role": "user", "content": question(rng, split, asked)})
         prompt = "".join(turn(m["role"], m["content"]) for m in messages) + ANSWERING
-        return Example(prompt, asked.value, asked.value, tuple(messages), max_tokens=16)
+        return Example(prompt, asked.quoted, asked.value, tuple(messages), max_tokens=32)
+
+    def score(self, example: Example, output: str) -> dict[str, float]:
+        return {"correct": float(values(output) == [example.expected])}
 
     def lesson(self, rng: random.Random, material: Material) -> Lesson:
         """Questions about what was told so far come up between the topics, and some at the end."""
@@ -66,7 +69,7 @@ class Dialogue(Task):
             say(text, NOTED)
             told += known
             for fact in rng.sample(told, min(len(told), 3 if number == self.topics - 1 else rng.randint(0, 1))):
-                say(question(rng, "train", fact), fact.value)
+                say(question(rng, "train", fact), fact.quoted)
         return tuple(pieces)
 
     def easier(self, rng: random.Random, tokens: int) -> Dialogue:
@@ -77,8 +80,8 @@ class Dialogue(Task):
         return Dialogue(topics, count, rng.randint(LEAST_TOKENS_A_TOPIC * topics, room) if long else 0)
 
     def _topic(self, rng: random.Random, split: Split, material: Material) -> tuple[str, list[Fact]]:
-        known = facts(rng, self.facts)
-        said = [CHANGES.pick(rng, split)] + [fact.put(SENTENCES.pick(rng, split)) for fact in known]
+        known = facts(rng, split, self.facts)
+        said = [CHANGES.pick(rng, split)] + [fact.stated for fact in known]
         if self.length:
             said += material.filler(rng, split, self.length // self.topics - 30 - 20 * self.facts)
         return " ".join(said), known

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hasten.lab.testbed import words
 from hasten.lab.testbed.document import END_OF_TURN, turn
 from hasten.lab.testbed.material import Material
-from hasten.lab.testbed.tasks.base import ANSWERING, Lesson, Piece, Split, Wordings
+from hasten.lab.testbed.tasks.base import ANSWERING, Lesson, Piece, Split, Wordings, final_answer
 
 SENTENCES = Wordings(
     train=(
@@ -47,6 +47,7 @@ QUESTIONS = Wordings(
     ),
     held_out=("Please tell me the {what} of the {key}.", "Find the {what} of the {key}.", "What was the {what} of the {key}?"),
 )
+SEPARATOR = "; "
 KEYS: tuple[Callable[[random.Random], str], ...] = (words.pair, words.pair, words.code)
 VALUES: tuple[tuple[str, Callable[[random.Random], str]], ...] = (
     ("number", lambda rng: words.number(rng, 4)),
@@ -58,22 +59,39 @@ VALUES: tuple[tuple[str, Callable[[random.Random], str]], ...] = (
 
 @dataclass(frozen=True)
 class Fact:
-    """The value of a key, and what sort of value it is."""
+    """The value of a key, what sort of value it is, and the wording that states it."""
 
     what: str
     key: str
     value: str
+    wording: str
 
     def put(self, wording: str) -> str:
         """The fact, or a question about it, in the given words."""
         text = wording.format(what=self.what, key=self.key, value=self.value)
         return text[0].upper() + text[1:] if text[-1] in ".?" else text
 
+    @property
+    def stated(self) -> str:
+        """The fact as it is told."""
+        return self.put(self.wording)
 
-def facts(rng: random.Random, count: int) -> list[Fact]:
-    """Facts of one sort about different keys; values may repeat."""
+    @property
+    def quoted(self) -> str:
+        """The answer to a question about it: how it was stated, from the key to the value. A small model that quotes has to
+        find its place and to go on; one that gives the bare value has to do it all in a single step."""
+        return self.put("{key}" + self.wording.partition("{key}")[2].partition("{value}")[0] + "{value}")
+
+
+def facts(rng: random.Random, split: Split, count: int, wording: str | None = None) -> list[Fact]:
+    """Facts of one sort about different keys; values may repeat. Each has a wording of its own, unless one is given."""
     key, (what, value) = rng.choice(KEYS), rng.choice(VALUES)
-    return [Fact(what, k, value(rng)) for k in words.distinct(rng, count, key)]
+    return [Fact(what, k, value(rng), wording or SENTENCES.pick(rng, split)) for k in words.distinct(rng, count, key)]
+
+
+def values(answer: str) -> list[str]:
+    """The values in an answer: the last word of every part."""
+    return [(part.split() or [""])[-1].rstrip(".") for part in final_answer(answer).split(SEPARATOR)]
 
 
 def hide(rng: random.Random, said: Sequence[str], filler: Sequence[str]) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.lab.testbed.material import Material
-from hasten.lab.testbed.tasks.base import Example, Lesson, Split, Task, Wordings, conversation, final_answer
-from hasten.lab.testbed.tasks.facts import SENTENCES, Fact, budget, facts, hide, interview, question
+from hasten.lab.testbed.tasks.base import Example, Lesson, Split, Task, Wordings, conversation
+from hasten.lab.testbed.tasks.facts import SEPARATOR, Fact, budget, facts, hide, interview, question, values
 
 MOST_NEEDLES = 16
 SHORTEST = 64
 TOKENS_A_NEEDLE = 20
-TOKENS_A_QUESTION = 30
+TOKENS_A_QUESTION = 40
 SEVERAL = Wordings(
     train=(
         "What is the {what} of the {keys}?",
@@ -57,11 +57,12 @@ class Needle(Task):
         context, hidden = self._context(rng, split, material, self.length)
         asked = rng.sample(hidden, self.queries)
         text = _question(rng, split, asked)
-        return conversation(f"{context}\n\n{text}", _answer(asked), max_tokens=16 * self.queries)
+        expected = [fact.value for fact in asked]
+        return conversation(f"{context}\n\n{text}", _answer(asked), expected=expected, max_tokens=32 * self.queries)
 
     def score(self, example: Example, output: str) -> dict[str, float]:
         """correct: all values in the order asked; found: the share of them in their places."""
-        expected, given = example.expected.split(", "), final_answer(output).split(", ")
+        expected, given = example.expected, values(output)
         found = sum(a == b for a, b in zip(expected, given, strict=False)) / len(expected)
         return {"correct": float(expected == given), "found": found}
 
@@ -79,8 +80,8 @@ class Needle(Task):
         return Needle(max(least, rng.randint(tokens // 4, tokens)), needles, queries)
 
     def _context(self, rng: random.Random, split: Split, material: Material, length: int) -> tuple[str, list[Fact]]:
-        hidden = facts(rng, self.needles)
-        said = [fact.put(SENTENCES.pick(rng, split)) for fact in hidden]
+        hidden = facts(rng, split, self.needles)
+        said = [fact.stated for fact in hidden]
         filler = material.filler(rng, split, budget(material, length, *said, _question(rng, split, hidden[: self.queries])))
         if self.depth < 0:
             return hide(rng, said, filler), hidden
@@ -96,7 +97,7 @@ def _question(rng: random.Random, split: Split, asked: Sequence[Fact]) -> str:
 
 
 def _answer(asked: Sequence[Fact]) -> str:
-    return ", ".join(fact.value for fact in asked)
+    return SEPARATOR.join(fact.quoted for fact in asked)
 
 
 TASK = Needle

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Example, Lesson, Split, Task, conversation
-from hasten.lab.testbed.tasks.facts import LINES, SENTENCES, Fact, budget, facts, hide, interview, question
+from hasten.lab.testbed.tasks.facts import LINES, SENTENCES, Fact, budget, facts, hide, interview, question, values
 
 MOST_PAIRS = 64
 TOKENS_A_PAIR = 18
-TOKENS_A_QUESTION = 30
+TOKENS_A_QUESTION = 40
 MOST_QUESTIONS = 8
 
 
@@ -38,7 +38,11 @@ class Recall(Task):
     def example(self, rng: random.Random, split: Split, material: Material) -> Example:
         context, stated = self._context(rng, split, material, self.length)
         asked = rng.choice(stated)
-        return conversation(f"{context}\n\n{question(rng, split, asked)}", asked.value, max_tokens=16)
+        text = f"{context}\n\n{question(rng, split, asked)}"
+        return conversation(text, asked.quoted, expected=asked.value, max_tokens=32)
+
+    def score(self, example: Example, output: str) -> dict[str, float]:
+        return {"correct": float(values(output) == [example.expected])}
 
     def lesson(self, rng: random.Random, material: Material) -> Lesson:
         """Several questions about one context."""
@@ -46,7 +50,7 @@ class Recall(Task):
         asked = rng.randint((most + 1) // 2, most)
         length = max(0, self.length - TOKENS_A_QUESTION * (asked - 1))
         context, stated = self._context(rng, "train", material, length)
-        return interview(context, [(question(rng, "train", f), f.value) for f in rng.sample(stated, asked)])
+        return interview(context, [(question(rng, "train", f), f.quoted) for f in rng.sample(stated, asked)])
 
     def easier(self, rng: random.Random, tokens: int) -> Recall:
         questions = MOST_QUESTIONS * TOKENS_A_QUESTION
@@ -56,10 +60,9 @@ class Recall(Task):
         return Recall(pairs, length)
 
     def _context(self, rng: random.Random, split: Split, material: Material, length: int) -> tuple[str, list[Fact]]:
-        stated = facts(rng, self.pairs)
         wordings = SENTENCES if length or rng.random() < 0.5 else LINES
-        wording = wordings.pick(rng, split)
-        said = [fact.put(wording) for fact in stated]
+        stated = facts(rng, split, self.pairs, wordings.pick(rng, split))
+        said = [fact.stated for fact in stated]
         if not length:
             return ("\n" if wordings is LINES else " ").join(said), stated
         filler = material.filler(rng, split, budget(material, length, *said, question(rng, split, stated[0])))

@@ -59,17 +59,19 @@ class Chain:
 
     names: tuple[str, ...]
     value: str
+    wording: str
 
-    def statements(self, wording: str) -> list[str]:
+    @property
+    def statements(self) -> list[str]:
         sources = (self.value, *self.names)
-        return [wording.format(name=name, value=source) for name, source in zip(self.names, sources, strict=False)]
+        return [self.wording.format(name=name, value=source) for name, source in zip(self.names, sources, strict=False)]
 
     def answer(self, position: int, steps: bool) -> str:
-        """What is said of the variable at a position."""
+        """What is said of the variable at a position; the steps quote the statements on the way to the value."""
         if not steps:
             return self.value
-        path = (*self.names[position::-1], self.value)
-        return f"<think>\nHere {' = '.join(path)}\n</think>\n\n{self.value}"
+        path = "\n".join(self.statements[position::-1])
+        return f"<think>\n{path}\n</think>\n\n{self.value}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ class Tracing(Task):
         size = self.hops + 1
         names = rng.sample(words.NOUNS, size * (self.chains + 1))
         values = words.distinct(rng, self.chains + 1, lambda r: words.number(r, 4))
-        chains = [Chain(tuple(names[i * size : (i + 1) * size]), value) for i, value in enumerate(values)]
         wording = STATEMENTS.pick(rng, split)
-        waiting = [iter(chain.statements(wording)) for chain in chains]
+        chains = [Chain(tuple(names[i * size : (i + 1) * size]), value, wording) for i, value in enumerate(values)]
+        waiting = [iter(chain.statements) for chain in chains]
         turns = [one for one in waiting for _ in range(size)]
         rng.shuffle(turns)
         said = [next(one) for one in turns]
@@ -159,7 +161,7 @@ def questions(length: int) -> int:
 
 def question_tokens(hops: int, length: int) -> int:
     """Tokens that surely hold a lesson's questions and answers."""
-    return questions(length) * (36 + 6 * hops)
+    return questions(length) * (36 + 14 * hops)
 
 
 TASK = Tracing
