@@ -36,9 +36,13 @@ def testbed(
     """Train a model of the testbed from nothing, or go on with a run that was cut off.
 
     One tokenizer serves all models: give `--tokenizer` for the second and later ones."""
+    from hasten.engine.technique import ConfigError
     from hasten.lab.training import testbed as training
 
-    training.run(
-        model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
-        tokenizer=tokenizer, device=device, threads=threads,
-    )  # fmt: skip
+    try:
+        training.run(
+            model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
+            tokenizer=tokenizer, device=device, threads=threads,
+        )  # fmt: skip
+    except (ValueError, FileNotFoundError) as fault:
+        raise ConfigError(str(fault)) from None

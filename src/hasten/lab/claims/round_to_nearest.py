@@ -29,10 +29,14 @@ def run(setting: Setting) -> Outcome:
 
 def _requirements() -> tuple[Requirement, ...]:
     what = {"sums": "3-operand sums with written steps", "recall": "recall of 16 pairs", "json": "JSON for a schema"}
-    bounds = {("sums", 2): {"at_least": 20.0}, ("sums", 8): {"at_most": 3.0}, ("recall", 8): {"at_most": 3.0}}
+    at_least, at_most = {("sums", 2): 20.0}, {("sums", 8): 3.0, ("recall", 8): 3.0}
     return tuple(
         Requirement(
-            name=f"{name}-{bits}", what=f"points lost on {task} at {bits} bits", unit="points", **bounds.get((name, bits), {})
+            name=f"{name}-{bits}",
+            what=f"points lost on {task} at {bits} bits",
+            unit="points",
+            at_least=at_least.get((name, bits)),
+            at_most=at_most.get((name, bits)),
         )
         for name, task in what.items()
         for bits in BITS

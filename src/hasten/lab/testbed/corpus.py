@@ -38,9 +38,9 @@ def documents(folder: Path | None) -> Iterator[Document]:
         "gsm8k-train.jsonl": sums.gsm8k,
         "humaneval.jsonl": code_text.humaneval,
     }
-    for name, read in readers.items() if folder else ():
-        path = folder / name
-        if path.is_file():
+    for name, read in readers.items():
+        path = folder / name if folder else None
+        if path and path.is_file():
             yield from read(path.read_text(encoding="utf-8"))
     yield from code_text.standard_library()
     yield from code_text.language_topics()

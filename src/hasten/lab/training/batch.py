@@ -13,7 +13,7 @@ from torch import Tensor
 from hasten.lab.testbed.document import Document
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Lesson, Task
-from hasten.lab.testbed.tokenizer import END_OF_TEXT, SPECIAL_TOKENS
+from hasten.lab.testbed.tokenizer import SPECIAL_TOKENS, stop_token_ids
 
 SHORTEST_ECHO = 8
 SHORTEST_STRETCH = 24
@@ -57,7 +57,7 @@ class Windows:
         self._material = material
         self._mixture = mixture
         self._seed = seed
-        self._end = tokenizer.token_to_id(END_OF_TEXT)
+        self._end, _ = stop_token_ids(tokenizer)
         self._documents: dict[str, list[Document]] = {k: material.documents("train", k) for k, _ in mixture.texts}
         missing = [kind for kind, found in self._documents.items() if not found]
         if missing:

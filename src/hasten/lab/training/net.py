@@ -197,3 +197,8 @@ class Llama(nn.Module):
         """tokens [batch, length] int64 -> logits [batch, length, vocab], or [batch, last, vocab] of the last ones only."""
         hidden = self.model(tokens, positions)
         return F.linear(hidden if last is None else hidden[:, -last:], self.model.embed_tokens.weight)
+
+
+def attentions(net: Llama) -> list[Attention]:
+    """The attention of every layer."""
+    return [module for module in net.modules() if isinstance(module, Attention)]

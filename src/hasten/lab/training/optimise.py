@@ -44,7 +44,7 @@ class Optimisers:
             stepper.step()
             stepper.zero_grad()
         with torch.no_grad():
-            self._embedding += mean - self._embedding.mean(0)
+            self._embedding.add_(mean - self._embedding.mean(0))
         return float(norm)
 
     def state(self) -> list[dict[str, Any]]:

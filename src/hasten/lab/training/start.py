@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hasten.lab.training.net import Attention, Llama
+from hasten.lab.training.net import Attention, Llama, attentions
 
 EMBEDDING_STD = 0.05
 SHARPNESS = 6.0
@@ -39,7 +39,7 @@ def wire(net: Llama) -> None:
     constant = torch.randn(config.hidden_size)
     constant *= EMBEDDING_STD * config.hidden_size**0.5 / constant.norm()
     embedding += constant - embedding.mean(0)
-    first, second = (net.model.layers[i].self_attn for i in range(2))
+    first, second = attentions(net)[:2]
     width = config.head_dim
     # Normed, the constant is half the energy of a row: this reads it as 1.
     read = constant / constant.norm() / (config.hidden_size / 2) ** 0.5
@@ -51,16 +51,15 @@ def wire(net: Llama) -> None:
         heads = range(group * first.group_size, (group + 1) * first.group_size)
         _rows(first.k_proj, group, width).add_(torch.outer(here, read))
         _rows(first.v_proj, group, width).copy_(PREVIOUS * own)
-        for head, query, out in zip(heads, back, written, strict=True):
-            _rows(first.q_proj, head, width).add_(torch.outer(query, read))
+        for head, pointer, out in zip(heads, back, written, strict=True):
+            _rows(first.q_proj, head, width).add_(torch.outer(pointer, read))
             _columns(first, head).copy_(PREVIOUS * out.T)
         # Queries hold the token itself and those before it, keys the ones before those, order by order turned alike.
-        _rows(second.q_proj, heads[0], width).copy_(
-            MATCHING * sum(turn @ token for turn, token in zip(turns, (own, *written), strict=False))
+        query, key = (
+            torch.stack([a @ b for a, b in zip(turns, tokens, strict=False)]) for tokens in ((own, *written), written)
         )
-        _rows(second.k_proj, group, width).copy_(
-            MATCHING * sum(turn @ token for turn, token in zip(turns, written, strict=True))
-        )
+        _rows(second.q_proj, heads[0], width).copy_(MATCHING * query.sum(0))
+        _rows(second.k_proj, group, width).copy_(MATCHING * key.sum(0))
         _rows(second.v_proj, group, width).copy_(COPYING * copied)
         _columns(second, heads[0]).copy_(COPYING * copied.T)
 

@@ -99,7 +99,7 @@ class Run:
                 tokens = self.progress.tokens + batch.inputs.numel()
                 coming = ahead.submit(self._batch, self.progress.step + 1, tokens)
                 loss = training_loss(self.net, batch.to(self.device))
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 rate = self.recipe.rate(self.progress.tokens, self.progress.tokens - self.started_at)
                 norm = self.optimisers.step(rate)
                 now = time.monotonic()
