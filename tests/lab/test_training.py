@@ -376,6 +376,14 @@ def test_an_exported_network_can_be_loaded_again(tmp_path: Path, tokenizer: Toke
         torch.testing.assert_close(other, parameter.bfloat16().float())
 
 
+def test_damaged_weights_are_refused(tmp_path: Path, tokenizer: Tokenizer, tiny: NetConfig) -> None:
+    export(Llama(tiny), tokenizer, tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"safetensors is damaged"):
+        load(tmp_path)
+
+
 def test_transformers_computes_the_same_logits(tmp_path: Path, tokenizer: Tokenizer, tiny: NetConfig) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -7,8 +7,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from hasten.lab.testbed.tokenizer import save_tokenizer, stop_token_ids
 from hasten.lab.training.net import Llama, MixtralConfig, NetConfig
@@ -56,5 +58,12 @@ def load(folder: Path) -> tuple[Llama, Tokenizer]:
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = MixtralConfig if content["model_type"] == MIXTRAL["model_type"] else NetConfig
     net = Llama(kind(**{field.name: content[field.name] for field in fields(kind)}))
-    net.load_state_dict(load_file(folder / "model.safetensors"))
+    net.load_state_dict(_weights(folder / "model.safetensors"))
     return net, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as fault:
+        raise ValueError(f"{path} is damaged: {fault}") from None
