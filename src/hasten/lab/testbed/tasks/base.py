@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -66,6 +66,13 @@ class Wordings:
 
     def pick(self, rng: random.Random, split: Split) -> str:
         return rng.choice(self.train if split == "train" else self.held_out)
+
+    @classmethod
+    def of(cls, frames: Sequence[str], cores: Sequence[str]) -> Wordings:
+        """Every core in every frame, where the frame says `{}`; every fifth one is held out. So many wordings cannot be known
+        by heart: what stands in the prompt has to be read."""
+        all_of_them = [frame.replace("{}", core) for frame in frames for core in cores]
+        return cls(tuple(w for i, w in enumerate(all_of_them) if i % 5 != 2), tuple(all_of_them[2::5]))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from hasten.lab.testbed.tasks.base import ANSWERING, Example, Lesson, Piece, Spl
 from hasten.lab.testbed.things import KINDS, Kind, told
 
 MOST_FIELDS = 6
+BOOLEAN = {"type": "boolean"}
+PLAIN = "has the {} {{}}"
+IN_PLAIN_WORDS = 0.4
+"""The share of facts that are told with the field's own name, which need no understanding to be found."""
 QUESTIONS = 3
 """How many schemas a lesson asks about one text."""
 REQUESTS = Wordings(
@@ -104,7 +108,10 @@ class _Thing:
         for fact in rng.sample(kind.facts, min(len(kind.facts), max(2, fields + rng.randint(0, 1)))):
             name = rng.choice([n for n in fact.names if n not in values])
             values[name], schemas[name] = fact.draw(rng), fact.schema
-            predicates.append(fact.told.pick(rng, split).format(told(values[name])))
+            wording = (
+                PLAIN.format(name) if rng.random() < IN_PLAIN_WORDS and fact.schema != BOOLEAN else fact.told.pick(rng, split)
+            )
+            predicates.append(wording.format(told(values[name])))
         return cls(values, schemas, _text(rng, kind, title, predicates))
 
     def question(self, rng: random.Random, fields: int) -> tuple[dict[str, Any], dict[str, Any]]:

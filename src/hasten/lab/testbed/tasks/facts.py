@@ -11,41 +11,54 @@ from hasten.lab.testbed.document import END_OF_TURN, turn
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import ANSWERING, Lesson, Piece, Split, Wordings, final_answer
 
-SENTENCES = Wordings(
-    train=(
-        "The {what} of the {key} is {value}.",
-        "The {what} for the {key} is {value}.",
-        "The {key} has the {what} {value}.",
-        "For the {key}, the {what} is {value}.",
-        "Remember that the {what} of the {key} is {value}.",
-        "Someone said that the {what} of the {key} was {value}.",
-        "The {key} was given the {what} {value}.",
-        "Whoever asks for the {key} must say the {what} {value}.",
-    ),
-    held_out=(
-        "The {what} that belongs to the {key} is {value}.",
-        "Note that the {key} has the {what} {value}.",
-        "By the way, the {what} of the {key} is {value}.",
+STATED = (
+    "Now {}.",
+    "Here {}.",
+    "Note that {}.",
+    "Remember that {}.",
+    "We know that {}.",
+    "By the way, {}.",
+    "Someone said that {}.",
+)
+"""Frames of statements."""
+SENTENCES = Wordings.of(
+    ("{}.", *STATED),
+    (
+        "the {what} of the {key} is {value}",
+        "the {what} for the {key} is {value}",
+        "the {key} has the {what} {value}",
+        "the {what} of the {key} was {value}",
+        "the {key} got the {what} {value}",
+        "the {what} that belongs to the {key} is {value}",
+        "the {key} goes with the {what} {value}",
+        "the {what} given to the {key} is {value}",
+        "for the {key}, the {what} is {value}",
+        "whoever wants the {key} needs the {what} {value}",
+        "the {key} needs {value} as its {what}",
     ),
 )
-LINES = Wordings(
-    train=("{key}: {value}", "{key} = {value}", "{key} -> {value}", "- {key}: {value}", "| {key} | {value} |", "{key} {value}"),
-    held_out=("* {key}: {value}", "{key} => {value}", "{key}, {value}"),
-)
-QUESTIONS = Wordings(
-    train=(
-        "What is the {what} of the {key}?",
-        "What is the {what} for the {key}?",
-        "Which {what} does the {key} have?",
-        "Which {what} belongs to the {key}?",
-        "Tell me the {what} of the {key}.",
-        "Give the {what} for the {key}.",
-        "What {what} was given to the {key}?",
-        "Look up the {key}.",
-        "I need the {what} of the {key}.",
-        "{key}?",
+LINES = Wordings.of(
+    ("{}", "- {}", "* {}", "+ {}", "> {}", "| {} |"),
+    (
+        "{key}: {value}",
+        "{key} = {value}",
+        "{key} -> {value}",
+        "{key} => {value}",
+        "{key} | {value}",
+        "{key}, {value}",
+        "{key} {value}",
     ),
-    held_out=("Please tell me the {what} of the {key}.", "Find the {what} of the {key}.", "What was the {what} of the {key}?"),
+)
+ASKED = ("What is {}?", "Tell me {}.", "Please give {}.", "Find {}.", "What was {}?", "I need {}.", "Look up {}.")
+"""Frames of questions."""
+QUESTIONS = Wordings.of(
+    ASKED,
+    (
+        "the {what} of the {key}",
+        "the {what} for the {key}",
+        "the {what} that belongs to the {key}",
+        "the {what} belonging to the {key}",
+    ),
 )
 SEPARATOR = "; "
 KEYS: tuple[Callable[[random.Random], str], ...] = (words.pair, words.pair, words.code)

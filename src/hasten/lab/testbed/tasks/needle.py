@@ -11,21 +11,13 @@ from dataclasses import dataclass
 
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Example, Lesson, Split, Task, Wordings, conversation
-from hasten.lab.testbed.tasks.facts import SEPARATOR, Fact, budget, facts, hide, interview, question, values
+from hasten.lab.testbed.tasks.facts import ASKED, SEPARATOR, Fact, budget, facts, hide, interview, question, values
 
 MOST_NEEDLES = 16
 SHORTEST = 64
-TOKENS_A_NEEDLE = 20
+TOKENS_A_NEEDLE = 28
 TOKENS_A_QUESTION = 40
-SEVERAL = Wordings(
-    train=(
-        "What is the {what} of the {keys}?",
-        "Tell me the {what} of the {keys}.",
-        "Which {what} belongs to the {keys}?",
-        "I need the {what} of the {keys}.",
-    ),
-    held_out=("Please tell me the {what} of the {keys}.", "Find the {what} of the {keys}."),
-)
+SEVERAL = Wordings.of(ASKED, ("the {what} of the {keys}", "the {what} for the {keys}"))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hasten.lab.testbed.tasks.base import Example, Lesson, Split, Task, conversa
 from hasten.lab.testbed.tasks.facts import LINES, SENTENCES, Fact, budget, facts, hide, interview, question, values
 
 MOST_PAIRS = 64
-TOKENS_A_PAIR = 18
+TOKENS_A_PAIR = 26
 TOKENS_A_QUESTION = 40
 MOST_QUESTIONS = 8
 

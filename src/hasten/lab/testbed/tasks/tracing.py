@@ -14,42 +14,26 @@ from hasten.lab.testbed.document import turn
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.sums import THINK_FIRST
 from hasten.lab.testbed.tasks.base import Example, Lesson, Piece, Split, Task, Wordings, conversation
-from hasten.lab.testbed.tasks.facts import budget, hide, interview
+from hasten.lab.testbed.tasks.facts import ASKED, STATED, budget, hide, interview
 
 MOST_HOPS = 4
 MOST_CHAINS = 31
 LEAST_QUESTIONS, MOST_QUESTIONS = 6, 12
-TOKENS_A_STATEMENT = 16
+TOKENS_A_STATEMENT = 20
 TOKENS_AROUND = 64
 WITH_STEPS = 0.75
 
-STATEMENTS = Wordings(
-    train=(
-        "VAR {name} = {value}.",
-        "Let {name} = {value}.",
-        "Let {name} be {value}.",
-        "Set {name} to {value}.",
-        "Now {name} is {value}.",
-        "Here {name} = {value}.",
-        "Define {name} as {value}.",
-        "Note that {name} = {value}.",
-        "Make {name} equal to {value}.",
-        "The variable {name} is {value}.",
+STATEMENTS = Wordings.of(
+    STATED,
+    tuple(
+        f"{subject} {relation} {{value}}"
+        for subject in ("{name}", "the variable {name}", "the name {name}", "item {name}", "the word {name}")
+        for relation in ("=", "is", "equals", "has the value", "stands for", ":=")
     ),
-    held_out=("Let the variable {name} be {value}.", "Define {name} = {value}.", "Note that {name} is {value}."),
 )
-QUERIES = Wordings(
-    train=(
-        "What is {name}?",
-        "What is the value of {name}?",
-        "Which number is {name}?",
-        "What number is {name} equal to?",
-        "Give the value of {name}.",
-        "Tell me the value of {name}.",
-        "Which value does {name} have?",
-        "Find the value of {name}.",
-    ),
-    held_out=("What value does {name} have?", "Tell me what {name} is.", "Which number is the value of {name}?"),
+QUERIES = Wordings.of(
+    ASKED,
+    ("{name}", "the value of {name}", "the number of {name}", "what {name} stands for"),
 )
 
 
@@ -161,7 +145,7 @@ def questions(length: int) -> int:
 
 def question_tokens(hops: int, length: int) -> int:
     """Tokens that surely hold a lesson's questions and answers."""
-    return questions(length) * (36 + 14 * hops)
+    return questions(length) * (36 + 18 * hops)
 
 
 TASK = Tracing
