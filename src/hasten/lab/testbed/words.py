@@ -71,7 +71,7 @@ def code(rng: random.Random) -> str:
 
 def sentence(rng: random.Random) -> str:
     """A plain sentence that means nothing much."""
-    subject = rng.choice((f"The {pair(rng)}", rng.choice(NAMES), f"A {rng.choice(NOUNS)}"))
+    subject = rng.choice((f"The {pair(rng)}", rng.choice(NAMES), f"The {rng.choice(NOUNS)}"))
     return f"{subject} {rng.choice(VERBS)} the {pair(rng)} {rng.choice(PLACES)} the {rng.choice(NOUNS)}."
 
 

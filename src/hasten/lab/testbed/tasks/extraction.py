@@ -16,7 +16,7 @@ from hasten.lab.testbed.things import KINDS, Kind, told
 
 MOST_FIELDS = 6
 BOOLEAN = {"type": "boolean"}
-PLAIN = "has the {} {{}}"
+PLAIN = "is listed with {}: {{}}"
 IN_PLAIN_WORDS = 0.4
 """The share of facts that are told with the field's own name, which need no understanding to be found."""
 QUESTIONS = 3
