@@ -102,7 +102,7 @@ def engine_model(path: str, dtype: str, load_format: str = "auto") -> Any:
 
     make = partial(DenseWeights, context=WeightContext(kernels.load(), False))
 
-    def store(weight: Any, bias: Any = None) -> Any:
+    def store(weight: Any, bias: Any = None, *, name: str = "") -> Any:
         return make(weight, bias)
 
     return models.load(ModelConfig(path=path, dtype=dtype, load_format=load_format), store, torch.device("cpu"))

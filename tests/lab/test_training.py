@@ -131,7 +131,7 @@ def test_training_loss_and_its_gradients_are_those_of_cross_entropy(monkeypatch:
 
 def test_wired_heads_look_at_the_token_before_and_for_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    config = NetConfig(vocab_size=512, hidden_size=128, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128)
+    config = NetConfig(vocab_size=512, intermediate_size=64, num_hidden_layers=2, max_position_embeddings=128)
     net = Llama(config)
     wire(net)
     seen: list[torch.Tensor] = []

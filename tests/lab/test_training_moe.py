@@ -154,7 +154,7 @@ def test_some_steps_lower_the_loss() -> None:
         loss.backward()
         optimisers.step(1.0)
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_muon_gets_the_experts_and_not_the_routers() -> None:
