@@ -22,7 +22,9 @@ from hasten.lab.testbed import corpus
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.scores import BITS_PER_BYTE, Estimate, Scores
 from hasten.lab.testbed.tasks import registry
+from hasten.lab.testbed.tasks.arithmetic import Arithmetic
 from hasten.lab.testbed.tasks.base import Example, Split, Task
+from hasten.lab.testbed.tasks.needle import Needle
 
 split = cache(corpus.split)  # reading the texts takes seconds
 LIKE = ("--set", "model.load_format=dummy", "--set", "model.dtype=float32", "--set", "kv.memory_bytes=4194304")
@@ -115,3 +117,13 @@ def test_figures_in_words() -> None:
     assert in_words("correct", Estimate(value=0.935, low=0.891, high=0.962)) == "93.5 % (89.1-96.2)"
     assert in_words("correct", Estimate(value=0.01, low=-0.025, high=0.045), signed=True) == "+1.0 points (-2.5 to +4.5)"
     assert in_words(BITS_PER_BYTE, Estimate(value=2.134, low=2.0121, high=2.25)) == "2.134 (2.012-2.250)"
+
+
+def test_standard_tasks_longer_than_the_context_are_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from hasten.cli.eval import _fitting
+
+    tasks: list[Task] = [Needle(length=4096), Arithmetic()]
+    assert _fitting(tasks, 2048) == tasks[1:]
+    assert "needle:length=4096" in capsys.readouterr().err
+    assert _fitting(tasks, 8192) == tasks
+    assert not capsys.readouterr().err

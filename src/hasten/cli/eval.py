@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hasten.lab.testbed.tasks.base import Task
 
 
+ROOM_FOR_AN_ANSWER = 128
+
+
 class _RunUnlessNamed(typer.core.TyperGroup):
     """`hasten eval MODEL` is `hasten eval run MODEL`."""
 
@@ -173,6 +176,8 @@ def _evaluate(configs: list[EngineConfig], notations: list[str] | None, n: int, 
             def progress(what: str, done: int, total: int, side: str = side) -> None:
                 tell(side + what, done, total)
 
+            if not notations:
+                tasks = _fitting(tasks, llm.engine.max_length)
             if material is None:
                 progress("reading texts", 0, 1)
                 material = material_for(llm)
@@ -184,6 +189,16 @@ def _evaluate(configs: list[EngineConfig], notations: list[str] | None, n: int, 
             finally:
                 llm.engine.executor.close()
     return out
+
+
+def _fitting(tasks: list[Task], context: int) -> list[Task]:
+    """The standard tasks that a model with so short a context can be asked; the others are named."""
+    from hasten.lab.testbed.tasks.registry import notation
+
+    fitting = [task for task in tasks if getattr(task, "length", 0) + ROOM_FOR_AN_ANSWER <= context]
+    if left_out := [notation(task) for task in tasks if task not in fitting]:
+        typer.echo(f"left out, longer than the context of {context:,} tokens: {', '.join(left_out)}", err=True)
+    return fitting
 
 
 def _compared(both: tuple[Scores, Scores], names: tuple[str, str], to: Path | None, plot: Path | None) -> None:

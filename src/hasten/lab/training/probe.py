@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Tokenizer
 
-from hasten.lab.testbed.document import END_OF_TURN
+from hasten.lab.testbed.document import END_OF_TEXT, END_OF_TURN
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.base import Task
 from hasten.lab.testbed.tasks.registry import notation
@@ -45,7 +45,8 @@ def probe(net: Llama, tokenizer: Tokenizer, material: Material, tasks: Sequence[
         for number in range(n):
             example = task.example(random.Random(f"probe/{notation(task)}/{number}"), "held-out", material)
             prompt = tokenizer.encode(example.prompt, add_special_tokens=False).ids
-            answer = tokenizer.encode(example.answer + END_OF_TURN, add_special_tokens=False).ids
+            end = END_OF_TURN if example.messages else END_OF_TEXT
+            answer = tokenizer.encode(example.answer + end, add_special_tokens=False).ids
             with torch.autocast(device.type, torch.bfloat16):
                 logits = net(torch.tensor([prompt + answer], device=device), last=len(answer) + 1)[0, :-1]
             right += bool((logits.argmax(-1).cpu() == torch.tensor(answer)).all())
