@@ -201,16 +201,14 @@ def test_a_traced_value_follows_from_the_statements(length: int, material: Mater
     for seed in SEEDS:
         drawn = example(task, seed, material)
         assert not length or length - 120 < material.count(drawn.prompt) <= length
-        thought, _, final = drawn.answer.removeprefix("<think>\n").partition("\n</think>\n\n")
+        thought, _, final = drawn.answer.removeprefix("<think>\nSo ").partition("\n</think>\n\n")
         assert final == drawn.expected
+        quotes = thought.split(", ")
         context, _, question = content(drawn).rpartition("\n\n")
-        steps = [
-            re.search(r"(\w+) (?:=|is|equals|has the value|stands for|:=) (\w+)\.$", line).groups()
-            for line in thought.split("\n")
-        ]  # type: ignore[union-attr]
+        steps = [re.fullmatch(r"(\w+) (?:=|is|equals|has the value|stands for|:=) (\w+)", quote).groups() for quote in quotes]  # type: ignore[union-attr]
         assert len(steps) == 4 and re.search(rf"\b{steps[0][0]}\b", question)
         assert all(source == name for (_, source), (name, _) in itertools.pairwise(steps)) and steps[-1][1] == final
-        places = [[m.start() for m in re.finditer(re.escape(line), context)] for line in thought.split("\n")]
+        places = [[m.start() for m in re.finditer(rf"\b{re.escape(quote)}\b", context)] for quote in quotes]
         assert all(len(found) == 1 for found in places)
         assert places == sorted(places, reverse=True)
 
@@ -229,7 +227,7 @@ def test_lessons_in_tracing_ask_at_several_distances(material: Material) -> None
         assert len(learnt(lesson)) == tracing.LEAST_QUESTIONS
         thinks = lesson[0].text.startswith("<|im_start|>system")
         assert all(("<think>" in answer) == thinks for answer in learnt(lesson))
-        hops |= {answer.count(".\n") for answer in learnt(lesson)} if thinks else set()
+        hops |= {answer.count(", ") + 1 for answer in learnt(lesson)} if thinks else set()
         thinking += thinks
     assert hops == {1, 2, 3}
     assert 0 < thinking < 20

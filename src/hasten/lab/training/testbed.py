@@ -20,6 +20,7 @@ from hasten.lab.training.train import Run
 
 LESSONS_A_TASK = 400
 LESSON_TOKENS = 480
+ANSWERS_COUNT = 10
 
 
 def run(
@@ -54,9 +55,12 @@ def _tokenizer(out: Path, given: Path | None, data: Path | None) -> Tokenizer:
 
 
 def _samples(texts: Material) -> Iterator[str]:
-    """What the tokenizer learns from: all training texts, and lessons of every task."""
+    """What the tokenizer learns from: all training texts, and lessons of every task. Answers count more: a word that an answer
+    writes without a space before it should be a token like the spaced one that it is copied from."""
     yield from (document.text for document in texts.training)
     rng = random.Random("tokenizer")
     for name in TASKS:
         for _ in range(LESSONS_A_TASK):
-            yield "".join(piece.text for piece in find(name).easier(rng, LESSON_TOKENS).lesson(rng, texts))
+            lesson = find(name).easier(rng, LESSON_TOKENS).lesson(rng, texts)
+            yield "".join(piece.text for piece in lesson)
+            yield from [piece.text for piece in lesson if piece.learn] * ANSWERS_COUNT

@@ -75,7 +75,7 @@ class Run:
             say(f"from {init} after {self.progress.tokens:,} tokens, with new optimisers")
         else:
             self.net = Llama(MODELS[recipe.model])
-            wire(self.net)
+            wire(self.net, tokenizer)
         self.net.to(self.device)
         self.optimisers = Optimisers(self.net, recipe)
         self.started_at = self.progress.tokens

@@ -92,8 +92,9 @@ class Fact:
     @property
     def quoted(self) -> str:
         """The answer to a question about it: how it was stated, from the key to the value. A small model that quotes has to
-        find its place and to go on; one that gives the bare value has to do it all in a single step."""
-        return self.put("{key}" + self.wording.partition("{key}")[2].partition("{value}")[0] + "{value}")
+        find its place and to go on; one that gives the bare value has to do it all in a single step. The article makes the
+        key's first token the one that it is in the question."""
+        return self.put("The {key}" + self.wording.partition("{key}")[2].partition("{value}")[0] + "{value}")
 
 
 def facts(rng: random.Random, split: Split, count: int, wording: str | None = None) -> list[Fact]:

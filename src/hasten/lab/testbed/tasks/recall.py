@@ -14,6 +14,7 @@ from hasten.lab.testbed.tasks.facts import LINES, SENTENCES, Fact, budget, facts
 
 MOST_PAIRS = 64
 TOKENS_A_PAIR = 26
+TOKENS_A_BARE_PAIR = 20
 TOKENS_A_QUESTION = 40
 MOST_QUESTIONS = 8
 
@@ -46,16 +47,16 @@ class Recall(Task):
 
     def lesson(self, rng: random.Random, material: Material) -> Lesson:
         """Several questions about one context."""
-        most = min(self.pairs, MOST_QUESTIONS)
+        most = questions(self.pairs)
         asked = rng.randint((most + 1) // 2, most)
         length = max(0, self.length - TOKENS_A_QUESTION * (asked - 1))
         context, stated = self._context(rng, "train", material, length)
         return interview(context, [(question(rng, "train", f), f.quoted) for f in rng.sample(stated, asked)])
 
     def easier(self, rng: random.Random, tokens: int) -> Recall:
-        questions = MOST_QUESTIONS * TOKENS_A_QUESTION
-        most = max(tokens // (TOKENS_A_PAIR + TOKENS_A_QUESTION), (tokens - questions) // TOKENS_A_PAIR, 1)
-        pairs = min(MOST_PAIRS, most, int(2 ** rng.uniform(1, 6)))
+        pairs = int(2 ** rng.uniform(1, 6))
+        while pairs > 1 and pairs * TOKENS_A_BARE_PAIR + questions(pairs) * TOKENS_A_QUESTION > tokens:
+            pairs = pairs * 3 // 4
         length = rng.randint(TOKENS_A_PAIR * pairs, max(TOKENS_A_PAIR * pairs, tokens)) if rng.random() < 0.6 else 0
         return Recall(pairs, length)
 
@@ -67,6 +68,11 @@ class Recall(Task):
             return ("\n" if wordings is LINES else " ").join(said), stated
         filler = material.filler(rng, split, budget(material, length, *said, question(rng, split, stated[0])))
         return hide(rng, said, filler), stated
+
+
+def questions(pairs: int) -> int:
+    """How many a lesson asks at most. Few about lists of middling size, so that a short window holds one."""
+    return min(pairs, MOST_QUESTIONS // 2 if 6 < pairs < 20 else MOST_QUESTIONS)
 
 
 TASK = Recall

@@ -51,11 +51,14 @@ class Chain:
         return [self.wording.format(name=name, value=source) for name, source in zip(self.names, sources, strict=False)]
 
     def answer(self, position: int, steps: bool) -> str:
-        """What is said of the variable at a position; the steps quote the statements on the way to the value."""
+        """What is said of the variable at a position; the steps quote the statements on the way to the value, each from its
+        name on: `So raven is tulip, tulip is 4821`."""
         if not steps:
             return self.value
-        path = "\n".join(self.statements[position::-1])
-        return f"<think>\n{path}\n</think>\n\n{self.value}"
+        core = "{name}" + self.wording.partition("{name}")[2].rstrip(".")
+        sources = (self.value, *self.names)
+        path = ", ".join(core.format(name=self.names[i], value=sources[i]) for i in range(position, -1, -1))
+        return f"<think>\nSo {path}\n</think>\n\n{self.value}"
 
 
 @dataclass(frozen=True)
