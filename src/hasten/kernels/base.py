@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasten.kernels.quantized import QuantizedWeight
+
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -230,6 +232,18 @@ class Kernels(Protocol):
 
         Rows of x, w and out have their last dimension contiguous. Meant for few rows (near the memory bandwidth at T = 1 .. 4)
         and for deterministic runs; big batches are faster in a library GEMM.
+        """
+        ...
+
+    def pack(self, weight: QuantizedWeight) -> Any:
+        """The weight in the layout that `quantized_linear` of these kernels reads."""
+        ...
+
+    def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
+        """out [T, N] = x [T, K] @ weight [N, K]^T + bias [N], x rounded to int8 on the way in, a scale for every group of columns
+        (`round_activations`). Integer sums within a group, groups added left to right in float32: batch-invariant.
+
+        Rows of x and out have their last dimension contiguous.
         """
         ...
 

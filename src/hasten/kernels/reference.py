@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hasten.kernels.base import Activation, ViewIndex
+from hasten.kernels.quantized import QuantizedWeight, round_activations
 
 TILE = 256  # entries per tile where the order of summation is fixed
 
@@ -128,6 +129,20 @@ class ReferenceKernels:
         # One row at a time, each from memory of the same alignment: libraries choose their order of summation by both.
         for row in range(x.shape[0]):
             out[row : row + 1] = F.linear(x[row : row + 1].clone(), w, bias)
+
+    def pack(self, weight: QuantizedWeight) -> QuantizedWeight:
+        return weight
+
+    def quantized_linear(self, x: Tensor, packed: QuantizedWeight, bias: Tensor | None, out: Tensor) -> None:
+        levels, group = packed.levels, packed.group
+        shift = packed.zero if packed.zeros is None else packed.zeros.float()[..., None]
+        weight = F.pad(levels.float(), (0, -levels.shape[1] % group)).view(len(levels), -1, group) - shift
+        whole, scales = round_activations(x, group)
+        total = torch.zeros(out.shape, device=x.device)
+        for g in range(weight.shape[1]):  # products of whole numbers below 2^24: exact in float32
+            total += (whole[:, g] @ weight[:, g].T) * scales[:, g, None] * packed.scales[:, g].float()
+        total *= packed.unit
+        out.copy_(total if bias is None else total + bias.float())
 
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         logits = logits.float()

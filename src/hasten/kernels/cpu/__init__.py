@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hasten.kernels.base import Activation, ViewIndex
 from hasten.kernels.cpu import native
+from hasten.kernels.cpu.packing import PackedWeight, packed
+from hasten.kernels.quantized import QuantizedWeight
 from hasten.kernels.reference import ReferenceKernels
 
 _IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
@@ -89,6 +91,7 @@ class CpuKernels(ReferenceKernels):
         self._attention, self._merge, self._rope_and_store = lib.hasten_attention, lib.hasten_merge, lib.hasten_rope_and_store
         self._rms_norm, self._add_rms_norm, self._act_mul = lib.hasten_rms_norm, lib.hasten_add_rms_norm, lib.hasten_act_mul
         self._copy_blocks, self._linear, self._sample = lib.hasten_copy_blocks, lib.hasten_linear, lib.hasten_sample
+        self._quantized_linear = lib.hasten_quantized_linear
 
     def attention(
         self,
@@ -413,6 +416,50 @@ class CpuKernels(ReferenceKernels):
                 x_stride[0],
                 w_stride[0],
                 out_stride[0],
+            )
+        )
+
+    def pack(self, weight: QuantizedWeight) -> PackedWeight:
+        return packed(weight)
+
+    def quantized_linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
+        dtype, shape, x_stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()
+        is_bf16 = _IS_BF16.get(dtype)
+        outputs, inner = packed.shape
+        if (
+            is_bf16 is None
+            or out.dtype is not dtype
+            or len(shape) != 2
+            or shape[1] != inner
+            or out.shape != (shape[0], outputs)
+            or not (x_stride[1] == out_stride[1] == 1)
+            or (bias is not None and (bias.dtype is not dtype or bias.shape != (outputs,) or not bias.is_contiguous()))
+            or not x.is_cpu
+        ):
+            raise ValueError(
+                f"quantized_linear needs x [T, {inner}], out [T, {outputs}] and bias [{outputs}] of one dtype; got "
+                f"{_say(x, out, bias)}"
+            )
+        panels = packed.panels
+        self._quantized_linear(
+            native.QUANTIZED(
+                is_bf16,
+                packed.bits,
+                1 << (packed.bits - 1),
+                packed.has_zeros,
+                x.data_ptr(),
+                panels.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                out.data_ptr(),
+                shape[0],
+                outputs,
+                inner,
+                packed.group,
+                -(-inner // packed.group),
+                x_stride[0],
+                out_stride[0],
+                panels.stride(0),
+                packed.unit,
             )
         )
 

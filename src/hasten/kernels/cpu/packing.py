@@ -1,0 +1,69 @@
+"""Quantised weights in the layout that `quantized.cpp` reads: panels of 64 outputs, each one stream of bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hasten.kernels.quantized import PANEL, QuantizedWeight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """panels: uint8 [ceil(out / 64), bytes of a panel]; a panel holds, group by group, its words, scales and zero points
+    (where `has_zeros`). The rest as in `QuantizedWeight`."""
+
+    panels: Tensor
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    has_zeros: bool
+    unit: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.panels.nbytes
+
+    def unpacked(self) -> QuantizedWeight:
+        """The weight again."""
+        outputs, inner = self.shape
+        groups = -(-inner // self.group)
+        words = self.group * PANEL * self.bits // 8
+        parts = self.panels.view(len(self.panels), groups, -1)
+        streams = parts[:, :, :words].reshape(len(self.panels), groups, -1, PANEL, 4)
+        if self.bits == 4:
+            streams = torch.stack((streams & 15, streams >> 4), 3)  # [P, G, words, 2, 64, 4]
+            levels = streams.permute(0, 4, 1, 2, 3, 5)
+        else:
+            levels = streams.permute(0, 3, 1, 2, 4)
+        levels = levels.reshape(len(self.panels) * PANEL, -1)[:outputs, :inner].contiguous()
+        scales = parts[:, :, words : words + 2 * PANEL].contiguous().view(torch.float16)
+        zeros = parts[:, :, words + 2 * PANEL :] if self.has_zeros else None
+        by_output = [
+            None if p is None else p.transpose(1, 2).reshape(-1, groups)[:outputs].contiguous() for p in (scales, zeros)
+        ]
+        return QuantizedWeight(levels, by_output[0], by_output[1], self.unit, self.bits, self.group)
+
+
+def packed(weight: QuantizedWeight) -> PackedWeight:
+    """The panels of a weight; outputs that fill up the last one have scale 0, columns that fill up the last group never count,
+    as activations are 0 there."""
+    outputs, inner = weight.levels.shape
+    group, groups, panels = weight.group, weight.scales.shape[1], -(-outputs // PANEL)
+    missing = panels * PANEL - outputs
+    levels = F.pad(weight.levels, (0, groups * group - inner, 0, missing))
+    if weight.bits == 4:
+        halves = levels.view(panels, PANEL, groups, group // 8, 2, 4)
+        streams = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4)
+    else:
+        streams = levels.view(panels, PANEL, groups, group // 4, 4).permute(0, 2, 3, 1, 4)
+    scales = F.pad(weight.scales, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2).contiguous()
+    parts = [streams.reshape(panels, groups, -1), scales.view(torch.uint8).view(panels, groups, -1)]
+    if weight.zeros is not None:
+        parts.append(F.pad(weight.zeros, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2))
+    return PackedWeight(
+        torch.cat(parts, 2).view(panels, -1), (outputs, inner), weight.bits, group, weight.zeros is not None, weight.unit
+    )

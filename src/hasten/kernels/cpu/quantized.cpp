@@ -1,0 +1,258 @@
+// x @ w^T for weights of 8 and 4 bits. Activations are rounded to int8 on the way in, group by group of their columns, so a
+// product is integer multiply-adds with one float multiply-add a group: sum over groups of sx sw (sum of qx qw - z sum of qx).
+//
+// Weights lie in panels of 64 outputs, each one stream of bytes read from front to end: for every group its words, 32 bits of
+// every output in turn (four columns of 8 bits, or eight of 4 bits: column b and b + 4 in byte b), then its scales (fp16) and,
+// where it has any, its zero points. Sums of a row are exact integers added up in one order, so its bits do not depend on the
+// batch or on threads.
+#include "scratch.h"
+#include "simd.h"
+
+namespace {
+
+struct Quantized {  // as native.py packs it
+    int64_t is_bf16, bits, zero, has_zeros;  // zero: the zero point of all groups where has_zeros is 0
+    const void *x;
+    const uint8_t *panels;
+    const void *bias;
+    void *out;
+    int64_t rows, outputs, inner, group, groups, x_stride, out_stride, panel_bytes;
+    double unit;  // what the stored scales are multiplied by
+};
+
+constexpr int PANEL = 64;           // outputs
+constexpr int N = 4;                // vectors of outputs in registers
+constexpr int M = W == 16 ? 6 : 2;  // rows in registers
+constexpr int64_t ROWS = 192;       // rows whose activations stay in the second-level cache while panels stream by
+
+// Four columns of one row for all lanes, and their products with four unsigned columns of each lane's output.
+#if defined(__AVX512VNNI__)
+struct Four {
+    ints all;
+    explicit Four(int32_t x) : all(ints{} + x) {}
+};
+inline ints dot(ints acc, ints w, Four x) { return (ints)_mm512_dpbusd_epi32((vi)acc, (vi)w, (vi)x.all); }
+#elif defined(__AVX2__)
+#if defined(__AVX512F__)
+inline ints low_half(ints v) { return (ints)_mm512_srai_epi16(_mm512_slli_epi16((vi)v, 8), 8); }
+inline ints high_half(ints v) { return (ints)_mm512_srai_epi16((vi)v, 8); }
+inline ints high_unsigned(ints v) { return (ints)_mm512_srli_epi16((vi)v, 8); }
+inline ints pairs(ints a, ints b) { return (ints)_mm512_madd_epi16((vi)a, (vi)b); }
+#else
+inline ints low_half(ints v) { return (ints)_mm256_srai_epi16(_mm256_slli_epi16((vi)v, 8), 8); }
+inline ints high_half(ints v) { return (ints)_mm256_srai_epi16((vi)v, 8); }
+inline ints high_unsigned(ints v) { return (ints)_mm256_srli_epi16((vi)v, 8); }
+inline ints pairs(ints a, ints b) { return (ints)_mm256_madd_epi16((vi)a, (vi)b); }
+#endif
+struct Four {
+    ints even, odd;  // columns 0 and 2, 1 and 3, as 16-bit integers
+    explicit Four(int32_t x) : even(low_half(ints{} + x)), odd(high_half(ints{} + x)) {}
+};
+inline ints dot(ints acc, ints w, Four x) { return acc + pairs(w & 0x00ff00ff, x.even) + pairs(high_unsigned(w), x.odd); }
+#else
+struct Four {
+    int32_t column[4];
+    explicit Four(int32_t x) : column{int8_t(x), int8_t(x >> 8), int8_t(x >> 16), int8_t(x >> 24)} {}
+};
+inline ints dot(ints acc, ints w, Four x) {
+    for (int c = 0; c < 4; c++) acc += ((w >> (8 * c)) & 0xff) * x.column[c];
+    return acc;
+}
+#endif
+
+#if defined(__AVX512F__)
+inline vf to_floats(ints v) { return _mm512_cvtepi32_ps((vi)v); }
+inline vf load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+inline ints load_bytes(const uint8_t *p) { return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+inline ints nearest(vf v) { return (ints)_mm512_cvtps_epi32(v); }
+inline void store_bytes(int8_t *p, ints v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((vi)v)); }
+inline vf magnitude(vf v) { return _mm512_abs_ps(v); }
+#else
+#if defined(__AVX2__)
+inline vf to_floats(ints v) { return _mm256_cvtepi32_ps((vi)v); }
+inline vf load_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+inline ints load_bytes(const uint8_t *p) { return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+#else
+inline vf to_floats(ints v) { return vf{float(v[0]), float(v[1]), float(v[2]), float(v[3])}; }
+inline float from_half(uint16_t h) {
+    int exponent = h >> 10 & 31, fraction = h & 1023;
+    float size = exponent ? std::ldexp(float(1024 + fraction), exponent - 25) : std::ldexp(float(fraction), -24);
+    return h >> 15 ? -size : size;
+}
+inline vf load_half(const uint16_t *p) { return vf{from_half(p[0]), from_half(p[1]), from_half(p[2]), from_half(p[3])}; }
+inline ints load_bytes(const uint8_t *p) { return ints{p[0], p[1], p[2], p[3]}; }
+#endif
+inline ints nearest(vf v) { return to_ints(round_to_int(v)); }
+inline void store_bytes(int8_t *p, ints v) {
+    for (int i = 0; i < W; i++) p[i] = int8_t(v[i]);
+}
+inline vf magnitude(vf v) { return bits_to_floats(floats_to_bits(v) & 0x7fffffff); }
+#endif
+
+// Activations of a call: q [rows][groups * group], scale and sum [rows][groups].
+struct Activations {
+    int8_t *q;
+    float *scale;
+    int32_t *sum;
+    int64_t width, groups;
+};
+
+// One group of one row: `n` values from x on, zeros up to `group`.
+template <class E> void round_group(const E *x, int n, int group, int8_t *q, float *scale, int32_t *sum) {
+    vf most = {};
+    int i = 0;
+    for (; i + W <= n; i += W) most = vmax(most, magnitude(load(x + i)));
+    if (i < n) most = vmax(most, magnitude(load_n(x + i, n - i)));
+    float largest = max_lanes(most);
+    vf inverse = set1(largest > 0 ? 127.0f / largest : 0.0f);
+    ints total = {};
+    for (i = 0; i < group; i += W) {
+        vf v = i + W <= n ? load(x + i) : i < n ? load_n(x + i, n - i) : vf{};
+        ints rounded = nearest(v * inverse);
+        total += rounded;
+        store_bytes(q + i, rounded);
+    }
+    int32_t lanes[W], all = 0;
+    std::memcpy(lanes, &total, sizeof lanes);
+    for (int32_t lane : lanes) all += lane;
+    *scale = largest / 127.0f, *sum = all;
+}
+
+template <class E> void round_rows(const Quantized &a, const Activations &to) {
+#pragma omp parallel for schedule(static) if (a.rows * a.inner > 65536)
+    for (int64_t job = 0; job < a.rows * a.groups; job++) {
+        int64_t row = job / a.groups, at = job % a.groups * a.group;
+        int n = int(a.inner - at < a.group ? a.inner - at : a.group);
+        round_group((const E *)a.x + row * a.x_stride + at, n, int(a.group), to.q + row * to.width + at, to.scale + job, to.sum + job);
+    }
+}
+
+// Where a panel's groups lie: words of one group after `word_step` bytes, scales and zeros likewise.
+struct Panel {
+    const uint8_t *words, *scales, *zeros;
+    int64_t word_step, step;
+};
+
+// R rows by N vectors of outputs, from lane `lane` of the panel on.
+template <int R, int BITS>
+inline void multiply(const Quantized &a, const Panel &panel, int lane, const Activations &x, int64_t row, vf (&total)[R][N]) {
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) total[r][n] = vf{};
+    const int words = int(a.group) / (BITS == 4 ? 8 : 4);
+    const int8_t *q = x.q + row * x.width;
+    for (int64_t g = 0; g < a.groups; g++, q += a.group) {
+        ints acc[R][N];
+        for (int n = 0; n < N; n++) {
+            ints zero = a.has_zeros ? load_bytes(panel.zeros + g * panel.step + lane + n * W) : ints{} + int32_t(a.zero);
+            for (int r = 0; r < R; r++) acc[r][n] = zero * -x.sum[(row + r) * x.groups + g];
+        }
+        const uint8_t *from = panel.words + g * panel.word_step + 4 * lane;
+        for (int w = 0; w < words; w++, from += 4 * PANEL) {
+            ints word[N];
+            for (int n = 0; n < N; n++) word[n] = load_ints((const int32_t *)from + n * W);
+            for (int r = 0; r < R; r++) {
+                int32_t four[2];
+                std::memcpy(four, q + r * x.width + w * (BITS == 4 ? 8 : 4), BITS == 4 ? 8 : 4);
+                if (BITS == 8) {
+                    Four one(four[0]);
+                    for (int n = 0; n < N; n++) acc[r][n] = dot(acc[r][n], word[n], one);
+                } else {
+                    Four low(four[0]), high(four[1]);
+                    for (int n = 0; n < N; n++) {
+                        acc[r][n] = dot(acc[r][n], word[n] & 0x0f0f0f0f, low);
+                        acc[r][n] = dot(acc[r][n], (word[n] >> 4) & 0x0f0f0f0f, high);
+                    }
+                }
+            }
+        }
+        for (int n = 0; n < N; n++) {
+            vf scale = load_half((const uint16_t *)(panel.scales + g * panel.step) + lane + n * W);
+            for (int r = 0; r < R; r++)
+                total[r][n] = fma(to_floats(acc[r][n]) * set1(x.scale[(row + r) * x.groups + g]), scale, total[r][n]);
+        }
+    }
+}
+
+template <class E, int R, int BITS>
+void rows_of_panel(const Quantized &a, const Panel &panel, int64_t output, const Activations &x, int64_t row) {
+    const vf unit = set1(float(a.unit));
+    for (int lane = 0; lane < PANEL; lane += N * W) {
+        vf total[R][N];
+        multiply<R, BITS>(a, panel, lane, x, row, total);
+        for (int n = 0; n < N; n++) {
+            int64_t at = output + lane + n * W;
+            int left = int(a.outputs - at < W ? a.outputs - at : W);
+            if (left <= 0) break;
+            vf bias = a.bias ? load_n((const E *)a.bias + at, left) : vf{};
+            for (int r = 0; r < R; r++) {
+                E *to = (E *)a.out + (row + r) * a.out_stride + at;
+                vf value = fma(total[r][n], unit, bias);
+                if (left == W)
+                    store(to, value);
+                else
+                    store_n(to, value, left);
+            }
+        }
+    }
+}
+
+template <class E, int BITS>
+void some_rows(const Quantized &a, const Panel &panel, int64_t output, const Activations &x, int64_t first, int64_t last) {
+    for (; first + M <= last; first += M) rows_of_panel<E, M, BITS>(a, panel, output, x, first);
+    if (M > 4 && last - first == 5) return rows_of_panel<E, (M > 4 ? 5 : 1), BITS>(a, panel, output, x, first);
+    if (M > 4 && last - first == 4) return rows_of_panel<E, (M > 4 ? 4 : 1), BITS>(a, panel, output, x, first);
+    if (M > 4 && last - first == 3) return rows_of_panel<E, (M > 4 ? 3 : 1), BITS>(a, panel, output, x, first);
+    if (last - first == 2) return rows_of_panel<E, 2, BITS>(a, panel, output, x, first);
+    if (last - first == 1) return rows_of_panel<E, 1, BITS>(a, panel, output, x, first);
+}
+
+// A panel of 4 bits as one of 8 bits, for many rows.
+void widen_panel(const Quantized &a, const Panel &panel, uint8_t *to) {
+    for (int64_t g = 0; g < a.groups; g++) {
+        const uint8_t *from = panel.words + g * panel.word_step;
+        for (int64_t w = 0; w < a.group / 8; w++, from += 4 * PANEL, to += 8 * PANEL)
+            for (int i = 0; i < 4 * PANEL; i += 4 * W) {
+                ints word = load_ints((const int32_t *)(from + i)), low = word & 0x0f0f0f0f, high = (word >> 4) & 0x0f0f0f0f;
+                std::memcpy(to + i, &low, sizeof low);
+                std::memcpy(to + 4 * PANEL + i, &high, sizeof high);
+            }
+    }
+}
+
+template <class E> void linear(const Quantized &a) {
+    static thread_local Scratch kept, widened;
+    Activations x{nullptr, nullptr, nullptr, a.groups * a.group, a.groups};
+    for (char *memory = nullptr;;) {
+        Pieces pieces{memory};
+        x.q = pieces.next<int8_t>(a.rows * x.width + 8);
+        x.scale = pieces.next<float>(a.rows * a.groups);
+        x.sum = pieces.next<int32_t>(a.rows * a.groups);
+        if (memory) break;
+        memory = (char *)kept.take(pieces.used);
+    }
+    round_rows<E>(a, x);
+    const int64_t words = a.group * PANEL * a.bits / 8, step = words + 2 * PANEL + a.has_zeros * PANEL;
+    const int64_t across = (a.outputs + PANEL - 1) / PANEL, down = (a.rows + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(dynamic, 1) if (a.rows * a.outputs * a.inner > (1 << 19))
+    for (int64_t job = 0; job < across * down; job++) {
+        int64_t output = job % across * PANEL, first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
+        const uint8_t *stream = a.panels + job % across * a.panel_bytes;
+        Panel panel{stream, stream + words, stream + words + 2 * PANEL, step, step};
+        if (a.bits == 4 && last - first > M) {
+            uint8_t *wide = (uint8_t *)widened.take(a.groups * a.group * PANEL);
+            widen_panel(a, panel, wide);
+            panel.words = wide, panel.word_step = a.group * PANEL;
+            some_rows<E, 8>(a, panel, output, x, first, last);
+        } else if (a.bits == 4) {
+            some_rows<E, 4>(a, panel, output, x, first, last);
+        } else {
+            some_rows<E, 8>(a, panel, output, x, first, last);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" void hasten_quantized_linear(const Quantized *a) {
+    a->is_bf16 ? linear<bf16>(*a) : linear<float>(*a);
+}
