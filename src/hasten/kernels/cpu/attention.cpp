@@ -4,13 +4,11 @@
 // keys and values are read once for all of them. A job walks over the tiles of its view from left to right and merges each tile's
 // result into its rows. Jobs that are too long for the number of threads are cut into ranges of tiles whose results are kept and
 // merged afterwards, in the same order by the same arithmetic.
-#include <omp.h>
-
 #include <algorithm>
-#include <atomic>
 #include <climits>
 #include <vector>
 
+#include "arguments.h"
 #include "attention_worker.h"
 
 namespace {
@@ -23,13 +21,15 @@ struct Item {
 struct Plan {
     std::vector<Job> jobs;
     std::vector<Item> items;
-    Scratch partial;
+    Scratch partial_memory;
+    float *partial;  // results of jobs that are cut into parts; null where none is
+    int max_rows;    // of a job
+    double work;     // in tiles times rows
 };
 thread_local Plan kept_plan;
 thread_local Scratch kept_scratch;
 
-// Lays out jobs and items; returns floats needed for partial results.
-size_t lay_out(const Call &call, Plan &plan, int threads, int &max_rows, double &work) {
+void lay_out(const Call &call, Plan &plan, int threads) {
     const Index &index = *call.index;
     int group = call.group();
     plan.jobs.clear(), plan.items.clear();
@@ -37,15 +37,15 @@ size_t lay_out(const Call &call, Plan &plan, int threads, int &max_rows, double 
     int64_t total_rows = int64_t(index.span_offsets[index.spans]) * call.heads, chunk_rows = 256;
     while (chunk_rows > 48 && total_rows / chunk_rows < 3 * threads) chunk_rows /= 2;
     int chunk = std::max(1, int(chunk_rows / group));
-    max_rows = 0, work = 0;
+    plan.max_rows = 0, plan.work = 0;
     auto cost = [&](const Job &job) { return double(job.tiles()) * ((job.to - job.from) * group + 4); };
     for (int span = 0; span < index.spans; span++) {
         for (int head = 0; head < call.kv_heads; head++) {
             int length = index.lengths[index.groups == 1 ? span : span * index.groups + head];
             for (int from = index.span_offsets[span]; from < index.span_offsets[span + 1]; from += chunk) {
                 Job job{span, head, from, std::min(from + chunk, index.span_offsets[span + 1]), length, 1, 0};
-                max_rows = std::max(max_rows, (job.to - job.from) * group);
-                work += cost(job);
+                plan.max_rows = std::max(plan.max_rows, (job.to - job.from) * group);
+                plan.work += cost(job);
                 plan.jobs.push_back(job);
             }
         }
@@ -54,7 +54,7 @@ size_t lay_out(const Call &call, Plan &plan, int threads, int &max_rows, double 
     for (int j = int(plan.jobs.size()) - 1; j >= 0; j--) {  // the last chunks of a prompt see most and so start first
         Job &job = plan.jobs[j];
         int rows = (job.to - job.from) * group;
-        double share = threads > 1 ? cost(job) * 4 * threads / work : 0;
+        double share = threads > 1 ? cost(job) * 4 * threads / plan.work : 0;
         if (share > 1.5 && rows <= 96) job.parts = std::max(1, std::min(job.tiles(), int(share + 0.5)));
         if (job.parts > 1) {
             job.partial = floats;
@@ -62,37 +62,34 @@ size_t lay_out(const Call &call, Plan &plan, int threads, int &max_rows, double 
         }
         for (int part = 0; part < job.parts; part++) plan.items.push_back({j, part});
     }
-    return floats;
+    plan.partial = floats ? (float *)plan.partial_memory.take(floats * sizeof(float)) : nullptr;
 }
 
-template <class E> void attend(const Call &call) {
-    Plan &plan = kept_plan;
-    int threads = omp_get_max_threads(), max_rows;
-    double work;  // in tiles times rows
-    size_t floats = lay_out(call, plan, threads, max_rows, work);
-    if (plan.items.empty()) return;
-    float *partial = floats ? (float *)plan.partial.take(floats * sizeof(float)) : nullptr;
-    size_t bytes = Worker<E>::bytes(call, max_rows);
-    int items = int(plan.items.size()), jobs = int(plan.jobs.size());
-    std::atomic<int> claimed{0};
-#pragma omp parallel if (work * call.dim > 48 * 128 && items > 1)
-    {
-        Worker<E> worker(call, max_rows, kept_scratch.take(bytes));
+bool worth_sharing(const Call &call, const Plan &plan) { return plan.work * call.dim > 48 * 128 && plan.items.size() > 1; }
+
+template <class E> void attend(const Call &call, const Plan &plan, Team &team) {
+    int items = int(plan.items.size());
+    bool worth = worth_sharing(call, plan);
+    auto compute = [&] {
+        Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
         worker.run([&]() -> Work {
-            int i = claimed.fetch_add(1, std::memory_order_relaxed);
+            int64_t i = team.claim();
             if (i >= items) return {};
             const Job &job = plan.jobs[plan.items[i].job];
             int64_t part = plan.items[i].part, tiles = job.tiles();
             int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
-            return {&job, from, to, job.parts > 1 ? partial + job.partial : nullptr};
+            return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr};
         });
-        if (partial) {
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-            for (int j = 0; j < jobs; j++)
-                if (plan.jobs[j].parts > 1) worker.join(plan.jobs[j], partial + plan.jobs[j].partial);
-        }
-    }
+    };
+    if (items && (worth || team.id == 0)) compute();
+    team.meet();
+    if (!plan.partial) return;
+    team.share(int64_t(plan.jobs.size()), true, [&](int64_t j) {
+        const Job &job = plan.jobs[j];
+        if (job.parts == 1) return;
+        Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
+        worker.join(job, plan.partial + job.partial);
+    });
 }
 
 }  // namespace
@@ -135,9 +132,23 @@ int64_t hasten_measure_views(const MeasureViews *a) {
     return 0;
 }
 
-void hasten_attention(const Call *a) {
+}
+
+static void attend(const Call *a, const Plan &plan, Team &team) {
     Call call = *a;
     call.scale *= LOG2E;
-    call.is_bf16 ? attend<bf16>(call) : attend<float>(call);
+    call.is_bf16 ? attend<bf16>(call, plan, team) : attend<float>(call, plan, team);
 }
+
+HASTEN_PART void part_attention(const void *args, void *with) {
+    auto a = (const Call *)args;
+    auto team = (Team *)with;
+    if (team->id == 0) lay_out(*a, kept_plan, team->count);
+    attend(a, *team->agree(&kept_plan), *team);
+}
+
+extern "C" void hasten_attention(const Call *a) {
+    const Plan &plan = kept_plan;
+    lay_out(*a, kept_plan, omp_get_max_threads());
+    gather(worth_sharing(*a, plan), [&](Team &team) { attend(a, plan, team); });
 }

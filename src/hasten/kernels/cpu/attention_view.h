@@ -1,35 +1,15 @@
-// What an attention call is given, the jobs it is cut into, and the walk over the runs of a view, tile by tile.
+// The jobs an attention call is cut into, and the walk over the runs of a view, tile by tile.
 #pragma once
 
 #include <algorithm>
 #include <climits>
 
+#include "arguments.h"
 #include "attention_tile.h"
 
 namespace {
 
 constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
-
-struct Index {  // base.ViewIndex, as native.py packs it
-    const int32_t *span_offsets, *positions, *runs, *run_offsets, *lengths;
-    const int64_t *ancestors;
-    const uint8_t *is_tree;
-    int64_t spans, groups, words;
-};
-
-struct Call {  // as native.py packs it, with scale turned into units of log 2
-    int64_t is_bf16;
-    const Index *index;
-    const void *q, *k_cache, *v_cache;
-    void *out;
-    float *lse;               // or null
-    const float *log_weight;  // or null
-    int64_t q_stride, out_stride, heads, kv_heads, dim, block_size;
-    int64_t window;  // 0 = none
-    double scale;
-    int group() const { return int(heads / kv_heads); }
-    int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated
-};
 
 struct Job {
     int32_t span, head, from, to;  // tokens [from, to) of the flat batch

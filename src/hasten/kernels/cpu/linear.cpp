@@ -1,6 +1,6 @@
 // x @ w^T with a fixed order of summation for each output, whatever the batch: one accumulator vector over the row of w from left
 // to right, then its lanes. So any blocking over rows and outputs gives the same bits, and so does any number of threads.
-#include "simd.h"
+#include "arguments.h"
 
 namespace {
 
@@ -19,12 +19,6 @@ inline vf last_step(vf acc, const bf16 *a, const bf16 *b, int n) {
 }
 #endif
 
-template <class E> struct Linear {  // as native.py packs it
-    int64_t is_bf16;
-    const E *x, *w, *bias;
-    E *out;
-    int64_t rows, outputs, inner, x_stride, w_stride, out_stride;
-};
 
 // M rows by N outputs, their accumulators in registers. While few rows leave the memory as the limit, the next N rows of w are
 // fetched: rows are too short for the processor to do so by itself.
@@ -58,16 +52,17 @@ template <class E, int M, int N> void strip(const Linear<E> &a, int64_t row, int
     for (; output < to; output++) block<E, M, 1>(a, row, output);
 }
 
-template <class E> void linear(const Linear<E> &a) {
+// A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
+template <class E> bool worth_sharing(const Linear<E> &a) { return a.rows * a.outputs * a.inner > (1 << 19); }
+
+template <class E> void linear(const Linear<E> &a, Team &team) {
     constexpr int M = 4, N = W == 16 ? 6 : 2;  // fills the registers
     constexpr int64_t ROWS = 64;               // rows of x that stay in the second-level cache while weights stream by
     // Enough outputs to a job that rows of w are read in long streams, few enough that threads share evenly.
     int64_t most = (a.outputs + 15) / 16, width = (int64_t(1) << 18) / (a.inner * int64_t(sizeof(E)) + 1);
     width = ((width < most ? width : most) + 23) / 24 * 24;
     int64_t across = (a.outputs + width - 1) / width, down = (a.rows + ROWS - 1) / ROWS;
-    // A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
-#pragma omp parallel for schedule(dynamic, 1) if (a.rows * a.outputs * a.inner > (1 << 19))
-    for (int64_t job = 0; job < across * down; job++) {
+    team.share(across * down, worth_sharing(a), [&](int64_t job) {
         int64_t from = job % across * width, to = from + width < a.outputs ? from + width : a.outputs;
         int64_t first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
         if (last - first == 1) {
@@ -83,11 +78,17 @@ template <class E> void linear(const Linear<E> &a) {
                 if (last - row == 1) strip<E, 1, N>(a, row, output, end);
             }
         }
-    }
+    });
 }
 
 }  // namespace
 
+HASTEN_PART void part_linear(const void *args, void *with) {
+    auto a = (const Linear<void> *)args;
+    auto team = (Team *)with;
+    a->is_bf16 ? linear(*(const Linear<bf16> *)a, *team) : linear(*(const Linear<float> *)a, *team);
+}
+
 extern "C" void hasten_linear(const Linear<void> *a) {
-    a->is_bf16 ? linear(*(const Linear<bf16> *)a) : linear(*(const Linear<float> *)a);
+    gather(worth_sharing(*a), [&](Team &team) { part_linear(a, &team); });
 }

@@ -3,6 +3,7 @@
 
 #include "scratch.h"
 #include "simd.h"
+#include "team.h"
 
 namespace {
 
@@ -16,9 +17,8 @@ struct Merge {  // as native.py packs it
 };
 thread_local Scratch kept_shares;
 
-template <class E> void merge(const Merge &a) {
-#pragma omp parallel for schedule(static) if (a.parts * a.rows * a.dim > 16384)
-    for (int64_t r = 0; r < a.rows; r++) {
+template <class E> void merge_rows(const Merge &a, int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; r++) {
         float *shares = (float *)kept_shares.take(a.parts * sizeof(float)), top = -INF, sum = 0;
         for (int64_t p = 0; p < a.parts; p++) top = std::max(top, a.lses[p * a.rows + r]);
         for (int64_t p = 0; p < a.parts; p++) {
@@ -39,4 +39,10 @@ template <class E> void merge(const Merge &a) {
 
 }  // namespace
 
-extern "C" void hasten_merge(const Merge *a) { a->is_bf16 ? merge<bf16>(*a) : merge<float>(*a); }
+extern "C" void hasten_merge(const Merge *a) {
+    gather(a->parts * a->rows * a->dim > 16384, [&](Team &team) {
+        team.share_rows(a->rows, true, [&](int64_t from, int64_t to) {
+            a->is_bf16 ? merge_rows<bf16>(*a, from, to) : merge_rows<float>(*a, from, to);
+        });
+    });
+}

@@ -1,45 +1,8 @@
 // RMS norm, residual addition fused with it, gated activations, rotary embedding fused with storing keys, block copies.
-#include "simd.h"
+#include "arguments.h"
 
 namespace {
 
-// The arguments of each function, as native.py packs them.
-struct RmsNorm {
-    int64_t is_bf16;
-    const void *x, *weight;
-    void *out;
-    int64_t outer, inner, m, x_outer, x_inner, out_outer, out_inner;
-    double eps;
-};
-struct AddRmsNorm {
-    int64_t is_bf16;
-    void *x;
-    const void *delta, *weight;
-    void *out;
-    int64_t rows, m, x_stride, delta_stride, out_stride;
-    double eps;
-};
-struct ActMul {
-    int64_t is_bf16, kind;  // kind: 0 silu, 1 gelu_tanh
-    const void *gate_up;
-    void *out;
-    int64_t rows, n, in_stride, out_stride;
-};
-struct Rope {
-    int64_t is_bf16;
-    void *q;
-    const void *k, *v;
-    void *k_cache, *v_cache;
-    const float *cos_sin;
-    const int32_t *positions;
-    const int64_t *slots;
-    int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, dim, half, table_rows, blocks, block_size;
-};
-struct CopyBlocks {
-    char *cache;
-    const int64_t *src, *dst;
-    int64_t n, blocks, block_bytes;
-};
 
 // Rows of this many elements in all are not worth waking other threads for.
 constexpr int64_t SMALL = 16384;
@@ -74,26 +37,27 @@ template <class E> void normalise(const E *x, const E *weight, E *out, int m, fl
     }
 }
 
-template <class E> void rms_norm(const RmsNorm &a) {
-    int64_t rows = a.outer * a.inner;
-#pragma omp parallel for schedule(static) if (rows * a.m > SMALL)
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t o = r / a.inner, i = r % a.inner;
-        normalise((const E *)a.x + o * a.x_outer + i * a.x_inner, (const E *)a.weight,
-                  (E *)a.out + o * a.out_outer + i * a.out_inner, int(a.m), float(a.eps));
-    }
+template <class E> void rms_norm(const RmsNorm &a, Team &team) {
+    team.share_rows(a.outer * a.inner, a.outer * a.inner * a.m > SMALL, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) {
+            int64_t o = r / a.inner, i = r % a.inner;
+            normalise((const E *)a.x + o * a.x_outer + i * a.x_inner, (const E *)a.weight,
+                      (E *)a.out + o * a.out_outer + i * a.out_inner, int(a.m), float(a.eps));
+        }
+    });
 }
 
-template <class E> void add_rms_norm(const AddRmsNorm &a) {
-#pragma omp parallel for schedule(static) if (a.rows * a.m > SMALL)
-    for (int64_t r = 0; r < a.rows; r++) {
-        E *x = (E *)a.x + r * a.x_stride;
-        const E *delta = (const E *)a.delta + r * a.delta_stride;
-        int i = 0, m = int(a.m);
-        for (; i + W <= m; i += W) store(x + i, load(x + i) + load(delta + i));
-        if (i < m) store_n(x + i, load_n(x + i, m - i) + load_n(delta + i, m - i), m - i);
-        normalise(x, (const E *)a.weight, (E *)a.out + r * a.out_stride, m, float(a.eps));
-    }
+template <class E> void add_rms_norm(const AddRmsNorm &a, Team &team) {
+    team.share_rows(a.rows, a.rows * a.m > SMALL, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; r++) {
+            E *x = (E *)a.x + r * a.x_stride;
+            const E *delta = (const E *)a.delta + r * a.delta_stride;
+            int i = 0, m = int(a.m);
+            for (; i + W <= m; i += W) store(x + i, load(x + i) + load(delta + i));
+            if (i < m) store_n(x + i, load_n(x + i, m - i) + load_n(delta + i, m - i), m - i);
+            normalise(x, (const E *)a.weight, (E *)a.out + r * a.out_stride, m, float(a.eps));
+        }
+    });
 }
 
 inline vf sigmoid(vf x) { return 1.0f / (1.0f + expv(vmax(0.0f - x, set1(-87.0f)))); }
@@ -105,23 +69,24 @@ template <int KIND> inline vf activate(vf x) {
     return x * sigmoid(choose(less(z, set1(-87.0f)), set1(-87.0f), z));
 }
 
-template <class E, int KIND> void act_mul(const ActMul &a) {
+template <class E, int KIND> void act_mul(const ActMul &a, Team &team) {
     // Cut in pieces of columns too, so that one row of a wide layer is shared by the threads.
     const int64_t piece = 4096, pieces = (a.n + piece - 1) / piece;
-#pragma omp parallel for schedule(static) if (a.rows * a.n > SMALL)
-    for (int64_t job = 0; job < a.rows * pieces; job++) {
-        int64_t r = job / pieces, i = job % pieces * piece, end = i + piece < a.n ? i + piece : a.n;
-        const E *gate = (const E *)a.gate_up + r * a.in_stride, *up = gate + a.n;
-        E *to = (E *)a.out + r * a.out_stride, rounded[W];
-        for (; i + W <= end; i += W) {
-            store(rounded, activate<KIND>(load(gate + i)));
-            store(to + i, load(rounded) * load(up + i));
+    team.share_rows(a.rows * pieces, a.rows * a.n > SMALL, [&](int64_t from, int64_t to) {
+        for (int64_t job = from; job < to; job++) {
+            int64_t r = job / pieces, i = job % pieces * piece, end = i + piece < a.n ? i + piece : a.n;
+            const E *gate = (const E *)a.gate_up + r * a.in_stride, *up = gate + a.n;
+            E *out = (E *)a.out + r * a.out_stride, rounded[W];
+            for (; i + W <= end; i += W) {
+                store(rounded, activate<KIND>(load(gate + i)));
+                store(out + i, load(rounded) * load(up + i));
+            }
+            if (i < end) {
+                store(rounded, activate<KIND>(load_n(gate + i, int(end - i))));
+                store_n(out + i, load(rounded) * load_n(up + i, int(end - i)), int(end - i));
+            }
         }
-        if (i < end) {
-            store(rounded, activate<KIND>(load_n(gate + i, int(end - i))));
-            store_n(to + i, load(rounded) * load_n(up + i, int(end - i)), int(end - i));
-        }
-    }
+    });
 }
 
 template <class E> void rotate(const E *x, E *out, const float *cos, const float *sin, int half, int dim) {
@@ -139,56 +104,96 @@ template <class E> void rotate(const E *x, E *out, const float *cos, const float
     if (out != x) std::memcpy(out + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(E));
 }
 
-template <class E> void rope_and_store(const Rope &a) {
+template <class E> void rope_and_store(const Rope &a, Team &team) {
     int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
-#pragma omp parallel for schedule(static) if (a.tokens * width > SMALL)
-    for (int64_t t = 0; t < a.tokens; t++) {
-        const float *cos = a.cos_sin + a.positions[t] * 2 * a.half, *sin = cos + a.half;
-        E *q = (E *)a.q + t * a.q_stride;
-        const E *k = (const E *)a.k + t * a.k_stride, *v = (const E *)a.v + t * a.v_stride;
-        for (int64_t h = 0; h < a.heads; h++) rotate(q + h * a.dim, q + h * a.dim, cos, sin, int(a.half), int(a.dim));
-        if (a.slots[t] < 0) continue;
-        int64_t block = a.slots[t] / a.block_size, slot = a.slots[t] % a.block_size;
-        for (int64_t h = 0; h < a.kv_heads; h++) {
-            int64_t at = ((block * a.kv_heads + h) * a.block_size + slot) * a.dim;
-            rotate(k + h * a.dim, (E *)a.k_cache + at, cos, sin, int(a.half), int(a.dim));
-            std::memcpy((E *)a.v_cache + at, v + h * a.dim, a.dim * sizeof(E));
+    team.share_rows(a.tokens, a.tokens * width > SMALL, [&](int64_t from, int64_t to) {
+        for (int64_t t = from; t < to; t++) {
+            const float *cos = a.cos_sin + a.positions[t] * 2 * a.half, *sin = cos + a.half;
+            E *q = (E *)a.q + t * a.q_stride;
+            const E *k = (const E *)a.k + t * a.k_stride, *v = (const E *)a.v + t * a.v_stride;
+            for (int64_t h = 0; h < a.heads; h++) rotate(q + h * a.dim, q + h * a.dim, cos, sin, int(a.half), int(a.dim));
+            if (a.slots[t] < 0) continue;
+            int64_t block = a.slots[t] / a.block_size, slot = a.slots[t] % a.block_size;
+            for (int64_t h = 0; h < a.kv_heads; h++) {
+                int64_t at = ((block * a.kv_heads + h) * a.block_size + slot) * a.dim;
+                rotate(k + h * a.dim, (E *)a.k_cache + at, cos, sin, int(a.half), int(a.dim));
+                std::memcpy((E *)a.v_cache + at, v + h * a.dim, a.dim * sizeof(E));
+            }
         }
+    });
+}
+
+// 0, or 1 for a position out of range, 2 for a slot out of range.
+int64_t check(const Rope &a) {
+    for (int64_t t = 0; t < a.tokens; t++) {
+        if (a.positions[t] < 0 || a.positions[t] >= a.table_rows) return 1;
+        if (a.slots[t] < -1 || a.slots[t] >= a.blocks * a.block_size) return 2;
     }
+    return 0;
 }
 
 }  // namespace
 
-extern "C" {
-
-void hasten_rms_norm(const RmsNorm *a) { a->is_bf16 ? rms_norm<bf16>(*a) : rms_norm<float>(*a); }
-
-void hasten_add_rms_norm(const AddRmsNorm *a) { a->is_bf16 ? add_rms_norm<bf16>(*a) : add_rms_norm<float>(*a); }
-
-void hasten_act_mul(const ActMul *a) {
-    if (a->is_bf16)
-        a->kind ? act_mul<bf16, 1>(*a) : act_mul<bf16, 0>(*a);
-    else
-        a->kind ? act_mul<float, 1>(*a) : act_mul<float, 0>(*a);
+HASTEN_PART void part_rms_norm(const void *args, void *with) {
+    auto a = (const RmsNorm *)args;
+    auto team = (Team *)with;
+    a->is_bf16 ? rms_norm<bf16>(*a, *team) : rms_norm<float>(*a, *team);
 }
 
-// Returns 0, or 1 for a position out of range, 2 for a slot out of range; then nothing was written.
+HASTEN_PART void part_add_rms_norm(const void *args, void *with) {
+    auto a = (const AddRmsNorm *)args;
+    auto team = (Team *)with;
+    a->is_bf16 ? add_rms_norm<bf16>(*a, *team) : add_rms_norm<float>(*a, *team);
+}
+
+HASTEN_PART void part_act_mul(const void *args, void *with) {
+    auto a = (const ActMul *)args;
+    auto team = (Team *)with;
+    if (a->is_bf16)
+        a->kind ? act_mul<bf16, 1>(*a, *team) : act_mul<bf16, 0>(*a, *team);
+    else
+        a->kind ? act_mul<float, 1>(*a, *team) : act_mul<float, 0>(*a, *team);
+}
+
+HASTEN_PART void part_rope_and_store(const void *args, void *with) {
+    auto a = (const Rope *)args;
+    auto team = (Team *)with;
+    a->is_bf16 ? rope_and_store<bf16>(*a, *team) : rope_and_store<float>(*a, *team);
+}
+
+HASTEN_PART int64_t check_rope(const void *args) { return check(*(const Rope *)args); }
+
+extern "C" {
+
+void hasten_rms_norm(const RmsNorm *a) {
+    gather(a->outer * a->inner * a->m > SMALL, [&](Team &team) { part_rms_norm(a, &team); });
+}
+
+void hasten_add_rms_norm(const AddRmsNorm *a) {
+    gather(a->rows * a->m > SMALL, [&](Team &team) { part_add_rms_norm(a, &team); });
+}
+
+void hasten_act_mul(const ActMul *a) {
+    gather(a->rows * a->n > SMALL, [&](Team &team) { part_act_mul(a, &team); });
+}
+
+// As `check` says; unless it is 0 nothing was written.
 int64_t hasten_rope_and_store(const Rope *a) {
-    for (int64_t t = 0; t < a->tokens; t++) {
-        if (a->positions[t] < 0 || a->positions[t] >= a->table_rows) return 1;
-        if (a->slots[t] < -1 || a->slots[t] >= a->blocks * a->block_size) return 2;
-    }
-    a->is_bf16 ? rope_and_store<bf16>(*a) : rope_and_store<float>(*a);
-    return 0;
+    int64_t wrong = check(*a);
+    if (!wrong)
+        gather(a->tokens * (a->heads + 2 * a->kv_heads) * a->dim > SMALL, [&](Team &team) { part_rope_and_store(a, &team); });
+    return wrong;
 }
 
 // Returns 0, or 1 for a block out of range; then nothing was written.
 int64_t hasten_copy_blocks(const CopyBlocks *a) {
     for (int64_t i = 0; i < a->n; i++)
         if (a->src[i] < 0 || a->src[i] >= a->blocks || a->dst[i] < 0 || a->dst[i] >= a->blocks) return 1;
-#pragma omp parallel for schedule(static) if (a->n * a->block_bytes > (1 << 18))
-    for (int64_t i = 0; i < a->n; i++)
-        std::memcpy(a->cache + a->dst[i] * a->block_bytes, a->cache + a->src[i] * a->block_bytes, a->block_bytes);
+    gather(a->n * a->block_bytes > (1 << 18), [&](Team &team) {
+        team.share(a->n, true, [&](int64_t i) {
+            std::memcpy(a->cache + a->dst[i] * a->block_bytes, a->cache + a->src[i] * a->block_bytes, a->block_bytes);
+        });
+    });
     return 0;
 }
 }

@@ -5,20 +5,11 @@
 // every output in turn (four columns of 8 bits, or eight of 4 bits: column b and b + 4 in byte b), then its scales (fp16) and,
 // where it has any, its zero points. Sums of a row are exact integers added up in one order, so its bits do not depend on the
 // batch or on threads.
+#include "arguments.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace {
 
-struct Quantized {  // as native.py packs it
-    int64_t is_bf16, bits, zero, has_zeros;  // zero: the zero point of all groups where has_zeros is 0
-    const void *x;
-    const uint8_t *panels;
-    const void *bias;
-    void *out;
-    int64_t rows, outputs, inner, group, groups, x_stride, out_stride, panel_bytes;
-    double unit;  // what the stored scales are multiplied by
-};
 
 constexpr int PANEL = 64;           // outputs
 constexpr int N = 4;                // vectors of outputs in registers
@@ -118,13 +109,15 @@ template <class E> void round_group(const E *x, int n, int group, int8_t *q, flo
     *scale = largest / 127.0f, *sum = all;
 }
 
-template <class E> void round_rows(const Quantized &a, const Activations &to) {
-#pragma omp parallel for schedule(static) if (a.rows * a.inner > 65536)
-    for (int64_t job = 0; job < a.rows * a.groups; job++) {
-        int64_t row = job / a.groups, at = job % a.groups * a.group;
-        int n = int(a.inner - at < a.group ? a.inner - at : a.group);
-        round_group((const E *)a.x + row * a.x_stride + at, n, int(a.group), to.q + row * to.width + at, to.scale + job, to.sum + job);
-    }
+template <class E> void round_rows(const Quantized &a, const Activations &to, Team &team) {
+    team.share_rows(a.rows * a.groups, a.rows * a.inner > 16384, [&](int64_t from, int64_t end) {
+        for (int64_t job = from; job < end; job++) {
+            int64_t row = job / a.groups, at = job % a.groups * a.group;
+            int n = int(a.inner - at < a.group ? a.inner - at : a.group);
+            round_group((const E *)a.x + row * a.x_stride + at, n, int(a.group), to.q + row * to.width + at, to.scale + job,
+                        to.sum + job);
+        }
+    });
 }
 
 // Where a panel's groups lie: words of one group after `word_step` bytes, scales and zeros likewise.
@@ -219,23 +212,27 @@ void widen_panel(const Quantized &a, const Panel &panel, uint8_t *to) {
     }
 }
 
-template <class E> void linear(const Quantized &a) {
+bool worth_sharing(const Quantized &a) { return a.rows * a.outputs * a.inner > (1 << 19); }
+
+template <class E> void linear(const Quantized &a, Team &team) {
     static thread_local Scratch kept, widened;
-    Activations x{nullptr, nullptr, nullptr, a.groups * a.group, a.groups};
-    for (char *memory = nullptr;;) {
-        Pieces pieces{memory};
-        x.q = pieces.next<int8_t>(a.rows * x.width + 8);
-        x.scale = pieces.next<float>(a.rows * a.groups);
-        x.sum = pieces.next<int32_t>(a.rows * a.groups);
-        if (memory) break;
-        memory = (char *)kept.take(pieces.used);
+    Activations mine{nullptr, nullptr, nullptr, a.groups * a.group, a.groups};
+    if (team.id == 0) {
+        for (char *memory = nullptr;;) {
+            Pieces pieces{memory};
+            mine.q = pieces.next<int8_t>(a.rows * mine.width + 8);
+            mine.scale = pieces.next<float>(a.rows * a.groups);
+            mine.sum = pieces.next<int32_t>(a.rows * a.groups);
+            if (memory) break;
+            memory = (char *)kept.take(pieces.used);
+        }
     }
-    round_rows<E>(a, x);
+    const Activations &x = *team.agree(&mine);
+    round_rows<E>(a, x, team);
     const int64_t words = a.group * PANEL * a.bits / 8, step = words + 2 * PANEL + a.has_zeros * PANEL;
     const int64_t across = (a.outputs + PANEL - 1) / PANEL, down = (a.rows + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(dynamic, 1) if (a.rows * a.outputs * a.inner > (1 << 19))
-    for (int64_t job = 0; job < across * down; job++) {
-        int64_t output = job % across * PANEL, first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
+    team.share(across * down, worth_sharing(a), [&](int64_t job) {
+        int64_t output = job % across * PANEL, first = job / across * ROWS, last = std::min(a.rows, first + ROWS);
         const uint8_t *stream = a.panels + job % across * a.panel_bytes;
         Panel panel{stream, stream + words, stream + words + 2 * PANEL, step, step};
         if (a.bits == 4 && last - first > M) {
@@ -248,11 +245,17 @@ template <class E> void linear(const Quantized &a) {
         } else {
             some_rows<E, 8>(a, panel, output, x, first, last);
         }
-    }
+    });
 }
 
 }  // namespace
 
+HASTEN_PART void part_quantized_linear(const void *args, void *with) {
+    auto a = (const Quantized *)args;
+    auto team = (Team *)with;
+    a->is_bf16 ? linear<bf16>(*a, *team) : linear<float>(*a, *team);
+}
+
 extern "C" void hasten_quantized_linear(const Quantized *a) {
-    a->is_bf16 ? linear<bf16>(*a) : linear<float>(*a);
+    gather(worth_sharing(*a), [&](Team &team) { part_quantized_linear(a, &team); });
 }

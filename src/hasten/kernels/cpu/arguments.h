@@ -1,0 +1,97 @@
+// The arguments of each kernel, as native.py packs them, and the kernels as parts of a team's work.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+#include "team.h"
+
+namespace {
+
+struct RmsNorm {
+    int64_t is_bf16;
+    const void *x, *weight;
+    void *out;
+    int64_t outer, inner, m, x_outer, x_inner, out_outer, out_inner;
+    double eps;
+};
+struct AddRmsNorm {
+    int64_t is_bf16;
+    void *x;
+    const void *delta, *weight;
+    void *out;
+    int64_t rows, m, x_stride, delta_stride, out_stride;
+    double eps;
+};
+struct ActMul {
+    int64_t is_bf16, kind;  // kind: 0 silu, 1 gelu_tanh
+    const void *gate_up;
+    void *out;
+    int64_t rows, n, in_stride, out_stride;
+};
+struct Rope {
+    int64_t is_bf16;
+    void *q;
+    const void *k, *v;
+    void *k_cache, *v_cache;
+    const float *cos_sin;
+    const int32_t *positions;
+    const int64_t *slots;
+    int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, dim, half, table_rows, blocks, block_size;
+};
+struct CopyBlocks {
+    char *cache;
+    const int64_t *src, *dst;
+    int64_t n, blocks, block_bytes;
+};
+
+template <class E> struct Linear {
+    int64_t is_bf16;
+    const E *x, *w, *bias;
+    E *out;
+    int64_t rows, outputs, inner, x_stride, w_stride, out_stride;
+};
+
+struct Quantized {
+    int64_t is_bf16, bits, zero, has_zeros;  // zero: the zero point of all groups where has_zeros is 0
+    const void *x;
+    const uint8_t *panels;
+    const void *bias;
+    void *out;
+    int64_t rows, outputs, inner, group, groups, x_stride, out_stride, panel_bytes;
+    double unit;  // what the stored scales are multiplied by
+};
+
+struct Index {  // base.ViewIndex
+    const int32_t *span_offsets, *positions, *runs, *run_offsets, *lengths;
+    const int64_t *ancestors;
+    const uint8_t *is_tree;
+    int64_t spans, groups, words;
+};
+
+struct Call {
+    int64_t is_bf16;
+    const Index *index;
+    const void *q, *k_cache, *v_cache;
+    void *out;
+    float *lse;               // or null
+    const float *log_weight;  // or null
+    int64_t q_stride, out_stride, heads, kv_heads, dim, block_size;
+    int64_t window;  // 0 = none
+    double scale;  // units of log 2 once the kernel has begun
+    int group() const { return int(heads / kv_heads); }
+    int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated
+};
+
+}  // namespace
+
+// Linked within one library only: the anonymous types above are one and the same in all its files.
+#define HASTEN_PART extern "C" __attribute__((visibility("hidden")))
+HASTEN_PART void part_rms_norm(const void *args, void *team);
+HASTEN_PART void part_add_rms_norm(const void *args, void *team);
+HASTEN_PART void part_act_mul(const void *args, void *team);
+HASTEN_PART void part_rope_and_store(const void *args, void *team);
+HASTEN_PART void part_attention(const void *args, void *team);
+HASTEN_PART void part_linear(const void *args, void *team);
+HASTEN_PART void part_quantized_linear(const void *args, void *team);
+HASTEN_PART int64_t check_rope(const void *args);

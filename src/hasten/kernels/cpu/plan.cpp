@@ -1,0 +1,83 @@
+// A whole step in one call: the kernels of all layers, one after another, by one team of threads.
+//
+// The plan holds the packed arguments of every kernel, recorded once for as many rows as a plan may have; a step says how many
+// rows it has now, and all that a row count changes is that number.
+#include <cstring>
+
+#include "arguments.h"
+#include "team.h"
+
+namespace {
+
+// In the order of native.py.
+enum Kind : int64_t { RMS_NORM, ADD_RMS_NORM, ACT_MUL, ROPE, ATTENTION, LINEAR, QUANTIZED };
+
+struct Op {
+    int64_t kind;
+    const void *args;
+};
+
+struct Run {
+    const Op *ops;
+    int64_t count, rows;
+};
+
+template <class Args> Args with_rows(const void *args, int64_t Args::*rows, int64_t now) {
+    Args copy = *(const Args *)args;
+    copy.*rows = now;
+    return copy;
+}
+
+// 0, or what `check_rope` says is wrong; every thread finds the same.
+int64_t one(const Op &op, int64_t rows, Team &team) {
+    switch (Kind(op.kind)) {
+        case RMS_NORM: {
+            auto args = with_rows(op.args, &RmsNorm::outer, rows);
+            part_rms_norm(&args, &team);
+            return 0;
+        }
+        case ADD_RMS_NORM: {
+            auto args = with_rows(op.args, &AddRmsNorm::rows, rows);
+            part_add_rms_norm(&args, &team);
+            return 0;
+        }
+        case ACT_MUL: {
+            auto args = with_rows(op.args, &ActMul::rows, rows);
+            part_act_mul(&args, &team);
+            return 0;
+        }
+        case ROPE: {
+            auto args = with_rows(op.args, &Rope::tokens, rows);
+            if (int64_t wrong = check_rope(&args)) return wrong;
+            part_rope_and_store(&args, &team);
+            return 0;
+        }
+        case ATTENTION: part_attention((const Call *)op.args, &team); return 0;
+        case LINEAR: {
+            auto args = with_rows(op.args, &Linear<void>::rows, rows);
+            part_linear(&args, &team);
+            return 0;
+        }
+        case QUANTIZED: {
+            auto args = with_rows(op.args, &Quantized::rows, rows);
+            part_quantized_linear(&args, &team);
+            return 0;
+        }
+    }
+    return 0;
+}
+
+}  // namespace
+
+// Returns 0, or 1 for a position out of range, 2 for a slot out of range: then nothing from that op on was done.
+extern "C" int64_t hasten_run_plan(const Run *run) {
+    int64_t result = 0;
+    gather(true, [&](Team &team) {
+        for (int64_t i = 0; i < run->count; i++)
+            if (int64_t wrong = one(run->ops[i], run->rows, team)) {
+                if (team.id == 0) result = wrong;
+                return;
+            }
+    });
+    return result;
+}
