@@ -87,7 +87,9 @@ def build(
     if config.executor.kind != "local":
         raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
     costs = CostModel.read(config.executor.costs) if config.executor.costs is not None else None
-    executor = LocalExecutor(memory, kernels, attention, depth, deterministic=deterministic, costs=costs)
+    executor = LocalExecutor(
+        memory, kernels, attention, depth, deterministic=deterministic, native=config.executor.native, costs=costs
+    )
     parts.executor = executor
     engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
     info = {

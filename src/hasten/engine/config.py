@@ -84,6 +84,8 @@ class ExecutorConfig(Section):
     """A calibration of this machine, as `hasten calibrate --out` writes: predicted step times rest on it."""
     deterministic: bool = False
     """Kernels whose summation order for a row does not depend on the batch: equal bits whatever runs beside."""
+    native: bool = True
+    """Small batches run as recorded native calls where that is possible; otherwise every op is called from Python. Same results."""
 
 
 class EngineConfig(Section):

@@ -19,9 +19,11 @@ SUPPORTS = frozenset({"prefix", "fork", "truncate", "swap", "tree"})
 
 class AttentionPolicy(Protocol):
     """Life-cycle calls come from the loop, between steps, for policies with a store of their own; the default does nothing.
-    `bytes_per_token` is what the policy adds to the pool's own."""
+    `bytes_per_token` is what the policy adds to the pool's own. `native`: `attend` only calls kernels on its arguments and on
+    memory from `step.empty`, the same ones every time."""
 
     supports: frozenset[str]
+    native: bool
 
     def attend(self, site: Site, q: Any, k: Any, v: Any, step: Step) -> Any:
         """q [T, query heads, head_dim], k and v [T, kv heads, head_dim], strided; the output [T, query heads * head_dim]."""
@@ -41,6 +43,7 @@ class StatelessAttention:
     """A policy that lives in the pool alone: nothing to follow."""
 
     supports = SUPPORTS
+    native = False
 
     def open(self, sequence: Sequence) -> None: ...
     def fork(self, sequence: Sequence, child: Sequence) -> None: ...

@@ -10,10 +10,12 @@ from hasten.engine.technique import Technique
 
 
 class PagedAttention(StatelessAttention):
+    native = True
+
     def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         kernels = step.kernels
         kernels.rope_and_store(q, k, v, site.cos_sin, step.index.positions, step.slots, site.k, site.v)
-        out = q.new_empty(q.shape)
+        out = step.empty(*q.shape)
         kernels.attention(q, site.k, site.v, step.index, site.scale, out, window=site.window, deterministic=step.deterministic)
         return out.view(q.shape[0], -1)
 

@@ -18,11 +18,13 @@ from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, roofline
-from hasten.engine.executors.step import Step
+from hasten.engine.executors.planned import ROWS, PlannedPass, plan
+from hasten.engine.executors.step import Step, generation
 from hasten.engine.kv.base import Handle
 from hasten.engine.memory import Memory, block_bytes
 from hasten.engine.scheduling.base import StepPlan
 from hasten.kernels import Kernels, ViewIndex
+from hasten.kernels.cpu import CpuKernels
 
 _LEARNING = 0.02
 """How far one step moves the correction of the cost model: it follows the last hundred or so."""
@@ -37,7 +39,7 @@ class _Done:
 
 
 class LocalExecutor:
-    """`profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`:
+    """`native`: small batches run as recorded calls (`planned.py`) where kernels and ops allow. `profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`:
     what `cost` rests on, a generic model unless given; either is corrected by what steps turn out to take."""
 
     def __init__(
@@ -48,6 +50,7 @@ class LocalExecutor:
         depth: Depth,
         *,
         deterministic: bool = False,
+        native: bool = True,
         profile: bool = False,
         costs: CostModel | None = None,
     ) -> None:
@@ -60,6 +63,9 @@ class LocalExecutor:
         self._device = memory.model.embedding.device
         self._costs = costs if costs is not None else generic_cost(memory)
         self._pace = 1.0
+        self._native = native and isinstance(kernels, CpuKernels)
+        self._plans: dict[Program, PlannedPass | None] = {}
+        self._recorded_at = generation()
         if self._device.type == "cpu":
             keep_freed_memory()
 
@@ -123,6 +129,10 @@ class LocalExecutor:
         if clock is not None:
             clock("embedding")
         result = StepResult(None)
+        planned = self._plan(program) if clock is None and not taps and len(x) <= ROWS else None
+        if planned is not None:
+            planned.run(batch, index, slots, x, step)
+            program = ()
         for block, site_index in program:
             site = model.sites[site_index]
             for op in model.blocks[block].ops:
@@ -136,6 +146,18 @@ class LocalExecutor:
             clock("head")
             result.seconds = clock.seconds
         return result
+
+    def _plan(self, program: Program) -> PlannedPass | None:
+        """The program's ops as recorded native calls, where all that is possible here."""
+        if not self._native:
+            return None
+        if self._recorded_at != generation():  # a plan knows where weights lie
+            self._plans.clear()
+            self._recorded_at = generation()
+        if program not in self._plans:
+            assert isinstance(self.kernels, CpuKernels)
+            self._plans[program] = plan(self.memory.model, program, self._attention, self.kernels, self._deterministic)
+        return self._plans[program]
 
     def _head(self, step: Step, rows: Tensor) -> Tensor:
         model = self.memory.model

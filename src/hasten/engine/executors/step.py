@@ -7,7 +7,7 @@ consume the pending residual delta, so that adding and normalising is one pass. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +38,38 @@ class Site:
     v: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
+class Unplannable(RuntimeError):
+    """An op that called itself native did something that cannot be recorded."""
+
+
+_generation = 0
+
+
+def changed() -> None:
+    """Say that the ops of a block, or the memory that a store's weight lies in, are not what they were."""
+    global _generation
+    _generation += 1
+
+
+def generation() -> int:
+    """A number that differs after every `changed`."""
+    return _generation
+
+
+class Workspace:
+    """Memory for what ops leave each other, used again and again: an op's result lives until four more were taken. (Three is
+    what the longest-lived, the pending delta, needs.)"""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        self._slabs = [torch.empty(rows * width, dtype=dtype) for _ in range(4)]
+        self._next = 0
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        slab = self._slabs[self._next]
+        self._next = (self._next + 1) % len(self._slabs)
+        return slab[: math.prod(shape)].view(shape)
+
+
 @dataclass(slots=True)
 class Step:
     """One forward pass. `x` [T, width]: the residual stream without the pending `delta` [T, width]; `h` [T, ...]: what the
@@ -52,19 +84,27 @@ class Step:
     x: Tensor
     h: Tensor
     delta: Tensor | None = None
-    clock: Callable[[str], None] | None = None
-    """Called with an op's kind after each op when the step is being profiled."""
+    workspace: Workspace | None = None
+
+    def empty(self, *shape: int) -> Tensor:
+        """Memory for an op's result, in the run dtype."""
+        return self.x.new_empty(shape) if self.workspace is None else self.workspace.take(shape)
 
     def settle(self) -> Tensor:
         """The residual stream, with the pending delta added."""
         if self.delta is not None:
+            if self.workspace is not None:
+                raise Unplannable("the residual stream is added up by torch")
             self.x += self.delta
             self.delta = None
         return self.x
 
 
 class Op(Protocol):
-    """`name` places it (unique within its block), `kind` groups it in the breakdown."""
+    """`name` places it (unique within its block), `kind` groups it in the breakdown.
+
+    An op that does nothing but call kernels on memory from `Step.empty` may say so with a method `native(step)`: it is recorded
+    once and then runs without Python (`executors/planned.py`). Any other op is called every time."""
 
     name: str
     kind: str
@@ -81,8 +121,11 @@ class Norm:
     eps: float
     kind: str = "norm"
 
+    def native(self, step: Step) -> bool:
+        return True
+
     def __call__(self, step: Step, site: Site) -> None:
-        out = torch.empty_like(step.x)
+        out = step.empty(*step.x.shape)
         if step.delta is None:
             step.kernels.rms_norm(step.x, self.weight, self.eps, out)
         else:
@@ -100,7 +143,14 @@ class Linear:
     kind: str = "linear"
 
     def __call__(self, step: Step, site: Site) -> None:
-        step.h = self.store.apply(step.h)
+        out = None if step.workspace is None else step.empty(step.h.shape[0], self.store.shape[0])
+        step.h = self.store.apply(step.h, out)
+
+    def native(self, step: Step) -> bool:
+        return self.store.native(step.x.shape[0])
+
+    def width(self, site: Site) -> int:
+        return self.store.shape[0]
 
 
 @dataclass(slots=True)
@@ -109,6 +159,9 @@ class Delta:
 
     name: str
     kind: str = "delta"
+
+    def native(self, step: Step) -> bool:
+        return True
 
     def __call__(self, step: Step, site: Site) -> None:
         step.settle()
@@ -125,6 +178,9 @@ class HeadNorm:
     eps: float
     kind: str = "norm"
 
+    def native(self, step: Step) -> bool:
+        return True
+
     def __call__(self, step: Step, site: Site) -> None:
         q, k, _ = split_qkv(step.h, site)
         step.kernels.rms_norm(q, self.q_weight, self.eps, q)
@@ -137,6 +193,12 @@ class Attend:
 
     name: str
     kind: str = "attention"
+
+    def native(self, step: Step) -> bool:
+        return step.attention.native
+
+    def width(self, site: Site) -> int:
+        return site.heads * site.head_dim
 
     def __call__(self, step: Step, site: Site) -> None:
         q, k, v = split_qkv(step.h, site)
@@ -151,8 +213,11 @@ class ActMul:
     activation: Activation = "silu"
     kind: str = "activation"
 
+    def native(self, step: Step) -> bool:
+        return True
+
     def __call__(self, step: Step, site: Site) -> None:
-        out = step.h.new_empty(step.h.shape[0], step.h.shape[1] // 2)
+        out = step.empty(step.h.shape[0], step.h.shape[1] // 2)
         step.kernels.act_mul(step.h, out, self.activation)
         step.h = out
 
@@ -184,10 +249,12 @@ class Block:
         """Put `op` in the place of the one called `name`, which is returned."""
         i = self._at(name)
         old, self.ops[i] = self.ops[i], op
+        changed()
         return old
 
     def insert(self, after: str, op: Op) -> None:
         self.ops.insert(self._at(after) + 1, op)
+        changed()
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hasten.engine.executors.step import changed
 from hasten.engine.technique import Technique
 from hasten.engine.weights.base import Undo
 from hasten.kernels import Kernels
@@ -61,15 +62,20 @@ class DenseWeights:
     def nbytes(self) -> int:
         return self._shape[0] * self._shape[1] * self._itemsize
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         if self._packed:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-            return product
-        if x.shape[0] <= self._few:
-            out = x.new_empty(x.shape[0], self._shape[0])
+        elif x.shape[0] <= self._few:
+            if out is None:
+                out = x.new_empty(x.shape[0], self._shape[0])
             self._context.kernels.linear(x, self._weight, self._bias, out)
             return out
-        return F.linear(x, self._weight, self._bias)
+        else:
+            product = F.linear(x, self._weight, self._bias)
+        return product if out is None else out.copy_(product)
+
+    def native(self, rows: int) -> bool:
+        return rows <= self._few
 
     def dense(self) -> Tensor:
         return self._weight.to_dense() if self._packed else self._weight
@@ -94,12 +100,14 @@ class DenseWeights:
         return undo
 
     def _write(self, weight: Tensor, indices: tuple[Tensor, Tensor], values: Tensor) -> None:
-        changed = weight.clone()  # the loader may have mapped the weight from a file that others read
-        changed[indices] = values.to(changed.dtype)
-        self._weight = self._pack(changed)
+        new = weight.clone()  # the loader may have mapped the weight from a file that others read
+        new[indices] = values.to(new.dtype)
+        self._weight = self._pack(new)
+        changed()
 
     def fold(self, delta: Tensor) -> bool:
         self._weight = self._pack((self.dense().float() + delta.float()).to(delta.dtype))
+        changed()
         return True
 
 

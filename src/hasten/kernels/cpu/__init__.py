@@ -10,6 +10,9 @@ would read or write foreign memory) touch each property of a tensor once: a look
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from hasten.kernels.base import Activation, ViewIndex
 from hasten.kernels.cpu import native
 from hasten.kernels.cpu.packing import PackedWeight, packed
+from hasten.kernels.cpu.plan import Segment, Tape
 from hasten.kernels.quantized import QuantizedWeight
 from hasten.kernels.reference import ReferenceKernels
 
@@ -32,7 +36,7 @@ _WRONG_INDEX = (
 )
 
 
-class _Prepared:
+class PreparedIndex:
     """A `ViewIndex` as the library reads it, checked, with the bounds to hold against the cache."""
 
     __slots__ = ("address", "block_end", "groups", "keep", "slot_end", "tokens")
@@ -87,11 +91,37 @@ class CpuKernels(ReferenceKernels):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lib = lib = native.library(name)
-        self._attention, self._merge, self._rope_and_store = lib.hasten_attention, lib.hasten_merge, lib.hasten_rope_and_store
-        self._rms_norm, self._add_rms_norm, self._act_mul = lib.hasten_rms_norm, lib.hasten_add_rms_norm, lib.hasten_act_mul
-        self._copy_blocks, self._linear, self._sample = lib.hasten_copy_blocks, lib.hasten_linear, lib.hasten_sample
-        self._quantized_linear = lib.hasten_quantized_linear
+        self._lib = native.library(name)
+        self._recorder = threading.Lock()
+        self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
+
+    def _bind(self, find: Callable[[str], Callable[[bytes], int]]) -> None:
+        self._attention, self._merge, self._rope_and_store = find("attention"), find("merge"), find("rope_and_store")
+        self._rms_norm, self._add_rms_norm, self._act_mul = find("rms_norm"), find("add_rms_norm"), find("act_mul")
+        self._copy_blocks, self._linear, self._sample = find("copy_blocks"), find("linear"), find("sample")
+        self._quantized_linear = find("quantized_linear")
+
+    @contextmanager
+    def recording(self) -> Iterator[Tape]:
+        """Within, this thread's calls are checked and recorded instead of computed. One thread at a time."""
+        with self._recorder:
+            tape = Tape()
+            self._bind(lambda function: tape.stand_in(function, getattr(self._lib, f"hasten_{function}")))
+            try:
+                yield tape
+            finally:
+                self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
+
+    def cut(self, tape: Tape) -> Segment:
+        """What a tape recorded since the last cut, ready to run."""
+        return tape.cut(self._lib)
+
+    def prepare(self, index: ViewIndex) -> PreparedIndex:
+        """A `ViewIndex` checked and packed, once per step."""
+        prepared: PreparedIndex | None = index.cache.get("cpu")
+        if prepared is None:
+            prepared = index.cache["cpu"] = PreparedIndex(index, self._lib)
+        return prepared
 
     def attention(
         self,
@@ -106,9 +136,7 @@ class CpuKernels(ReferenceKernels):
         log_weight: Tensor | None = None,
         deterministic: bool = False,
     ) -> None:
-        prepared: _Prepared | None = index.cache.get("cpu")
-        if prepared is None:
-            prepared = index.cache["cpu"] = _Prepared(index, self._lib)
+        prepared = self.prepare(index)
         shape, cache_shape, dtype = q.shape, k_cache.shape, q.dtype
         q_stride, out_stride = q.stride(), out.stride()
         is_bf16 = _IS_BF16.get(dtype)

@@ -67,24 +67,35 @@ void lay_out(const Call &call, Plan &plan, int threads) {
 
 bool worth_sharing(const Call &call, const Plan &plan) { return plan.work * call.dim > 48 * 128 && plan.items.size() > 1; }
 
-template <class E> void attend(const Call &call, const Plan &plan, Team &team) {
-    int items = int(plan.items.size());
-    bool worth = worth_sharing(call, plan);
-    auto compute = [&] {
-        Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
-        worker.run([&]() -> Work {
-            int64_t i = team.claim();
+// The plan may be another call's already when a late thread comes here: only who has claimed an item looks into it.
+template <class E> void attend(const Call &call, const Plan &plan, int64_t items, int64_t jobs_in_parts, bool worth, Team &team) {
+    auto compute = [&](auto claim) {
+        int64_t done = 0;
+        auto next = [&]() -> Work {
+            int64_t i = claim();
             if (i >= items) return {};
+            done++;
             const Job &job = plan.jobs[plan.items[i].job];
             int64_t part = plan.items[i].part, tiles = job.tiles();
             int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
             return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr};
-        });
+        };
+        Work first = next();
+        if (first.job) {
+            Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
+            worker.run(first, next);
+        }
+        return done;
     };
-    if (items && (worth || team.id == 0)) compute();
-    team.meet();
-    if (!plan.partial) return;
-    team.share(int64_t(plan.jobs.size()), true, [&](int64_t j) {
+    if (worth) {
+        team.share_claims(items, compute);
+    } else {
+        team.share(items > 0, false, [&](int64_t) {
+            int64_t i = 0;
+            compute([&] { return i++; });
+        });
+    }
+    team.share(jobs_in_parts, true, [&](int64_t j) {
         const Job &job = plan.jobs[j];
         if (job.parts == 1) return;
         Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
@@ -134,21 +145,22 @@ int64_t hasten_measure_views(const MeasureViews *a) {
 
 }
 
-static void attend(const Call *a, const Plan &plan, Team &team) {
-    Call call = *a;
-    call.scale *= LOG2E;
-    call.is_bf16 ? attend<bf16>(call, plan, team) : attend<float>(call, plan, team);
-}
-
 HASTEN_PART void part_attention(const void *args, void *with) {
-    auto a = (const Call *)args;
-    auto team = (Team *)with;
-    if (team->id == 0) lay_out(*a, kept_plan, team->count);
-    attend(a, *team->agree(&kept_plan), *team);
+    Call call = *(const Call *)args;
+    auto &team = *(Team *)with;
+    const int64_t *notes = team.once([&](int64_t *note) {
+        lay_out(call, kept_plan, team.count);
+        note[0] = int64_t(&kept_plan);
+        note[1] = int64_t(kept_plan.items.size());
+        note[2] = kept_plan.partial ? int64_t(kept_plan.jobs.size()) : 0;
+        note[3] = worth_sharing(call, kept_plan);
+    });
+    call.scale *= LOG2E;
+    auto attend_in = call.is_bf16 ? attend<bf16> : attend<float>;
+    attend_in(call, *(const Plan *)notes[0], notes[1], notes[2], notes[3], team);
 }
 
 extern "C" void hasten_attention(const Call *a) {
-    const Plan &plan = kept_plan;
     lay_out(*a, kept_plan, omp_get_max_threads());
-    gather(worth_sharing(*a, plan), [&](Team &team) { attend(a, plan, team); });
+    gather(worth_sharing(*a, kept_plan), [&](Team &team) { part_attention(a, &team); });
 }

@@ -39,11 +39,9 @@ template <class E> class Worker {
         taken = pieces.used;
     }
 
-    // Computes all work that `claim()` gives, until its job is null. Each tile is laid out while the one before it is computed, so
+    // Computes `work` and all that `claim()` gives after it, until its job is null. Each tile is laid out while the one before it is computed, so
     // that its keys can be on their way from memory, over the border of two jobs too.
-    template <class Claim> void run(Claim claim) {
-        Work work = claim();
-        if (!work.job) return;
+    template <class Claim> void run(Work work, Claim claim) {
         Cursor cursor(call, *work.job, work.from * TILE);
         cursor.next(*tile);
         while (work.job) {

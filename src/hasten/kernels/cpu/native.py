@@ -41,7 +41,7 @@ QUANTIZED = Struct("16qd").pack
 SAMPLE = Struct("11q").pack
 
 _RETURNS_NOTHING = ("attention", "merge", "rms_norm", "add_rms_norm", "act_mul", "linear", "quantized_linear")
-_RETURNS_INTEGER = ("measure_views", "rope_and_store", "copy_blocks", "sample")
+_RETURNS_INTEGER = ("measure_views", "rope_and_store", "copy_blocks", "sample", "run_plan")
 
 
 @functools.cache

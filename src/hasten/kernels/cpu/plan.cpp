@@ -2,7 +2,7 @@
 //
 // The plan holds the packed arguments of every kernel, recorded once for as many rows as a plan may have; a step says how many
 // rows it has now, and all that a row count changes is that number.
-#include <cstring>
+#include <vector>
 
 #include "arguments.h"
 #include "team.h"
@@ -71,13 +71,18 @@ int64_t one(const Op &op, int64_t rows, Team &team) {
 
 // Returns 0, or 1 for a position out of range, 2 for a slot out of range: then nothing from that op on was done.
 extern "C" int64_t hasten_run_plan(const Run *run) {
-    int64_t result = 0;
-    gather(true, [&](Team &team) {
-        for (int64_t i = 0; i < run->count; i++)
+    static thread_local std::vector<Phase> kept;
+    kept = std::vector<Phase>(run->count * PHASES);
+    Phase *phases = kept.data();
+    std::atomic<int64_t> result{0};
+    in_parallel(true, [&](int id, int count) {
+        for (int64_t i = 0; i < run->count; i++) {
+            Team team(phases + i * PHASES, id, count);
             if (int64_t wrong = one(run->ops[i], run->rows, team)) {
-                if (team.id == 0) result = wrong;
+                result = wrong;
                 return;
             }
+        }
     });
     return result;
 }

@@ -216,18 +216,17 @@ bool worth_sharing(const Quantized &a) { return a.rows * a.outputs * a.inner > (
 
 template <class E> void linear(const Quantized &a, Team &team) {
     static thread_local Scratch kept, widened;
-    Activations mine{nullptr, nullptr, nullptr, a.groups * a.group, a.groups};
-    if (team.id == 0) {
+    const int64_t *notes = team.once([&](int64_t *note) {
         for (char *memory = nullptr;;) {
             Pieces pieces{memory};
-            mine.q = pieces.next<int8_t>(a.rows * mine.width + 8);
-            mine.scale = pieces.next<float>(a.rows * a.groups);
-            mine.sum = pieces.next<int32_t>(a.rows * a.groups);
+            note[0] = int64_t(pieces.next<int8_t>(a.rows * a.groups * a.group + 8));
+            note[1] = int64_t(pieces.next<float>(a.rows * a.groups));
+            note[2] = int64_t(pieces.next<int32_t>(a.rows * a.groups));
             if (memory) break;
             memory = (char *)kept.take(pieces.used);
         }
-    }
-    const Activations &x = *team.agree(&mine);
+    });
+    const Activations x{(int8_t *)notes[0], (float *)notes[1], (int32_t *)notes[2], a.groups * a.group, a.groups};
     round_rows<E>(a, x, team);
     const int64_t words = a.group * PANEL * a.bits / 8, step = words + 2 * PANEL + a.has_zeros * PANEL;
     const int64_t across = (a.outputs + PANEL - 1) / PANEL, down = (a.rows + ROWS - 1) / ROWS;

@@ -1,7 +1,8 @@
-// Threads that go through the same code together, one kernel after another, without a fork and a join in between.
+// Threads that go through the same kernels together, without a fork and a join in between.
 //
-// A kernel is written for a team: every thread of it calls the kernel, `share` deals its jobs out to whoever is free, and all meet
-// at its end. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step.
+// A kernel is a few phases, each a number of jobs that threads claim one by one; a phase is over when its jobs are done, not when
+// every thread has come. So a thread that the system keeps from running holds nobody up: it finds its phases over and passes
+// through them. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step.
 #pragma once
 
 #include <omp.h>
@@ -13,45 +14,29 @@
 
 namespace {
 
-struct Meeting {  // what the threads of a team share; counters on cache lines of their own
+constexpr int PHASES = 3;  // of a kernel, at most
+
+struct Phase {  // a cache line, zero at first
     alignas(64) std::atomic<int64_t> claimed{0};
-    alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<uint32_t> round{0};
-    void *agreed = nullptr;
+    std::atomic<int64_t> done{0};
+    int64_t notes[4] = {};
 };
 
 class Team {
   public:
     const int id, count;
-    Team(Meeting &meeting, int id, int count) : id(id), count(count), meeting(meeting) {}
+    Team(Phase *phases, int id, int count) : id(id), count(count), next(phases) {}
 
-    // The number of the next job that nobody has claimed; counting starts anew at every meeting.
-    int64_t claim() { return meeting.claimed.fetch_add(1, std::memory_order_relaxed); }
-
-    // Waits for all threads: what they wrote before can be read after. Spins a while (the others are microseconds away), then gives
-    // the core to whoever wants it.
-    void meet() {
-        if (count == 1) return meeting.claimed.store(0, std::memory_order_relaxed);
-        uint32_t now = meeting.round.load(std::memory_order_relaxed);
-        if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
-            meeting.arrived.store(0, std::memory_order_relaxed);
-            meeting.claimed.store(0, std::memory_order_relaxed);
-            meeting.round.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; meeting.round.load(std::memory_order_acquire) == now; spins++)
-            spins < SPINS ? pause() : void(sched_yield());
-    }
-
-    // job(0) .. job(n - 1), each once, in any order. Where it is not worth it to share, the first thread does all.
+    // job(0) .. job(n - 1), each once, in any order; where it is not worth it to share, one thread does all.
     template <class Job> void share(int64_t n, bool worth, Job job) {
-        if (!worth || n == 1) {
-            if (id == 0)
+        Phase &phase = *next++;
+        if (!worth) {
+            work(phase, n > 0, [&](int64_t) {
                 for (int64_t i = 0; i < n; i++) job(i);
+            });
         } else {
-            for (int64_t i; (i = claim()) < n;) job(i);
+            work(phase, n, job);
         }
-        meet();
     }
 
     // The same for ranges of rows: job(from, to).
@@ -60,35 +45,64 @@ class Team {
         share(pieces, worth, [&](int64_t i) { job(i * grain, std::min(rows, (i + 1) * grain)); });
     }
 
-    // What the first thread names, for all. Another meeting must lie between two agreements.
-    template <class X> X *agree(X *mine) {
-        if (id == 0) meeting.agreed = mine;
-        meet();
-        return (X *)meeting.agreed;
+    // What one thread notes for all. Notes last as long as the team; what they point to, until the kernel's jobs are done.
+    template <class Note> const int64_t *once(Note note) {
+        Phase &phase = *next++;
+        work(phase, 1, [&](int64_t) { note(phase.notes); });
+        return phase.notes;
+    }
+
+    // For threads that work out of order: worker(claim) takes jobs with claim(), at or above n when there is none left, and returns
+    // how many it has done.
+    template <class Worker> void share_claims(int64_t n, Worker worker) {
+        Phase &phase = *next++;
+        if (phase.done.load(std::memory_order_acquire) < n) {
+            int64_t mine = worker([&] { return phase.claimed.fetch_add(1, std::memory_order_relaxed); });
+            phase.done.fetch_add(mine, std::memory_order_acq_rel);
+            wait(phase, n);
+        }
     }
 
   private:
     static constexpr int SPINS = 4096;
-    Meeting &meeting;
-    static void pause() {
+    Phase *next;
+
+    template <class Job> void work(Phase &phase, int64_t n, Job job) {
+        if (phase.done.load(std::memory_order_acquire) >= n) return;
+        for (int64_t i; (i = phase.claimed.fetch_add(1, std::memory_order_relaxed)) < n;) {
+            job(i);
+            phase.done.fetch_add(1, std::memory_order_acq_rel);
+        }
+        wait(phase, n);
+    }
+
+    // For jobs that others still do: they are microseconds from their end, unless the system has put them off.
+    static void wait(const Phase &phase, int64_t n) {
+        for (int spins = 0; phase.done.load(std::memory_order_acquire) < n; spins++) {
+            if (spins > SPINS)
+                sched_yield();
 #if defined(__x86_64__)
-        __builtin_ia32_pause();
+            else
+                __builtin_ia32_pause();
 #endif
+        }
     }
 };
 
-// work(team) by all threads, or by this one alone.
-template <class Work> void gather(bool worth, Work work) {
-    Meeting meeting;
-    if (!worth || omp_get_max_threads() == 1) {
-        Team alone(meeting, 0, 1);
-        return work(alone);
-    }
+// work(id, count) by all threads, or by this one alone.
+template <class Work> void in_parallel(bool worth, Work work) {
+    if (!worth || omp_get_max_threads() == 1) return work(0, 1);
 #pragma omp parallel
-    {
-        Team team(meeting, omp_get_thread_num(), omp_get_num_threads());
-        work(team);
-    }
+    work(omp_get_thread_num(), omp_get_num_threads());
+}
+
+// kernel(team), by all threads or by this one alone.
+template <class Kernel> void gather(bool worth, Kernel kernel) {
+    Phase phases[PHASES];
+    in_parallel(worth, [&](int id, int count) {
+        Team team(phases, id, count);
+        kernel(team);
+    });
 }
 
 }  // namespace

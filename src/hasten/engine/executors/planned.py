@@ -1,0 +1,111 @@
+"""The native way through a step: ops recorded once, then run in as few calls as there are ops in Python plus one.
+
+A step of a small batch computes for a few milliseconds; ninety Python calls a layer's depth would cost as much again. The ops are
+run once with recording kernels (`kernels/cpu/plan.py`), which leaves the packed arguments of every kernel. Later steps of as many
+rows or fewer put their tokens, slots and index where the recorded calls look for them. The Python path stays the reference;
+both call the same kernels on the same numbers, so their results are equal bit for bit (`tests/engine/test_planned.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.batch import Batch
+from hasten.engine.depth.base import Program
+from hasten.engine.executors.step import Model, Op, Site, Step, Unplannable, Workspace
+from hasten.kernels import ViewIndex
+from hasten.kernels.cpu import CpuKernels
+from hasten.kernels.cpu.plan import IndexCell, Segment
+
+ROWS = 64
+"""Most rows of a recorded step: with more, computing takes far longer than Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """An op that stays in Python. It finds `h` as its input; its result is copied to `out`, where the next op looks for it."""
+
+    op: Op
+    site: Site
+    h: Tensor
+    out: Tensor
+
+
+class PlannedPass:
+    """One depth program's ops for up to `ROWS` rows. Make it with `plan`."""
+
+    def __init__(
+        self, model: Model, program: Program, attention: AttentionPolicy, kernels: CpuKernels, deterministic: bool, width: int
+    ) -> None:
+        self._kernels = kernels
+        self._site = model.sites[program[0][1]]
+        self._x = torch.zeros(ROWS, model.embedding.shape[1], dtype=model.dtype)
+        self._positions = torch.zeros(ROWS, dtype=torch.int32)
+        self._slots = torch.full((ROWS,), -1)
+        self._workspace = Workspace(ROWS, width, model.dtype)
+        self._cell = IndexCell(ROWS)
+        none = torch.zeros(1, dtype=torch.int32)
+        index = ViewIndex(none, self._positions, none.view(1, 1), none, cache={"cpu": self._cell})
+        step = Step(None, index, self._slots, kernels, attention, deterministic, self._x, self._x, workspace=self._workspace)  # type: ignore[arg-type]
+        self._items: list[Segment | _Call] = []
+        with kernels.recording() as tape:
+            for block, site in program:
+                for op in model.blocks[block].ops:
+                    if is_native(op, step):
+                        op(step, model.sites[site])
+                    else:
+                        self._items.append(kernels.cut(tape))
+                        h = step.h
+                        step.h = step.empty(ROWS, op.width(model.sites[site]))  # type: ignore[attr-defined]
+                        self._items.append(_Call(op, model.sites[site], h, step.h))
+            self._items.append(kernels.cut(tape))
+        self._delta = step.delta
+
+    def run(self, batch: Batch, index: ViewIndex, slots: Tensor, x: Tensor, step: Step) -> None:
+        """Take `step` through the ops: `step.x` and `step.delta` are then what the head wants."""
+        rows = len(x)
+        prepared = self._kernels.prepare(index)
+        k = self._site.k
+        if prepared.block_end > k.shape[0] or prepared.slot_end > k.shape[2] or prepared.groups not in (1, k.shape[1]):
+            raise IndexError(f"the step reads block {prepared.block_end - 1}, slot {prepared.slot_end - 1} of a smaller cache")
+        self._cell.set(prepared.address)
+        self._x[:rows] = x
+        self._positions[:rows] = index.positions
+        self._slots[:rows] = slots
+        step.x = self._x[:rows]
+        for item in self._items:
+            if isinstance(item, Segment):
+                if item:
+                    item.run(rows)
+            else:
+                step.h = item.h[:rows]
+                item.op(step, item.site)
+                item.out[:rows] = step.h
+        step.delta = None if self._delta is None else self._delta[:rows]
+
+
+def is_native(op: Op, step: Step) -> bool:
+    says = getattr(op, "native", None)
+    return says is not None and says(step)
+
+
+def plan(
+    model: Model, program: Program, attention: AttentionPolicy, kernels: CpuKernels, deterministic: bool
+) -> PlannedPass | None:
+    """The planned pass, or None where an op neither is native nor says how wide its result is."""
+    step = Step(None, None, None, kernels, attention, deterministic, torch.empty(ROWS, 0), torch.empty(0))  # type: ignore[arg-type]
+    widest = model.embedding.shape[1]
+    for block, site in program:
+        for op in model.blocks[block].ops:
+            width = getattr(op, "width", None)
+            if width is None and not is_native(op, step):
+                return None
+            widest = max(widest, width(model.sites[site]) if width is not None else 0)
+    try:
+        return PlannedPass(model, program, attention, kernels, deterministic, widest)
+    except Unplannable:
+        return None
