@@ -29,6 +29,7 @@ from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
 from hasten.engine.technique import ConfigError
 from hasten.engine.weights.dense import WeightContext
+from hasten.engine.weights.quantized import as_published
 from hasten.kernels import Kernels
 
 Progress = Callable[[float, float], None]
@@ -69,7 +70,8 @@ def build(
     torch.set_num_threads(config.executor.threads or physical_cores())
     kernels = kernel_library.load(device.type)
     deterministic = config.executor.deterministic
-    store = config.make(config.weights.store, WeightContext(kernels, deterministic))
+    weights = WeightContext(kernels, deterministic)
+    store = as_published(config.make(config.weights.store, weights), weights)
     depth: Depth = config.make(config.depth.policy)
     model = models.load(config.model, store, device, config.model.max_length, depth.sites, progress)
     blocks = pool_blocks(model, config.kv.block_size, config.scheduling.max_rows, config.kv.memory_bytes)

@@ -239,6 +239,10 @@ class Kernels(Protocol):
         """The weight in the layout that `quantized_linear` of these kernels reads."""
         ...
 
+    def unpack(self, packed: Any) -> QuantizedWeight:
+        """The weight that was packed."""
+        ...
+
     def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         """out [T, N] = x [T, K] @ weight [N, K]^T + bias [N], x rounded to int8 on the way in, a scale for every group of columns
         (`round_activations`). Integer sums within a group, groups added left to right in float32: batch-invariant.

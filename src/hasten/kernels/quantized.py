@@ -7,6 +7,7 @@ uses the scale as it is kept, so nothing is lost by that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,18 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, *, symmetric: bool =
         shift = zeros.float()[..., None]
     levels = (groups / safe + shift).round_().clamp_(0, top).to(torch.uint8).view(rows, -1)[:, :columns].contiguous()
     return QuantizedWeight(levels, scales, zeros, unit, bits, group)
+
+
+def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Several weights of one form below one another."""
+    if len(weights) == 1:
+        return weights[0]
+    unit = max(weight.unit for weight in weights)
+    zeros: Tensor | None = None
+    if any(weight.zeros is not None for weight in weights):
+        zeros = torch.cat([torch.full_like(w.scales, w.zero, dtype=torch.uint8) if w.zeros is None else w.zeros for w in weights])
+    scales = torch.cat([weight.scales * (weight.unit / unit) for weight in weights])
+    return QuantizedWeight(torch.cat([w.levels for w in weights]), scales, zeros, unit, weights[0].bits, weights[0].group)
 
 
 def kept_scales(scales: Tensor) -> tuple[Tensor, float]:

@@ -133,6 +133,9 @@ class ReferenceKernels:
     def pack(self, weight: QuantizedWeight) -> QuantizedWeight:
         return weight
 
+    def unpack(self, packed: QuantizedWeight) -> QuantizedWeight:
+        return packed
+
     def quantized_linear(self, x: Tensor, packed: QuantizedWeight, bias: Tensor | None, out: Tensor) -> None:
         levels, group = packed.levels, packed.group
         shift = packed.zero if packed.zeros is None else packed.zeros.float()[..., None]

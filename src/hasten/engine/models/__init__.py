@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def load(
     raw = read_json(folder / "config.json")
     shape = ModelShape.parse(raw)
     length = context_length(shape, max_length)
-    source = _source(config, folder, shape, device, progress)
+    source = _source(config, folder, raw, shape, device, progress)
     if shape.experts is not None:
         from hasten.engine.models.moe import ExpertLoader
 
@@ -57,7 +57,10 @@ def context_length(shape: ModelShape, asked: int | None) -> int:
     return asked
 
 
-def _source(config: ModelConfig, folder: Path, shape: ModelShape, device: torch.device, progress: Progress | None) -> Source:
+def _source(
+    config: ModelConfig, folder: Path, raw: Mapping[str, Any], shape: ModelShape, device: torch.device, progress: Progress | None
+) -> Source:
+    from hasten.engine.models.published import format_of
     from hasten.engine.models.source import CheckpointSource, DummySource
 
     if config.load_format == "dummy":
@@ -65,7 +68,7 @@ def _source(config: ModelConfig, folder: Path, shape: ModelShape, device: torch.
         return DummySource(dtype, device, dtype.itemsize * parameters(shape), progress)
     checkpoint = Checkpoint(folder)
     stored = checkpoint.dtype_of("model.embed_tokens.weight") or shape.dtype
-    return CheckpointSource(checkpoint, run_dtype(config.dtype, stored, device), device, progress)
+    return CheckpointSource(checkpoint, run_dtype(config.dtype, stored, device), device, progress, format_of(raw))
 
 
 def run_dtype(asked: str, stored: str | None, device: torch.device) -> torch.dtype:

@@ -131,6 +131,14 @@ class Checkpoint:
         tensor: Tensor = self._handle(entry.file).get_tensor(name)
         return tensor.to(device=device, dtype=dtype)
 
+    def raw(self, name: str) -> Tensor:
+        """The tensor called `name` as it is stored. Raises ModelError when it is missing."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(f"{self.folder} holds no tensor {name}, which its quantised weights call for")
+        tensor: Tensor = self._handle(entry.file).get_tensor(name)
+        return tensor
+
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
             from safetensors import SafetensorError, safe_open

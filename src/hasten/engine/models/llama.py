@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from hasten.engine.executors.step import ActMul, Attend, Block, Delta, HeadNorm, Linear, Model, Norm, Op, Site
-from hasten.engine.models.config import ModelShape
+from hasten.engine.models.config import ModelError, ModelShape
 from hasten.engine.models.rope import cos_sin
 from hasten.engine.models.source import Source
 from hasten.engine.weights.base import WeightStore
+from hasten.kernels.quantized import QuantizedWeight, stacked
 
 
 class MakeStore(Protocol):
-    def __call__(self, weight: Tensor, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
-        """A store for a weight [out, in] and bias [out]; may keep the weight itself, never writes to it. `name`: the layer's
+    def __call__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
+        """A store for a weight [out, in], plain or in the levels of its checkpoint, and bias [out]; may keep the weight itself, never writes to it. `name`: the layer's
         in the checkpoint, the first one's where several are stacked; the head is always `lm_head`."""
         ...
 
@@ -58,9 +59,17 @@ class Loader:
         if bias:
             biases = source.stack([f"{name}.bias" for name in names], rows)
             self.count(biases.nbytes, share)
-        # A lone weight goes to its store as a view of the file, without a copy in between.
-        single = len(names) == 1
-        weight = source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns)
+        found = [source.levels(name, count, columns) for name, count in zip(names, rows, strict=True)]
+        levels = [one for one in found if one is not None]
+        weight: Tensor | QuantizedWeight
+        if len(levels) == len(names):
+            weight = stacked(levels)
+        elif levels:
+            raise ModelError(f"of {', '.join(names)} some are quantised and some are not")
+        else:
+            # A lone weight goes to its store as a view of the file, without a copy in between.
+            single = len(names) == 1
+            weight = source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns)
         store = self.make_store(weight, biases, name=names[0])
         self.count(store.nbytes, share)
         return store

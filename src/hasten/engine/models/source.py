@@ -12,6 +12,8 @@ import xxhash
 from torch import Tensor
 
 from hasten.engine.models.checkpoint import Checkpoint, Progress
+from hasten.engine.models.published import Format
+from hasten.kernels.quantized import QuantizedWeight
 
 _POOL = (1 << 20) + 7
 """Random numbers that dummy weights are tiled from; prime to every usual width, so that rows of one weight differ."""
@@ -33,6 +35,10 @@ class Source(ABC):
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor called `name`; it may be a view of a mapped file, so it must not be written to."""
         ...
+
+    def levels(self, name: str, rows: int, columns: int) -> QuantizedWeight | None:
+        """The weight called `name` (without `.weight`) as the levels it is stored in; None where it is stored plainly."""
+        return None
 
     @abstractmethod
     def fingerprint(self, config: Mapping[str, Any]) -> str: ...
@@ -59,10 +65,19 @@ class Source(ABC):
 
 class CheckpointSource(Source):
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
-    ) -> None:
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None = None,
+        format: Format | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(dtype, device, checkpoint.nbytes, progress)
         self.checkpoint = checkpoint
+        self._format = format
+
+    def levels(self, name: str, rows: int, columns: int) -> QuantizedWeight | None:
+        if self._format is None or not self._format.holds(self.checkpoint, name):
+            return None
+        weight = self._format.read(self.checkpoint, name, rows, columns)
+        self._report(sum(e.nbytes for n, e in self.checkpoint.entries.items() if n.startswith(f"{name}.")))
+        return weight
 
     def take(self, name: str, *shape: int) -> Tensor:
         tensor = self.checkpoint.take(name, shape, self.dtype, self.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from torch import Tensor
 from hasten.engine.executors.step import changed
 from hasten.engine.weights.dense import DenseWeights, WeightContext
 from hasten.kernels.quantized import QuantizedWeight, round_to_nearest
+
+if TYPE_CHECKING:
+    from hasten.engine.models.llama import MakeStore
+    from hasten.engine.weights.base import WeightStore
 
 Round = Callable[[Tensor], QuantizedWeight]
 
@@ -110,3 +114,15 @@ class MakeQuantized:
         if name == "lm_head" and not self.head:
             return DenseWeights(weight, bias, self.context)
         return QuantizedWeights(self.form.round(weight), bias, weight.dtype, self.form.round, self.context)
+
+
+def as_published(make: MakeStore, context: WeightContext, dtype: torch.dtype = torch.float32) -> MakeStore:
+    """`make`, except that weights which come in levels are multiplied in these."""
+
+    def store(weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
+        if not isinstance(weight, QuantizedWeight):
+            return make(weight, bias, name=name)
+        form = Form(bits=weight.bits, group=weight.group, symmetric=weight.zeros is None)
+        return QuantizedWeights(weight, bias, dtype, form.round, context)
+
+    return store

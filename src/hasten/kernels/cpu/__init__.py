@@ -450,6 +450,9 @@ class CpuKernels(ReferenceKernels):
     def pack(self, weight: QuantizedWeight) -> PackedWeight:
         return packed(weight)
 
+    def unpack(self, packed: PackedWeight) -> QuantizedWeight:
+        return packed.unpacked()
+
     def quantized_linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
         dtype, shape, x_stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()
         is_bf16 = _IS_BF16.get(dtype)

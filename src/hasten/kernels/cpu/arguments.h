@@ -83,6 +83,9 @@ struct Call {
     int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated
 };
 
+// A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
+template <class Args> bool worth_sharing(const Args &a) { return a.rows * a.outputs * a.inner > (1 << 19); }
+
 }  // namespace
 
 // Linked within one library only: the anonymous types above are one and the same in all its files.

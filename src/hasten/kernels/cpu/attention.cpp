@@ -160,7 +160,8 @@ HASTEN_PART void part_attention(const void *args, void *with) {
     attend_in(call, *(const Plan *)notes[0], notes[1], notes[2], notes[3], team);
 }
 
-extern "C" void hasten_attention(const Call *a) {
-    lay_out(*a, kept_plan, omp_get_max_threads());
-    gather(worth_sharing(*a, kept_plan), [&](Team &team) { part_attention(a, &team); });
+extern "C" void hasten_attention(const void *args) {
+    const Call &call = *(const Call *)args;
+    lay_out(call, kept_plan, omp_get_max_threads());
+    gather(worth_sharing(call, kept_plan), [&](Team &team) { part_attention(args, &team); });
 }

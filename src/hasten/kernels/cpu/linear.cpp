@@ -52,9 +52,6 @@ template <class E, int M, int N> void strip(const Linear<E> &a, int64_t row, int
     for (; output < to; output++) block<E, M, 1>(a, row, output);
 }
 
-// A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
-template <class E> bool worth_sharing(const Linear<E> &a) { return a.rows * a.outputs * a.inner > (1 << 19); }
-
 template <class E> void linear(const Linear<E> &a, Team &team) {
     constexpr int M = 4, N = W == 16 ? 6 : 2;  // fills the registers
     constexpr int64_t ROWS = 64;               // rows of x that stay in the second-level cache while weights stream by

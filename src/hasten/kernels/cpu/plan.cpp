@@ -7,6 +7,8 @@
 #include "arguments.h"
 #include "team.h"
 
+extern "C" void hasten_attention(const void *args);
+
 namespace {
 
 // In the order of native.py.
@@ -67,17 +69,37 @@ int64_t one(const Op &op, int64_t rows, Team &team) {
     return 0;
 }
 
+// Whether some product of the plan is worth more threads than one.
+bool worth_a_team(const Run &run) {
+    for (int64_t i = 0; i < run.count; i++) {
+        const Op &op = run.ops[i];
+        if (op.kind == LINEAR && worth_sharing(with_rows(op.args, &Linear<void>::rows, run.rows))) return true;
+        if (op.kind == QUANTIZED && worth_sharing(with_rows(op.args, &Quantized::rows, run.rows))) return true;
+    }
+    return false;
+}
+
 }  // namespace
 
 // Returns 0, or 1 for a position out of range, 2 for a slot out of range: then nothing from that op on was done.
 extern "C" int64_t hasten_run_plan(const Run *run) {
-    static thread_local std::vector<Phase> kept;
-    kept = std::vector<Phase>(run->count * PHASES);
-    Phase *phases = kept.data();
+    if (!worth_a_team(*run)) {
+        for (int64_t i = 0; i < run->count; i++) {
+            Phase phases[PHASES];
+            Team alone(phases, 0, 1);
+            const Op &op = run->ops[i];
+            if (op.kind == ATTENTION)
+                hasten_attention(op.args);  // may be worth it all the same
+            else if (int64_t wrong = one(op, run->rows, alone))
+                return wrong;
+        }
+        return 0;
+    }
+    std::vector<Phase> phases(run->count * PHASES);
     std::atomic<int64_t> result{0};
     in_parallel(true, [&](int id, int count) {
         for (int64_t i = 0; i < run->count; i++) {
-            Team team(phases + i * PHASES, id, count);
+            Team team(&phases[i * PHASES], id, count);
             if (int64_t wrong = one(run->ops[i], run->rows, team)) {
                 result = wrong;
                 return;

@@ -212,8 +212,6 @@ void widen_panel(const Quantized &a, const Panel &panel, uint8_t *to) {
     }
 }
 
-bool worth_sharing(const Quantized &a) { return a.rows * a.outputs * a.inner > (1 << 19); }
-
 template <class E> void linear(const Quantized &a, Team &team) {
     static thread_local Scratch kept, widened;
     const int64_t *notes = team.once([&](int64_t *note) {

@@ -2,7 +2,8 @@
 //
 // A kernel is a few phases, each a number of jobs that threads claim one by one; a phase is over when its jobs are done, not when
 // every thread has come. So a thread that the system keeps from running holds nobody up: it finds its phases over and passes
-// through them. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step.
+// through them. Phases too small to share are the first thread's; the others go ahead to the next shared one and wait there until
+// the first arrives. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step.
 #pragma once
 
 #include <omp.h>
@@ -19,6 +20,7 @@ constexpr int PHASES = 3;  // of a kernel, at most
 struct Phase {  // a cache line, zero at first
     alignas(64) std::atomic<int64_t> claimed{0};
     std::atomic<int64_t> done{0};
+    std::atomic<bool> open{false};  // the first thread has come, so all before is done
     int64_t notes[4] = {};
 };
 
@@ -30,13 +32,9 @@ class Team {
     // job(0) .. job(n - 1), each once, in any order; where it is not worth it to share, one thread does all.
     template <class Job> void share(int64_t n, bool worth, Job job) {
         Phase &phase = *next++;
-        if (!worth) {
-            work(phase, n > 0, [&](int64_t) {
-                for (int64_t i = 0; i < n; i++) job(i);
-            });
-        } else {
-            work(phase, n, job);
-        }
+        if (worth) return work(phase, n, job);
+        if (id == 0)
+            for (int64_t i = 0; i < n; i++) job(i);
     }
 
     // The same for ranges of rows: job(from, to).
@@ -45,10 +43,11 @@ class Team {
         share(pieces, worth, [&](int64_t i) { job(i * grain, std::min(rows, (i + 1) * grain)); });
     }
 
-    // What one thread notes for all. Notes last as long as the team; what they point to, until the kernel's jobs are done.
+    // What the first thread notes for all. Notes last as long as the team; what they point to, until the kernel's jobs are done.
     template <class Note> const int64_t *once(Note note) {
         Phase &phase = *next++;
-        work(phase, 1, [&](int64_t) { note(phase.notes); });
+        if (id == 0) note(phase.notes);
+        arrive(phase);
         return phase.notes;
     }
 
@@ -56,6 +55,7 @@ class Team {
     // how many it has done.
     template <class Worker> void share_claims(int64_t n, Worker worker) {
         Phase &phase = *next++;
+        arrive(phase);
         if (phase.done.load(std::memory_order_acquire) < n) {
             int64_t mine = worker([&] { return phase.claimed.fetch_add(1, std::memory_order_relaxed); });
             phase.done.fetch_add(mine, std::memory_order_acq_rel);
@@ -68,7 +68,7 @@ class Team {
     Phase *next;
 
     template <class Job> void work(Phase &phase, int64_t n, Job job) {
-        if (phase.done.load(std::memory_order_acquire) >= n) return;
+        arrive(phase);
         for (int64_t i; (i = phase.claimed.fetch_add(1, std::memory_order_relaxed)) < n;) {
             job(i);
             phase.done.fetch_add(1, std::memory_order_acq_rel);
@@ -76,9 +76,20 @@ class Team {
         wait(phase, n);
     }
 
+    void arrive(Phase &phase) {
+        if (id == 0)
+            phase.open.store(true, std::memory_order_release);
+        else
+            wait([&] { return phase.open.load(std::memory_order_acquire); });
+    }
+
     // For jobs that others still do: they are microseconds from their end, unless the system has put them off.
     static void wait(const Phase &phase, int64_t n) {
-        for (int spins = 0; phase.done.load(std::memory_order_acquire) < n; spins++) {
+        wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
+    }
+
+    template <class Condition> static void wait(Condition holds) {
+        for (int spins = 0; !holds(); spins++) {
             if (spins > SPINS)
                 sched_yield();
 #if defined(__x86_64__)

@@ -1,0 +1,1 @@
+"""Making quantised checkpoints (`hasten quantize`)."""
