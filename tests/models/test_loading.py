@@ -84,7 +84,6 @@ def folder(tmp_path: Path) -> Path:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, got 'yes'"),
         ({"dtype": "int8"}, "dtype 'int8' is not supported; supported: float32, bfloat16, float16"),
         ({"eos_token_id": "end"}, "eos_token_id must be a token id or a list of them, got 'end'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised checkpoints are not read yet \(gptq\)"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type 'longrope' is not supported; supported: default, linear"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing, which rope_type 'linear' needs"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a number of at least 1, got 0"),

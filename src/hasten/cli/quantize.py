@@ -16,7 +16,9 @@ TOKENS_A_TEXT = 512
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A folder, a hub id; the built-in model if left out.")] = "builtin",
+    model: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="A folder, a hub id; the built-in model if left out.")
+    ] = "builtin",
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("quantized"),
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     group: Annotated[int, typer.Option(help="Input columns that share a scale: 32, 64, 128 or 256.")] = 32,

@@ -85,7 +85,9 @@ def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     unit = max(weight.unit for weight in weights)
     zeros: Tensor | None = None
     if any(weight.zeros is not None for weight in weights):
-        zeros = torch.cat([torch.full_like(w.scales, w.zero, dtype=torch.uint8) if w.zeros is None else w.zeros for w in weights])
+        zeros = torch.cat(
+            [torch.full_like(w.scales, w.zero, dtype=torch.uint8) if w.zeros is None else w.zeros for w in weights]
+        )
     scales = torch.cat([weight.scales * (weight.unit / unit) for weight in weights])
     return QuantizedWeight(torch.cat([w.levels for w in weights]), scales, zeros, unit, weights[0].bits, weights[0].group)
 

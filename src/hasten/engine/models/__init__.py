@@ -58,7 +58,12 @@ def context_length(shape: ModelShape, asked: int | None) -> int:
 
 
 def _source(
-    config: ModelConfig, folder: Path, raw: Mapping[str, Any], shape: ModelShape, device: torch.device, progress: Progress | None
+    config: ModelConfig,
+    folder: Path,
+    raw: Mapping[str, Any],
+    shape: ModelShape,
+    device: torch.device,
+    progress: Progress | None,
 ) -> Source:
     from hasten.engine.models.published import format_of
     from hasten.engine.models.source import CheckpointSource, DummySource

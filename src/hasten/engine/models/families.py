@@ -80,9 +80,6 @@ class Reader:
             raise ModelError(f"config.json must hold an object, got {type(config).__name__}")
         self.config = config
         self.family = self._family()
-        if config.get("quantization_config"):
-            method = dict(config["quantization_config"]).get("quant_method", "unnamed")
-            raise ModelError(f"config.json: quantised checkpoints are not read yet ({method}); a float32 or bfloat16 one is")
 
     def _family(self) -> _Family:
         found = self.config.get("architectures")

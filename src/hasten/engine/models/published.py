@@ -160,7 +160,11 @@ def _weight(
     name: str, levels: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, rows: int, columns: int
 ) -> QuantizedWeight:
     groups = -(-columns // group)
-    for part, tensor, shape in (("levels", levels, (rows, columns)), ("scales", scales, (rows, groups)), ("zeros", zeros, (rows, groups))):
+    for part, tensor, shape in (
+        ("levels", levels, (rows, columns)),
+        ("scales", scales, (rows, groups)),
+        ("zeros", zeros, (rows, groups)),
+    ):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ModelError(f"{name}: its {part} are {list(tensor.shape)}, config.json calls for {list(shape)}")
     if zeros is not None and bool((zeros == 1 << (bits - 1)).all()):

@@ -40,7 +40,9 @@ class Form:
 class QuantizedWeights:
     """A weight [out, in] in levels; `round` makes them again where values change."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype, round: Round, context: WeightContext) -> None:
+    def __init__(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype, round: Round, context: WeightContext
+    ) -> None:
         if bias is not None and bias.shape != weight.levels.shape[:1]:
             raise ValueError(f"a weight {list(weight.levels.shape)} cannot have a bias {list(bias.shape)}")
         self._shape = (weight.levels.shape[0], weight.levels.shape[1])

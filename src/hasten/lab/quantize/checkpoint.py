@@ -52,7 +52,10 @@ def quantize(
         raise ModelError("models with experts cannot be quantised to a file yet; serve them with --with int8 or int4")
     checkpoint = Checkpoint(folder)
     wanted = {
-        f"model.layers.{layer}.{tensor}": (layer, op) for layer in range(shape.layers) for op, ts in PARTS.items() for tensor in ts
+        f"model.layers.{layer}.{tensor}": (layer, op)
+        for layer in range(shape.layers)
+        for op, ts in PARTS.items()
+        for tensor in ts
     }
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}

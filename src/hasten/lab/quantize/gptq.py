@@ -34,7 +34,9 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, *, symmetric: b
             if column % group == 0:
                 plain = round_to_nearest(w[:, column : column + group].float(), bits, group, symmetric=symmetric)
                 scale = plain.scales[:, 0].double() * plain.unit
-                zero = torch.full((rows,), plain.zero, dtype=torch.float64) if plain.zeros is None else plain.zeros[:, 0].double()
+                zero = (
+                    torch.full((rows,), plain.zero, dtype=torch.float64) if plain.zeros is None else plain.zeros[:, 0].double()
+                )
                 scales.append(scale)
                 zeros.append(zero.to(torch.uint8))
             safe = torch.where(scale == 0, 1.0, scale)
