@@ -85,7 +85,8 @@ class ExecutorConfig(Section):
     deterministic: bool = False
     """Kernels whose summation order for a row does not depend on the batch: equal bits whatever runs beside."""
     native: bool = True
-    """Small batches run as recorded native calls where that is possible; otherwise every op is called from Python. Same results."""
+    """Small batches run as recorded native calls where that is possible; otherwise every op is called from Python. Same
+    results."""
 
 
 class EngineConfig(Section):
@@ -110,8 +111,8 @@ class EngineConfig(Section):
         base: EngineConfig | None = None,
         file: str | Path | None = None,
     ) -> EngineConfig:
-        """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on stays
-        as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins."""
+        """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on
+        stays as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins."""
         config = base.model_copy(deep=True) if base is not None else cls()
         if file is not None:
             config._apply(*read_file(file))

@@ -244,23 +244,21 @@ class Kernels(Protocol):
         ...
 
     def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
-        """out [T, N] = x [T, K] @ weight [N, K]^T + bias [N], x rounded to int8 on the way in, a scale for every group of columns
-        (`round_activations`). Integer sums within a group, groups added left to right in float32: batch-invariant.
+        """out [T, N] = x [T, K] @ weight [N, K]^T + bias [N], x rounded to int8 on the way in, a scale for every group of
+        columns (`round_activations`). Integer sums within a group, groups added left to right in float32: batch-invariant.
 
-        Rows of x and out have their last dimension contiguous.
-        """
+        Rows of x and out have their last dimension contiguous."""
         ...
 
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         """One token id per row of logits [L, V] (float32 or bfloat16) -> int64 [L].
 
-        temperature float32 [L], 0 = greedy: the first index of the maximum. Otherwise p = softmax(logits / temperature), cut to
-        the top_k (int32 [L], 0 = off) largest, of those to the smallest set whose share of their mass is >= top_p (float32 [L],
-        1 = off; at least one token stays), of those to p >= min_p * p_max (float32 [L], 0 = off). Ties at a threshold keep
-        the lower token ids. Then the inverse CDF in token-id order, summed in float64: the smallest kept id whose cumulative
-        mass exceeds u * total, with u float64 [L] in [0, 1). A logit of -inf is never drawn.
-        Raises ValueError naming the first row that is all -inf or holds NaN or +inf.
-        """
+        temperature float32 [L], 0 = greedy: the first index of the maximum. Otherwise p = softmax(logits / temperature),
+        cut to the top_k (int32 [L], 0 = off) largest, of those to the smallest set whose share of their mass is >= top_p
+        (float32 [L], 1 = off; at least one token stays), of those to p >= min_p * p_max (float32 [L], 0 = off). Ties at a
+        threshold keep the lower token ids. Then the inverse CDF in token-id order, summed in float64: the smallest kept id
+        whose cumulative mass exceeds u * total, with u float64 [L] in [0, 1). A logit of -inf is never drawn. Raises
+        ValueError naming the first row that is all -inf or holds NaN or +inf."""
         ...
 
     def log_softmax_gather(self, logits: Tensor, tokens: Tensor) -> Tensor:

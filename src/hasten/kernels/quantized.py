@@ -1,9 +1,8 @@
 """Weights of 8 and 4 bits: what a kernel multiplies, and the plain rounding that makes them.
 
-A row of a weight [out, in] is cut into groups of `group` input columns. Value = (level - zero) * scale, with levels unsigned, and
-scale and zero point of a group. Scales are kept in float16 times one power of two for the whole weight: the rounding to levels
-uses the scale as it is kept, so nothing is lost by that.
-"""
+A row of a weight [out, in] is cut into groups of `group` input columns. Value = (level - zero) * scale, with levels
+unsigned, and scale and zero point of a group. Scales are kept in float16 times one power of two for the whole weight: the
+rounding to levels uses the scale as it is kept, so nothing is lost by that."""
 
 from __future__ import annotations
 
@@ -55,8 +54,8 @@ class QuantizedWeight:
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int, *, symmetric: bool = True) -> QuantizedWeight:
-    """The nearest levels. Symmetric: the value of the largest magnitude in a group gets the level at the range's long end, so all
-    2^bits levels are used. Otherwise the range of a group, widened to hold 0, is divided evenly."""
+    """The nearest levels. Symmetric: the value of the largest magnitude in a group gets the level at the range's long end,
+    so all 2^bits levels are used. Otherwise the range of a group, widened to hold 0, is divided evenly."""
     rows, columns = weight.shape
     groups = F.pad(weight.float(), (0, -columns % group)).view(rows, -1, group)
     top = (1 << bits) - 1

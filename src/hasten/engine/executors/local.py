@@ -39,8 +39,9 @@ class _Done:
 
 
 class LocalExecutor:
-    """`native`: small batches run as recorded calls (`planned.py`) where kernels and ops allow. `profile` makes every step report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`:
-    what `cost` rests on, a generic model unless given; either is corrected by what steps turn out to take."""
+    """`native`: small batches run as recorded calls (`planned.py`) where kernels and ops allow. `profile` makes every step
+    report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`: what `cost` rests on, a
+    generic model unless given; either is corrected by what steps turn out to take."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """The native way through a step: ops recorded once, then run in as few calls as there are ops in Python plus one.
 
-A step of a small batch computes for a few milliseconds; ninety Python calls a layer's depth would cost as much again. The ops are
-run once with recording kernels (`kernels/cpu/plan.py`), which leaves the packed arguments of every kernel. Later steps of as many
-rows or fewer put their tokens, slots and index where the recorded calls look for them. The Python path stays the reference;
-both call the same kernels on the same numbers, so their results are equal bit for bit (`tests/engine/test_planned.py`).
-"""
+A step of a small batch computes for a few milliseconds; ninety Python calls a layer's depth would cost as much again. The
+ops are run once with recording kernels (`kernels/cpu/plan.py`), which leaves the packed arguments of every kernel. Later
+steps of as many rows or fewer put their tokens, slots and index where the recorded calls look for them. The Python path
+stays the reference; both call the same kernels on the same numbers, so their results are equal bit for bit
+(`tests/engine/test_planned.py`)."""
 
 from __future__ import annotations
 

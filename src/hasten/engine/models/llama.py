@@ -22,8 +22,9 @@ from hasten.kernels.quantized import QuantizedWeight, stacked
 
 class MakeStore(Protocol):
     def __call__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
-        """A store for a weight [out, in], plain or in the levels of its checkpoint, and bias [out]; may keep the weight itself, never writes to it. `name`: the layer's
-        in the checkpoint, the first one's where several are stacked; the head is always `lm_head`."""
+        """A store for a weight [out, in], plain or in the levels of its checkpoint, and bias [out]; may keep the weight
+        itself, never writes to it. `name`: the layer's in the checkpoint, the first one's where several are stacked; the
+        head is always `lm_head`."""
         ...
 
 

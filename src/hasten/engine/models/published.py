@@ -28,7 +28,8 @@ class Tensors(Protocol):
 
 
 class Format(Protocol):
-    """`holds`: whether the weight called `name` (without `.weight`) is quantised; `read` gives it, of the shape [rows, columns]."""
+    """`holds`: whether the weight called `name` (without `.weight`) is quantised; `read` gives it, of the shape [rows,
+    columns]."""
 
     def holds(self, tensors: Tensors, name: str) -> bool: ...
     def read(self, tensors: Tensors, name: str, rows: int, columns: int) -> QuantizedWeight: ...

@@ -1,9 +1,8 @@
 """Weights of 8 or 4 bits as a store: rounded once at load, multiplied by `Kernels.quantized_linear`.
 
 Every step reads a half or a quarter of the bytes that bfloat16 takes, which is what a small batch waits for; a large one
-multiplies whole numbers at twice the rate. Activations are rounded to int8 on the way in. The techniques `int8` and `int4` differ
-in their numbers only.
-"""
+multiplies whole numbers at twice the rate. Activations are rounded to int8 on the way in. The techniques `int8` and `int4`
+differ in their numbers only."""
 
 from __future__ import annotations
 
@@ -106,7 +105,8 @@ class QuantizedWeights:
 
 @dataclass(frozen=True, slots=True)
 class MakeQuantized:
-    """Makes the stores of a model. The head is a store like the others; with a large vocabulary it is a quarter of the bytes."""
+    """Makes the stores of a model. The head is a store like the others; with a large vocabulary it is a quarter of the
+    bytes."""
 
     form: Form
     context: WeightContext

@@ -1,8 +1,8 @@
 """Kernels recorded and run again: the calls of a forward pass as one native call.
 
-While a `Tape` is recording, the functions of a `CpuKernels` check their arguments and keep them packed instead of computing. What
-is recorded may be run any number of times on the same memory with any number of rows up to the recorded one (`plan.cpp`).
-"""
+While a `Tape` is recording, the functions of a `CpuKernels` check their arguments and keep them packed instead of
+computing. What is recorded may be run any number of times on the same memory with any number of rows up to the recorded one
+(`plan.cpp`)."""
 
 from __future__ import annotations
 

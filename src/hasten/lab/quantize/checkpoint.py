@@ -40,9 +40,10 @@ class Settings:
 def quantize(
     name: str, out: Path, settings: Settings, hessians: Mapping[tuple[int, str], Tensor], progress: Callable[[int, int], None]
 ) -> dict[str, float]:
-    """Write the model called `name` to the folder `out` with its layers' weights rounded; embedding, head and norms stay as they
-    are. `hessians` by (block, op), for the method gptq. Returns by how much each tensor's output changed on the calibration texts
-    (nothing without them). Raises ModelError for a model of another build or one that is quantised already."""
+    """Write the model called `name` to the folder `out` with its layers' weights rounded; embedding, head and norms stay as
+    they are. `hessians` by (block, op), for the method gptq. Returns by how much each tensor's output changed on the
+    calibration texts (nothing without them). Raises ModelError for a model of another build or one that is quantised
+    already."""
     folder = resolve(name)
     config = read_json(folder / "config.json")
     shape = ModelShape.parse(config)
@@ -97,8 +98,8 @@ def quantize(
 
 
 def words_of(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """A weight as the tensors that GPTQ's format calls qweight, qzeros, scales and g_idx. Raises ModelError where sides do not fill
-    whole words."""
+    """A weight as the tensors that GPTQ's format calls qweight, qzeros, scales and g_idx. Raises ModelError where sides do
+    not fill whole words."""
     rows, columns = weight.levels.shape
     across = 32 // weight.bits
     if rows % across or columns % weight.group:

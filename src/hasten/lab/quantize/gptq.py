@@ -1,10 +1,10 @@
 """GPTQ: rounding a weight one column at a time, each error handed on to the columns still to come.
 
-"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (Frantar et al., 2022): of all ways to round W, the
-one sought makes W x change least for the inputs x that the layer sees, that is, the change weighed by H = sum of x x^T. With
-the Cholesky factor of H's inverse the best correction of the remaining columns is one outer product a column; columns go in
-blocks so that most of the work is matrix products. Columns keep their order here (no act-order). O(out in^2 + in^3).
-"""
+"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (Frantar et al., 2022): of all ways to
+round W, the one sought makes W x change least for the inputs x that the layer sees, that is, the change weighed by H = sum
+of x x^T. With the Cholesky factor of H's inverse the best correction of the remaining columns is one outer product a
+column; columns go in blocks so that most of the work is matrix products. Columns keep their order here (no act-order).
+O(out in^2 + in^3)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ BLOCK = 128
 
 
 def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, *, symmetric: bool, damping: float = 0.01) -> QuantizedWeight:
-    """weight [out, in], hessian [in, in] (sums of products of inputs). `damping`: what is added to the diagonal, as a share of its
-    mean. Scales and zero points of a group are those of plain rounding, from the corrected weight when its turn comes."""
+    """weight [out, in], hessian [in, in] (sums of products of inputs). `damping`: what is added to the diagonal, as a share
+    of its mean. Scales and zero points of a group are those of plain rounding, from the corrected weight when its turn
+    comes."""
     rows, columns = weight.shape
     w = weight.double().clone()
     factor = _inverse_factor(hessian.double(), damping)
