@@ -22,6 +22,7 @@ CHARACTERS_A_TOKEN = 3
 TRIES = 3
 LEAST_A_LESSON = 80.0
 MOST_A_TOKEN = 8.0
+TEXT_COUNT = 0.4
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Windows:
         return ids, weights
 
     def _stretch(self, rng: random.Random, room: int) -> tuple[list[int], list[float]]:
-        """A stretch of a text of at most `room` tokens, all learnt but the first; its document by length, its start random."""
+        """A stretch of a text of at most `room` tokens, all learnt but the first, each less than a lesson's; its document by
+        length, its start random."""
         kinds, shares = zip(*self._mixture.texts, strict=True)
         kind = rng.choices(kinds, shares)[0]
         text = rng.choices(self._documents[kind], self._by_length[kind])[0].text
@@ -134,4 +136,4 @@ class Windows:
         ids = self._tokenizer.encode(piece, add_special_tokens=False).ids[:room]
         if len(ids) < room:
             ids.append(self._end)
-        return ids, [0.0] + [1.0] * (len(ids) - 1)
+        return ids, [0.0] + [TEXT_COUNT] * (len(ids) - 1)

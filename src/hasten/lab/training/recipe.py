@@ -17,17 +17,17 @@ MODELS: dict[str, NetConfig] = {
 }
 
 TASKS = {
-    "recall": 17.0,
-    "needle": 6.0,
-    "dialogue": 4.0,
-    "tracing:hops=3,chains=6": 13.0,
-    "copying": 7.0,
-    "rules": 2.0,
+    "recall": 15.0,
+    "needle": 4.0,
+    "dialogue": 3.0,
+    "tracing:hops=3,chains=6": 12.0,
+    "copying": 4.0,
+    "rules": 1.0,
     "arithmetic:operands=4": 13.0,
-    "json": 14.0,
-    "calls": 11.0,
-    "sql": 5.0,
-    "python": 4.0,
+    "json": 20.0,
+    "calls": 18.0,
+    "sql": 4.0,
+    "python": 3.0,
 }
 """Lessons of each task in a hundred or so."""
 TEXTS = {
@@ -61,11 +61,11 @@ class Recipe:
     model: str
     tokens: int
     stages: tuple[Stage, ...] = (
-        Stage(0.03, 256, 16, echoes=0.5, skips=0.0),
-        Stage(0.35, 512, 8, echoes=0.05),
-        Stage(0.62, 512, 16, echoes=0.05),
-        Stage(0.9, 2048, 4),
-        Stage(0.965, 4096, 2),
+        Stage(0.015, 256, 16, echoes=0.5, skips=0.0),
+        Stage(0.2, 512, 8, echoes=0.05),
+        Stage(0.8, 512, 16, echoes=0.05),
+        Stage(0.94, 2048, 4),
+        Stage(0.976, 4096, 2),
         Stage(1.0, 8192, 1),
     )
     matrix_rate: float = 0.02
@@ -95,7 +95,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "base": Recipe("base", 18_000_000),
+    "base": Recipe("base", 34_000_000),
     "draft": Recipe("draft", 12_000_000),
     "moe": Recipe("moe", 12_000_000),
     "large": Recipe("large", 2_000_000_000),
