@@ -214,6 +214,14 @@ def test_echoes_say_the_same_again(tokenizer: Tokenizer, material: Material) -> 
         assert torch.equal(whole[period:], whole[:-period]) and batch.counts[row, period - 1 :].eq(1).all()
 
 
+def test_running_text_counts_less_than_a_lesson(tokenizer: Tokenizer, material: Material) -> None:
+    batch = Windows(tokenizer, material, Mixture([(find("recall:pairs=4"), 1.0)], [("small talk", 1.0)], 1.0), 0).batch(
+        0, 8, 256, echoes=0, skips=0, positions=256
+    )
+    lessons, texts = batch.counts[batch.counts >= 1], batch.counts[(batch.counts > 0) & (batch.counts < 1)]
+    assert len(lessons) > 0 and len(texts) > 0 and texts.eq(0.4).all()
+
+
 def test_little_to_learn_in_a_long_lesson_counts_for_more(tokenizer: Tokenizer, material: Material) -> None:
     for text_share, most in ((0.0, 8.0), (1.0, 1.0)):
         mixture = Mixture([(find("recall:pairs=4"), 1.0)], [("small talk", 1.0)], text_share)

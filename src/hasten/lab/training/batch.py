@@ -23,6 +23,7 @@ TRIES = 3
 LEAST_A_LESSON = 80.0
 MOST_A_TOKEN = 8.0
 TEXT_COUNT = 0.4
+"""How much a lesson counts in the loss at least, in tokens; how much one of its tokens at most; and a token of running text."""
 
 
 @dataclass(frozen=True)
