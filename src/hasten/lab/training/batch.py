@@ -42,6 +42,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Which batch: that of a step, `rows` windows of `length` tokens each. A share `echoes` of them is random tokens said over
+    and over. A share `skips` skips positions at two random places, so that distances up to `positions` are met in short windows
+    too (after PoSE, Zhu et al. 2023)."""
+
+    step: int
+    rows: int
+    length: int
+    echoes: float
+    skips: float
+    positions: int
+
+
+@dataclass(frozen=True)
 class Mixture:
     """What to train on: shares of tasks (by number of lessons) and of text kinds (by number of stretches), and how much of
     a window is text at least."""
@@ -68,20 +82,19 @@ class Windows:
             )
         self._by_length = {k: [len(d.text) for d in found] for k, found in self._documents.items()}
 
-    def batch(self, step: int, rows: int, length: int, *, echoes: float, skips: float, positions: int) -> Batch:
-        """rows windows of `length` tokens each. A share `echoes` of them is random tokens said over and over. A share `skips`
-        skips positions at two random places, so that distances up to `positions` are met in short windows too (after PoSE,
-        Zhu et al. 2023)."""
-        rng = random.Random(f"{self._seed}/{step}")
+    def batch(self, ask: Ask) -> Batch:
+        """The batch asked for."""
+        rows, length = ask.rows, ask.length
+        rng = random.Random(f"{self._seed}/{ask.step}")
         tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
         counts = torch.zeros((rows, length + 1))
         where = torch.arange(length).repeat(rows, 1)
         for row in range(rows):
-            ids, weights = self._echo(rng, length + 1) if rng.random() < echoes else self._window(rng, length + 1)
+            ids, weights = self._echo(rng, length + 1) if rng.random() < ask.echoes else self._window(rng, length + 1)
             tokens[row], counts[row] = torch.tensor(ids), torch.tensor(weights)
-            if rng.random() < skips and positions > length:
+            if rng.random() < ask.skips and ask.positions > length:
                 for _ in range(2):
-                    where[row, rng.randrange(1, length) :] += rng.randint(0, (positions - length) // 2)
+                    where[row, rng.randrange(1, length) :] += rng.randint(0, (ask.positions - length) // 2)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts[:, 1:].contiguous(), where)
 
     def _echo(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
