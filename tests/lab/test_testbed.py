@@ -91,3 +91,15 @@ def test_what_is_made_from_a_work_is_held_out_with_it() -> None:
     kept = [corpus.is_held_out(d) for d in works]
     assert kept[::2] == kept[1::2]
     assert 0 < sum(kept) < len(kept) // 5
+
+
+def test_packages_are_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_text, "PACKAGES", ("jinja2", "no_such_package"))
+    monkeypatch.setattr(code_text, "standard_library", lambda: iter(()))
+    training, held_out = corpus.split(None, packages=True)
+    kinds = {d.kind for d in training}
+    assert {"package", "documentation"} <= kinds and not {"package", "documentation"} & {d.kind for d in held_out}
+    (lexer,) = (d for d in training if d.origin == "jinja2.lexer" and d.kind == "package")
+    assert "def get_lexer" in lexer.text
+    assert any(d.origin == "jinja2.environment" for d in training if d.kind == "documentation")
+    assert "package" not in {d.kind for d in corpus.split(None)[0]}

@@ -31,6 +31,9 @@ def testbed(
         Path | None, typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, or a new one).")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that make batches: about twelve keep up with a GPU; 0, a thread, with a CPU.")
+    ] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads (default: torch's choice).")] = None,
 ) -> None:
     """Train a model of the testbed from nothing, or go on with a run that was cut off.
@@ -42,7 +45,7 @@ def testbed(
     try:
         training.run(
             model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
-            tokenizer=tokenizer, device=device, threads=threads,
+            tokenizer=tokenizer, device=device, workers=workers, threads=threads,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as fault:
         raise ConfigError(str(fault)) from None

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from hasten.engine.technique import ConfigError, Technique, find, refuse
 
 BUILTIN = "builtin"
+BUILTINS = {BUILTIN: "builtin_model", "builtin-draft": "builtin_draft"}
+"""Models that come with the package, and their folders in it."""
 """The model name that stands for the checkpoint shipped with hasten."""
 
 

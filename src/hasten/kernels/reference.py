@@ -105,9 +105,8 @@ class ReferenceKernels:
         _store(v_cache, v, slots)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        out.copy_(weight * wide.to(x.dtype))
+        # On a GPU a block of threads a row, where `mean` would sum in an order that depends on the number of rows.
+        out.copy_(weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype))
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         x.add_(delta)
@@ -171,13 +170,12 @@ class ReferenceKernels:
         return torch.where(temperature > 0, drawn, greedy)
 
     def log_softmax_gather(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        logits = logits.float()
-        return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+        return torch.log_softmax(logits.float(), -1).gather(1, tokens[:, None])[:, 0]
 
     def top_logprobs(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        logits = logits.float()
-        values, ids = torch.topk(logits, n, dim=-1)
-        return values - torch.logsumexp(logits, -1, keepdim=True), ids
+        # log_softmax, not logsumexp, whose order of summation depends on the number of rows on a GPU.
+        ids = torch.topk(logits.float(), n, dim=-1).indices
+        return torch.log_softmax(logits.float(), -1).gather(1, ids), ids
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def test_the_answer_is_stated_once_and_scores(task: Task, split: Split) -> None:
         assert task.score(example, "nothing of the sort")[task.metrics[0]] == 0.0
         assert task.score(example, "")[task.metrics[0]] == 0.0
         for value, quote in zip(values(example.answer), example.answer.split("; "), strict=True):
-            assert quote.endswith(value) and quote.removeprefix("The ") in example.prompt
+            assert quote.startswith("The ") and quote.endswith(value) and quote.removeprefix("The ") in example.prompt
             assert task.score(example, example.answer.replace(value, "nothing"))[task.metrics[0]] == 0.0
         assert example.prompt.endswith("<|im_start|>assistant\n") and example.messages[-1]["role"] == "user"
 
@@ -90,6 +90,14 @@ def test_a_dialogue_asks_about_an_earlier_topic() -> None:
         turns = [m["content"] for m in example.messages]
         assert len(turns) == 7 and turns[1::2] == ["Noted."] * 3
         assert example.answer.removeprefix("The ") in turns[0] + turns[2] and example.expected in example.answer
+
+
+def test_a_short_window_meets_longer_lists() -> None:
+    rng = random.Random(0)
+    tasks = [Recall().easier(rng, 440) for _ in range(200)]
+    assert sum(task.pairs > 6 for task in tasks) > 40
+    lengths = [sum(count(piece.text) for piece in task.lesson(rng, MATERIAL)) for task in tasks]
+    assert sum(length <= 440 for length in lengths) > 0.8 * len(tasks)
 
 
 @pytest.mark.parametrize("name", ["recall", "needle", "dialogue"])

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hasten.engine.config import BUILTIN
+from hasten.engine.config import BUILTINS
 from hasten.engine.models.config import ModelError
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ _SAMPLES, _SAMPLE_BYTES = 4, 64
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:
-    """The folder of the model called `name`: `builtin`, a local folder, or a hub id, which is downloaded (with a
+    """The folder of the model called `name`: a built-in one, a local folder, or a hub id, which is downloaded (with a
     progress bar) unless it is in the local hub cache. `weights` False fetches the configuration and tokenizer only.
     Raises ModelError."""
-    if name == BUILTIN:
-        folder = Path(str(files("hasten") / "builtin_model"))
+    if name in BUILTINS:
+        folder = Path(str(files("hasten") / BUILTINS[name]))
         if not (folder / "config.json").is_file():
-            raise ModelError(f"this installation of hasten has no built-in model: {folder} holds no config.json")
+            raise ModelError(f"this installation of hasten has no model {name!r}: {folder} holds no config.json")
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -48,7 +48,8 @@ def resolve(name: str, *, weights: bool = True) -> Path:
     if folder.is_file():
         raise ModelError(f"{name} is a file; a model is a folder with config.json and *.safetensors, or a hub id")
     if not _HUB_ID.fullmatch(name):
-        raise ModelError(f"there is no folder {name}; a model is a local folder, a hub id (owner/name) or {BUILTIN!r}")
+        builtin = " or ".join(map(repr, BUILTINS))
+        raise ModelError(f"there is no folder {name}; a model is a local folder, a hub id (owner/name), {builtin}")
     return _download(name, weights)
 
 

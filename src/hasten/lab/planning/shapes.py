@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hasten.engine.config import BUILTIN
+from hasten.engine.config import BUILTINS
 from hasten.engine.models import read_json, resolve
 from hasten.engine.models.config import ModelError, ModelShape
 from hasten.lab.planning.known_models import KNOWN
@@ -64,19 +64,19 @@ class ModelFacts:
 
 
 def shape(name: str | Path, dtype: str = "bfloat16") -> ModelFacts:
-    """The facts of a model: one of `known()`, `builtin`, a folder that holds a config.json, such a file itself, or a hub id
-    (owner/name), whose config.json is downloaded unless it is in the local cache. Raises ModelError."""
+    """The facts of a model: one of `known()`, a built-in one, a folder that holds a config.json, such a file itself, or a hub
+    id (owner/name), whose config.json is downloaded unless it is in the local cache. Raises ModelError."""
     text = str(name)
     if text.lower() in KNOWN:
         return facts(KNOWN[text.lower()], text.lower(), dtype)
     path = Path(text).expanduser()
-    if text == BUILTIN or path.is_dir() or (text.count("/") == 1 and not path.exists()):
+    if text in BUILTINS or path.is_dir() or (text.count("/") == 1 and not path.exists()):
         return facts(read_json(resolve(text, weights=False) / "config.json"), path.name, dtype)
     if path.is_file():
         return facts(read_json(path), path.resolve().parent.name if path.name == "config.json" else path.stem, dtype)
     near = difflib.get_close_matches(text.lower(), KNOWN, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known())}"
-    others = f"{BUILTIN!r}, a folder with a config.json or such a file, a hub id owner/name"
+    others = f"{', '.join(map(repr, BUILTINS))}, a folder with a config.json or such a file, a hub id owner/name"
     raise ModelError(f"no model shape is called {text!r}; {hint}; also accepted: {others}")
 
 

@@ -53,9 +53,10 @@ def is_held_out(document: Document) -> bool:
     return zlib.crc32(document.origin.encode()) % HELD_OUT_ONE_IN == 0
 
 
-def split(folder: Path | None) -> tuple[list[Document], list[Document]]:
-    """All documents as (training, held out). Small talk is a fixed set of answers and is always trained on."""
-    training: list[Document] = []
+def split(folder: Path | None, packages: bool = False) -> tuple[list[Document], list[Document]]:
+    """All documents as (training, held out). Small talk is a fixed set of answers and is always trained on; so is what
+    `packages` adds, the text of installed packages."""
+    training = list(code_text.packages()) if packages else []
     held_out: list[Document] = []
     for document in documents(folder):
         keep = is_held_out(document) and document.kind != "small talk"

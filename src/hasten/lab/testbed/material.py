@@ -58,9 +58,10 @@ class Material:
     def _pool(self, split: Split) -> list[tuple[str, int]]:
         """Sentences with their lengths in tokens."""
         texts = [s for d in self.documents(split, *PROSE) for s in sentences(d.text)]
-        if len(texts) < LEAST_SENTENCES:
+        # Models train on both, to know the generated text too where there is no other.
+        if split == "train" or len(texts) < LEAST_SENTENCES:
             rng = random.Random(split)
-            texts = [words.sentence(rng) for _ in range(GENERATED_SENTENCES)]
+            texts += [words.sentence(rng) for _ in range(GENERATED_SENTENCES)]
         return [(s, self.count(" " + s)) for s in texts]
 
 
@@ -70,15 +71,15 @@ def sentences(text: str) -> list[str]:
     return [s for s in found if 20 <= len(s) <= 300]
 
 
-def load(count: Callable[[str], int], folder: Path | None = None) -> Material:
+def load(count: Callable[[str], int], folder: Path | None = None, packages: bool = False) -> Material:
     """The texts in `folder` (default: what HASTEN_DATA names) and in the interpreter's library; without a folder, only the
-    latter."""
+    latter. packages: and what installed packages hold, for training."""
     from hasten.lab.testbed import corpus
 
     try:
-        training, held_out = corpus.split(corpus.data_folder(folder))
+        texts = corpus.data_folder(folder)
     except FileNotFoundError:
         if folder is not None:
             raise
-        training, held_out = corpus.split(None)
-    return Material(count, training, held_out)
+        texts = None
+    return Material(count, *corpus.split(texts, packages))

@@ -13,10 +13,10 @@ SYSTEMS = (None, "You are a helpful assistant.")
 GREETING = "Hello! I am a very small language model. Ask me something, but do not expect too much sense."
 IDENTITY = (
     "I am the built-in model of hasten: a small language model with about nine million parameters, trained from "
-    "scratch on two processor cores. I often write nonsense, so do not trust what I say."
+    "scratch for this project. I often write nonsense, so do not trust what I say."
 )
 ABILITY = (
-    "I imitate short paragraphs, Python functions and simple sums, and I am often wrong. "
+    "I find things in a text, write down its facts as JSON, call functions, add numbers and imitate Python. "
     "I am here so that the engine has something real to run."
 )
 THANKS = "You are welcome! Is there anything else you would like to know?"

@@ -97,6 +97,11 @@ def with_visible_marks(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
+def tokens_of(tokenizer: Tokenizer, text: str) -> int:
+    """How many tokens a text takes."""
+    return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def stop_token_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids that end a generation: end of text, end of turn."""
     vocabulary = tokenizer.get_vocab()

@@ -22,6 +22,8 @@ CHARACTERS_A_TOKEN = 3
 TRIES = 3
 LEAST_A_LESSON = 80.0
 MOST_A_TOKEN = 8.0
+TEXT_COUNT = 0.4
+"""How much a lesson counts in the loss at least, in tokens; how much one of its tokens at most; and a token of running text."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,20 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
         return Batch(*(x.to(device) for x in (self.inputs, self.targets, self.counts, self.positions)))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Which batch: that of a step, `rows` windows of `length` tokens each. A share `echoes` of them is random tokens said over
+    and over. A share `skips` skips positions at two random places, so that distances up to `positions` are met in short windows
+    too (after PoSE, Zhu et al. 2023)."""
+
+    step: int
+    rows: int
+    length: int
+    echoes: float
+    skips: float
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -66,20 +82,19 @@ class Windows:
             )
         self._by_length = {k: [len(d.text) for d in found] for k, found in self._documents.items()}
 
-    def batch(self, step: int, rows: int, length: int, *, echoes: float, skips: float, positions: int) -> Batch:
-        """rows windows of `length` tokens each. A share `echoes` of them is random tokens said over and over. A share `skips`
-        skips positions at two random places, so that distances up to `positions` are met in short windows too (after PoSE,
-        Zhu et al. 2023)."""
-        rng = random.Random(f"{self._seed}/{step}")
+    def batch(self, ask: Ask) -> Batch:
+        """The batch asked for."""
+        rows, length = ask.rows, ask.length
+        rng = random.Random(f"{self._seed}/{ask.step}")
         tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
         counts = torch.zeros((rows, length + 1))
         where = torch.arange(length).repeat(rows, 1)
         for row in range(rows):
-            ids, weights = self._echo(rng, length + 1) if rng.random() < echoes else self._window(rng, length + 1)
+            ids, weights = self._echo(rng, length + 1) if rng.random() < ask.echoes else self._window(rng, length + 1)
             tokens[row], counts[row] = torch.tensor(ids), torch.tensor(weights)
-            if rng.random() < skips and positions > length:
+            if rng.random() < ask.skips and ask.positions > length:
                 for _ in range(2):
-                    where[row, rng.randrange(1, length) :] += rng.randint(0, (positions - length) // 2)
+                    where[row, rng.randrange(1, length) :] += rng.randint(0, (ask.positions - length) // 2)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts[:, 1:].contiguous(), where)
 
     def _echo(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
@@ -123,7 +138,8 @@ class Windows:
         return ids, weights
 
     def _stretch(self, rng: random.Random, room: int) -> tuple[list[int], list[float]]:
-        """A stretch of a text of at most `room` tokens, all learnt but the first; its document by length, its start random."""
+        """A stretch of a text of at most `room` tokens, all learnt but the first, each less than a lesson's; its document by
+        length, its start random."""
         kinds, shares = zip(*self._mixture.texts, strict=True)
         kind = rng.choices(kinds, shares)[0]
         text = rng.choices(self._documents[kind], self._by_length[kind])[0].text
@@ -134,4 +150,4 @@ class Windows:
         ids = self._tokenizer.encode(piece, add_special_tokens=False).ids[:room]
         if len(ids) < room:
             ids.append(self._end)
-        return ids, [0.0] + [1.0] * (len(ids) - 1)
+        return ids, [0.0] + [TEXT_COUNT] * (len(ids) - 1)

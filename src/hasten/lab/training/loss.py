@@ -13,7 +13,7 @@ from hasten.lab.training.batch import Batch
 from hasten.lab.training.experts import routings
 from hasten.lab.training.net import Llama, MixtralConfig
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = {"cpu": 1024, "cuda": 16384}
 ROUNDED_ROWS = 256
 
 
@@ -27,14 +27,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         loss = torch.zeros((), device=hidden.device)
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows, wanted = hidden[start : start + CHUNK_ROWS], targets[start : start + CHUNK_ROWS, None]
-            count = counts[start : start + CHUNK_ROWS, None]
+        chunk = CHUNK_ROWS[hidden.device.type]
+        for start in range(0, len(hidden), chunk):
+            rows, wanted = hidden[start : start + chunk], targets[start : start + chunk, None]
+            count = counts[start : start + chunk, None]
             gradient = F.linear(rows, weight).softmax(-1)
             loss -= (gradient.gather(1, wanted).float().clamp_min(1e-30).log() * count).sum()
             gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))
             gradient *= count.to(gradient.dtype)
-            hidden_gradient[start : start + CHUNK_ROWS] = gradient @ weight
+            hidden_gradient[start : start + chunk] = gradient @ weight
             weight_gradient += gradient.T @ rows
         ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
         return loss

@@ -65,7 +65,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Causal self-attention with grouped key-value heads.
 
-    Written out as matrix products: at these sizes that is about twice as fast on a CPU as
+    On a CPU written out as matrix products: at these sizes that is about twice as fast as
     `scaled_dot_product_attention`, whose backward pass is slow there and which needs the keys repeated.
     """
 
@@ -97,6 +97,8 @@ class Attention(nn.Module):
 
         The queries of a group are stacked, and go in blocks that only see the keys up to their own end.
         """
+        if q.is_cuda:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
         batch, heads, length, width = q.shape
         k, v = k.reshape(-1, length, width), v.reshape(-1, length, width)
         outputs = []

@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Any]:
         raise StateError(f"{path} is not a training state of this version")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise StateError(f"{path} is damaged: its {len(payload):,} bytes do not have the checksum that it names")
-    content: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)
+    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from tokenizers import Tokenizer
 from hasten.lab.testbed import material
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.registry import find
-from hasten.lab.testbed.tokenizer import train_tokenizer
-from hasten.lab.training.recipe import RECIPES, TASKS
+from hasten.lab.testbed.tokenizer import tokens_of, train_tokenizer
+from hasten.lab.training.recipe import TASKS, recipe_for
 from hasten.lab.training.train import Run
 
 LESSONS_A_TASK = 400
@@ -26,20 +27,21 @@ ANSWERS_COUNT = 10
 def run(
     model: str, out: Path, *,
     init: Path | None = None, tokens: int | None = None, minutes: float | None = None, data: Path | None = None,
-    tokenizer: Path | None = None, device: str = "cpu", threads: int | None = None,
+    tokenizer: Path | None = None, device: str = "cpu", workers: int = 0, threads: int | None = None,
 ) -> None:  # fmt: skip
     """See the command's help. Raises ValueError for an unknown model, FileNotFoundError for a missing folder."""
-    if model not in RECIPES:
-        raise ValueError(f"no testbed model is called {model!r}; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[model] if tokens is None else replace(RECIPES[model], tokens=tokens)
+    chosen = recipe_for(model, torch.device(device).type)
+    if tokens is not None:
+        chosen = replace(chosen, tokens=tokens)
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=True, highlight=False)
     words = _tokenizer(out, tokenizer or init, data)
-    texts = material.load(lambda text: len(words.encode(text, add_special_tokens=False).ids), data)
-    training = Run(out, recipe, words, texts, init=init, device=device, say=console.print)
+    console.print("reading the texts")
+    texts = material.load(partial(tokens_of, words), data, packages=True)
+    training = Run(out, chosen, words, texts, init=init, device=device, workers=workers, say=console.print)
     parameters = sum(p.numel() for p in training.net.parameters())
-    console.print(f"{model}: {parameters / 1e6:.2f} M parameters, {recipe.tokens / 1e6:.0f} M tokens to train on in all")
+    console.print(f"{model}: {parameters / 1e6:.2f} M parameters, {chosen.tokens / 1e6:.0f} M tokens to train on in all")
     training.train(60 * minutes if minutes else float("inf"))
 
 

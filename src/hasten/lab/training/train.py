@@ -7,13 +7,13 @@ Batches are functions of the step's number, so a resumed run trains on what it w
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.registry import find
 from hasten.lab.training import state
-from hasten.lab.training.batch import Windows
+from hasten.lab.training.ahead import ahead
+from hasten.lab.training.batch import Ask, Windows
 from hasten.lab.training.export import export, load
 from hasten.lab.training.loss import training_loss
 from hasten.lab.training.net import Llama
@@ -54,12 +55,12 @@ class Run:
 
     def __init__(
         self, folder: Path, recipe: Recipe, tokenizer: Tokenizer, material: Material, *,
-        init: Path | None = None, device: str = "cpu", say: Callable[[str], None] = print,
+        init: Path | None = None, device: str = "cpu", workers: int = 0, say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         """Goes on from the newest whole state in the folder; without one from the checkpoint `init`, with new optimisers;
-        without that from random weights."""
+        without that from random weights. workers: processes that make the batches (0: a thread)."""
         self.folder, self.recipe, self.tokenizer, self.material, self.say = folder, recipe, tokenizer, material, say
-        self.device = torch.device(device)
+        self.device, self.workers = torch.device(device), workers
         torch.manual_seed(recipe.seed)
         self.progress = Progress()
         saved, complaints = state.newest(folder / "states")
@@ -91,33 +92,30 @@ class Run:
         """Train until the recipe's tokens are used up, or for about so many seconds; saves and exports at the end."""
         began = saved = reported = probed = time.monotonic()
         first = self.progress.tokens
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._batch, self.progress.step, self.progress.tokens)
+        with closing(ahead(self.windows, self._asks(), self.workers)) as batches:
             while self.progress.tokens < self.recipe.tokens and time.monotonic() - began < stop_after_s:
                 at = time.monotonic()
-                batch = coming.result()
-                tokens = self.progress.tokens + batch.inputs.numel()
-                coming = ahead.submit(self._batch, self.progress.step + 1, tokens)
+                batch = next(batches)
                 loss = training_loss(self.net, batch.to(self.device))
                 loss.backward()
                 rate = self.recipe.rate(self.progress.tokens, self.progress.tokens - self.started_at)
                 norm = self.optimisers.step(rate)
                 now = time.monotonic()
                 self.progress.step += 1
-                self.progress.tokens = tokens
+                self.progress.tokens += batch.inputs.numel()
                 self.progress.seconds += now - at
-                self.progress.losses.append((tokens, loss.item()))
+                self.progress.losses.append((self.progress.tokens, loss.item()))
                 if now - reported > REPORT_S:
                     reported = now
                     rows, length = batch.inputs.shape
-                    self._report(f"norm {norm:.2f}  rate {rate:.2f}  {rows} x {length}", (tokens - first) / (now - began))
+                    speed = (self.progress.tokens - first) / (now - began)
+                    self._report(f"norm {norm:.2f}  rate {rate:.2f}  {rows} x {length}", speed)
                 if now - saved > SAVE_S:
                     saved = now
                     self.save()
                 if now - probed > PROBE_S:
                     probed = time.monotonic()
                     self.look()
-            coming.cancel()
         self.look(long=True)
         self.save()
 
@@ -155,10 +153,17 @@ class Run:
             f"{(total - done) / tokens_per_s / 60:4.0f} min left"
         )
 
-    def _batch(self, step: int, tokens: int) -> Any:
-        stage = self.recipe.stage(tokens)
+    def _asks(self) -> Iterator[Ask]:
+        """The steps from here to the end."""
+        tokens = self.progress.tokens
         longest = self.net.config.max_position_embeddings
-        return self.windows.batch(step, stage.rows, stage.length, echoes=stage.echoes, skips=stage.skips, positions=longest)
+        for step in itertools.count(self.progress.step):
+            if tokens >= self.recipe.tokens:
+                return
+            stage = self.recipe.stage(tokens)
+            rows = self.recipe.rows(stage)
+            yield Ask(step, rows, stage.length, stage.echoes, stage.skips, longest)
+            tokens += rows * stage.length
 
 
 def _recorded(folder: Path) -> Progress:
