@@ -134,7 +134,7 @@ def test_bad_requests_leave_others_alone(served: Served) -> None:
     stream = served.client.completions.create(**given, stream=True)
     text = next(stream).choices[0].text
     bad = (
-        ({"prompt": "word " * 5000}, "context_length_exceeded"),
+        ({"prompt": "word " * 9000}, "context_length_exceeded"),
         ({"prompt": [10**6]}, "invalid_value"),
         ({"prompt": "x", "logit_bias": {"1000000": 1}}, "invalid_value"),
         ({"prompt": "x", "temperature": -1}, "invalid_value"),

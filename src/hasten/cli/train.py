@@ -30,6 +30,10 @@ def testbed(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, or a new one).")
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Learn running text from what this checkpoint says of it, not from the text."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that make batches: about twelve keep up with a GPU; 0, a thread, with a CPU.")
@@ -45,7 +49,7 @@ def testbed(
     try:
         training.run(
             model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
-            tokenizer=tokenizer, device=device, workers=workers, threads=threads,
+            tokenizer=tokenizer, teacher=teacher, device=device, workers=workers, threads=threads,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as fault:
         raise ConfigError(str(fault)) from None

@@ -27,7 +27,8 @@ ANSWERS_COUNT = 10
 def run(
     model: str, out: Path, *,
     init: Path | None = None, tokens: int | None = None, minutes: float | None = None, data: Path | None = None,
-    tokenizer: Path | None = None, device: str = "cpu", workers: int = 0, threads: int | None = None,
+    tokenizer: Path | None = None, teacher: Path | None = None, device: str = "cpu", workers: int = 0,
+    threads: int | None = None,
 ) -> None:  # fmt: skip
     """See the command's help. Raises ValueError for an unknown model, FileNotFoundError for a missing folder."""
     chosen = recipe_for(model, torch.device(device).type)
@@ -39,7 +40,7 @@ def run(
     words = _tokenizer(out, tokenizer or init, data)
     console.print("reading the texts")
     texts = material.load(partial(tokens_of, words), data, packages=True)
-    training = Run(out, chosen, words, texts, init=init, device=device, workers=workers, say=console.print)
+    training = Run(out, chosen, words, texts, init=init, teacher=teacher, device=device, workers=workers, say=console.print)
     parameters = sum(p.numel() for p in training.net.parameters())
     console.print(f"{model}: {parameters / 1e6:.2f} M parameters, {chosen.tokens / 1e6:.0f} M tokens to train on in all")
     training.train(60 * minutes if minutes else float("inf"))
