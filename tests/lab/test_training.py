@@ -136,12 +136,17 @@ def test_training_loss_and_its_gradients_are_those_of_cross_entropy(
 def test_running_text_is_learnt_from_a_teacher(monkeypatch: pytest.MonkeyPatch, tiny: NetConfig, device: str) -> None:
     torch.manual_seed(0)
     net, teacher = stirred(Llama(tiny)), stirred(Llama(replace(tiny, hidden_size=48)))
+    teacher.bfloat16().float()  # as it is used, so that only the arithmetic differs
+    with torch.no_grad():
+        teacher.model.embed_tokens.weight *= 8  # one that knows what it wants: any two flat distributions are alike
     monkeypatch.setitem(CHUNK_ROWS, device, 24)
     inputs, targets = torch.randint(0, tiny.vocab_size, (2, 2, 32))
     counts = torch.tensor([0.0, 0.4, 3.0])[torch.randint(0, 3, (2, 32))]
     logits = net(inputs)
     hard = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    soft = F.cross_entropy(logits.flatten(0, 1), teacher(inputs).detach().softmax(-1).flatten(0, 1), reduction="none")
+    meant = teacher(inputs).detach().softmax(-1).flatten(0, 1)
+    assert meant.amax(-1).median() > 0.1
+    soft = F.cross_entropy(logits.flatten(0, 1), meant, reduction="none")
     plain = (torch.where(counts.flatten() < 1, soft, hard) * counts.flatten()).sum() / counts.sum()
     expected = torch.autograd.grad(plain, list(net.parameters()))
     batch = Batch(inputs, targets, counts, torch.arange(32).repeat(2, 1)).to(torch.device(device))
@@ -313,6 +318,14 @@ def test_stages_follow_each_other() -> None:
     recipe = Recipe("base", 1000, 1024, (Stage(0.5, 512), Stage(1.0, 2048)))
     assert [recipe.stage(t).length for t in (0, 499, 500, 1000)] == [512, 512, 2048, 2048]
     assert [recipe.rows(stage) for stage in recipe.stages] == [2, 1]
+
+
+def test_a_gpu_gets_the_longer_recipe() -> None:
+    on_cpu, on_gpu = (recipe_for("base", device) for device in ("cpu", "cuda"))
+    assert on_gpu.tokens > 5 * on_cpu.tokens and on_gpu.step_tokens > on_cpu.step_tokens
+    assert [r.stages[-1].length for r in (on_cpu, on_gpu)] == [8192, 8192]
+    with pytest.raises(ValueError, match="'bse'; there are base, draft, moe, large"):
+        recipe_for("bse", "cpu")
 
 
 # States

@@ -207,30 +207,25 @@ def test_a_dead_engine_is_told() -> None:
 
 
 def test_the_model_does_what_the_page_offers(served: Served) -> None:
-    def answer(said: str, system: str | None = None) -> str:
-        messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": said}]
-        choice = served.client.chat.completions.create(
-            model="builtin", messages=messages, temperature=0, max_tokens=120
-        ).choices[0]
-        return str(choice.message.content).strip()
-
-    fields = {"name": {"type": "string"}, "city": {"type": "string"}, "age": {"type": "integer"}}
-    schema = json.dumps({"type": "object", "properties": fields, "required": list(fields)})
-    told = "Maria Smith works at Blue Garden and speaks Greek and Turkish. Maria is 34 years old and lives in Lisbon."
-    extracted = answer(f"{told}\n\nExtract the facts as JSON. Schema: {schema}")
-    assert json.loads(extracted) == {"name": "Maria Smith", "city": "Lisbon", "age": 34}
-    told = "The number of the quiet river is 7350. The number of the golden kettle is 1964."
-    assert answer(f"{told}\n\nWhat is the number of the golden kettle?").endswith("1964")
-    assert answer("What is 47 + 85 - 29?", "Think before you answer.").endswith("103")
-    strings = {"type": "object", "properties": {"to": {"type": "string"}, "subject": {"type": "string"}}}
-    tool = {
-        "name": "send_email",
-        "description": "Send a message to a person",
-        "parameters": {**strings, "required": ["to", "subject"]},
+    block = re.search(r'id="examples">(.*?)</script>', httpx.get(served.url).text, re.DOTALL)
+    assert block is not None
+    expected = {
+        "Extract JSON": '{"name": "Maria Smith", "city": "Lisbon", "age": 34}',
+        "Answer from a text": "1964",
+        "Call a function": '{"name": "send_email", "arguments": {"to": "Nina", "subject": "holiday"}}\n</tool_call>',
+        "Add with written steps": "103",
+        "Fill in Python": "except KeyError:",
     }
-    called = answer("Send a mail to Nina, subject holiday.", f"<tools>\n{json.dumps(tool)}\n</tools>")
-    assert '{"name": "send_email", "arguments": {"to": "Nina", "subject": "holiday"}}' in called
-    before, after = "def get(self, key, default=None):\n    try:\n        return self[key]\n", "        return default\n"
-    prompt = f"<|fim_prefix|>{before}<|fim_suffix|>{after}<|fim_middle|>"
-    filled = served.client.completions.create(model="builtin", prompt=prompt, temperature=0, max_tokens=40).choices[0].text
-    assert filled == "    except KeyError:\n"
+    answers = {}
+    for example in json.loads(block[1]):
+        given = dict(model="builtin", temperature=0, max_tokens=120)
+        if example.get("goesOn"):
+            text = served.client.completions.create(**given, prompt=example["said"]).choices[0].text
+        else:
+            system = [{"role": "system", "content": example["system"]}] if "system" in example else []
+            messages = [*system, {"role": "user", "content": example["said"]}]
+            text = served.client.chat.completions.create(**given, messages=messages).choices[0].message.content
+        answers[example["label"]] = text.strip()
+    assert answers.keys() == expected.keys()
+    for label, end in expected.items():
+        assert answers[label].endswith(end), label

@@ -28,7 +28,8 @@ def testbed(
     minutes: Annotated[float | None, typer.Option(help="Stop after about so long; the same command goes on later.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder with the public texts (default: HASTEN_DATA).")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, or a new one).")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, --teacher's, or a new one)."),
     ] = None,
     teacher: Annotated[
         Path | None,

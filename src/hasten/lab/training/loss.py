@@ -67,6 +67,7 @@ def training_loss(net: Llama, batch: Batch, teacher: Llama | None = None) -> Ten
     hidden = functional_call(net.model, weights, (batch.inputs, batch.positions)).flatten(0, 1)
     embedding = weights["embed_tokens.weight"]
     counts = batch.counts.flatten()
+    # Running text is what counts less than a lesson (`batch.TEXT_COUNT`).
     taught = torch.zeros_like(counts, dtype=torch.bool) if teacher is None else (counts > 0) & (counts < 1)
     own, own_counts = _learnt(counts * ~taught)
     loss: Tensor = LinearCrossEntropy.apply(hidden[own], embedding, batch.targets.flatten()[own], own_counts)
