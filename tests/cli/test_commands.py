@@ -90,7 +90,7 @@ def test_generate() -> None:
 
 @needs_builtin
 def test_chat() -> None:
-    lines = ["Hello!", "/system Be brief.", "/reset", "/what", "word " * 3000, "Again", "/exit", "never said"]
+    lines = ["Hello!", "/system Be brief.", "/reset", "/what", "word " * 9000, "Again", "/exit", "never said"]
     done = run("chat", "--max-tokens", "6", "--temperature", "0", "--threads", "1", given="\n".join(lines))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("TTFT") == 2 and "forgotten" in done.stdout

@@ -25,6 +25,8 @@ def test_help_names_the_models_and_says_that_a_run_can_be_killed() -> None:
         (["--model", "bse"], "no testbed model is called 'bse'; there are base, draft"),
         (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--tokenizer", "nowhere"], "nowhere has no tokenizer.json"),
+        (["--teacher", "nowhere"], "nowhere has no tokenizer.json"),
+        (["--device", "tpu"], "device 'tpu': cpu and cuda are supported"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from hasten.lab.testbed import small_talk
-from hasten.lab.testbed.document import turn
+from hasten.lab.testbed.document import Document, turn
 from hasten.lab.testbed.material import Material
 from hasten.lab.testbed.tasks.registry import find
 from hasten.lab.testbed.tokenizer import train_tokenizer
@@ -133,6 +133,29 @@ def test_training_loss_and_its_gradients_are_those_of_cross_entropy(
         assert (gradient.cpu() - wanted).norm() < 0.05 * wanted.norm()  # bf16
 
 
+def test_running_text_is_learnt_from_a_teacher(monkeypatch: pytest.MonkeyPatch, tiny: NetConfig, device: str) -> None:
+    torch.manual_seed(0)
+    net, teacher = stirred(Llama(tiny)), stirred(Llama(replace(tiny, hidden_size=48)))
+    teacher.bfloat16().float()  # as it is used, so that only the arithmetic differs
+    with torch.no_grad():
+        teacher.model.embed_tokens.weight *= 8  # one that knows what it wants: any two flat distributions are alike
+    monkeypatch.setitem(CHUNK_ROWS, device, 24)
+    inputs, targets = torch.randint(0, tiny.vocab_size, (2, 2, 32))
+    counts = torch.tensor([0.0, 0.4, 3.0])[torch.randint(0, 3, (2, 32))]
+    logits = net(inputs)
+    hard = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    meant = teacher(inputs).detach().softmax(-1).flatten(0, 1)
+    assert meant.amax(-1).median() > 0.1
+    soft = F.cross_entropy(logits.flatten(0, 1), meant, reduction="none")
+    plain = (torch.where(counts.flatten() < 1, soft, hard) * counts.flatten()).sum() / counts.sum()
+    expected = torch.autograd.grad(plain, list(net.parameters()))
+    batch = Batch(inputs, targets, counts, torch.arange(32).repeat(2, 1)).to(torch.device(device))
+    loss = training_loss(net.to(device), batch, teacher.to(device, torch.bfloat16))
+    assert loss.item() == pytest.approx(plain.item(), rel=0.01)
+    for gradient, wanted in zip(torch.autograd.grad(loss, list(net.parameters())), expected, strict=True):
+        assert (gradient.cpu() - wanted).norm() < 0.05 * wanted.norm()  # bf16
+
+
 def test_wired_heads_look_at_the_token_before_and_for_the_same_token(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,12 +240,12 @@ def test_echoes_say_the_same_again(tokenizer: Tokenizer, material: Material) -> 
         assert torch.equal(whole[period:], whole[:-period]) and batch.counts[row, period - 1 :].eq(1).all()
 
 
-def test_running_text_counts_less_than_a_lesson(tokenizer: Tokenizer, material: Material) -> None:
-    batch = Windows(tokenizer, material, Mixture([(find("recall:pairs=4"), 1.0)], [("small talk", 1.0)], 1.0), 0).batch(
-        Ask(0, 8, 256, 0, 0, 256)
-    )
-    lessons, texts = batch.counts[batch.counts >= 1], batch.counts[(batch.counts > 0) & (batch.counts < 1)]
-    assert len(lessons) > 0 and len(texts) > 0 and texts.eq(0.4).all()
+def test_running_text_counts_less_than_a_lesson_and_small_talk_like_one(tokenizer: Tokenizer) -> None:
+    texts = [Document("essay", "an essay", "They came to the old town and looked around. " * 40)]
+    for kind, least in (("essay", 0.4), ("small talk", 1.0)):
+        mixture = Mixture([(find("recall:pairs=4"), 1.0)], [(kind, 1.0)], 1.0)
+        counts = Windows(tokenizer, Material(len, [*texts, *SMALL_TALK]), mixture, 0).batch(Ask(0, 8, 256, 0, 0, 256)).counts
+        assert counts[counts > 0].min() == torch.tensor(least) and counts.max() > 1
 
 
 def test_little_to_learn_in_a_long_lesson_counts_for_more(tokenizer: Tokenizer, material: Material) -> None:
@@ -295,6 +318,14 @@ def test_stages_follow_each_other() -> None:
     recipe = Recipe("base", 1000, 1024, (Stage(0.5, 512), Stage(1.0, 2048)))
     assert [recipe.stage(t).length for t in (0, 499, 500, 1000)] == [512, 512, 2048, 2048]
     assert [recipe.rows(stage) for stage in recipe.stages] == [2, 1]
+
+
+def test_a_gpu_gets_the_longer_recipe() -> None:
+    on_cpu, on_gpu = (recipe_for("base", device) for device in ("cpu", "cuda"))
+    assert on_gpu.tokens > 5 * on_cpu.tokens and on_gpu.step_tokens > on_cpu.step_tokens
+    assert [r.stages[-1].length for r in (on_cpu, on_gpu)] == [8192, 8192]
+    with pytest.raises(ValueError, match="'bse'; there are base, draft, moe, large"):
+        recipe_for("bse", "cpu")
 
 
 # States

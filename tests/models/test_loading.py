@@ -340,3 +340,9 @@ def test_dummy_weights_are_random_and_the_same_every_time(tmp_path: Path) -> Non
     seen: list[tuple[int, int]] = []
     load(tmp_path, load_format="dummy", progress=lambda done, total: seen.append((done, total)))
     assert 0.95 < seen[-1][0] / seen[-1][1] < 1.05
+
+
+def test_the_built_in_draft_reads_the_tokens_of_the_built_in_model() -> None:
+    model, draft = resolve("builtin"), resolve("builtin-draft")
+    assert (model / "tokenizer.json").read_bytes() == (draft / "tokenizer.json").read_bytes()
+    assert (draft / "model.safetensors").stat().st_size < (model / "model.safetensors").stat().st_size / 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -134,7 +135,7 @@ def test_bad_requests_leave_others_alone(served: Served) -> None:
     stream = served.client.completions.create(**given, stream=True)
     text = next(stream).choices[0].text
     bad = (
-        ({"prompt": "word " * 5000}, "context_length_exceeded"),
+        ({"prompt": "word " * 9000}, "context_length_exceeded"),
         ({"prompt": [10**6]}, "invalid_value"),
         ({"prompt": "x", "logit_bias": {"1000000": 1}}, "invalid_value"),
         ({"prompt": "x", "temperature": -1}, "invalid_value"),
@@ -203,3 +204,28 @@ def test_a_dead_engine_is_told() -> None:
     finally:
         served.end()
     assert served.process.returncode == 0
+
+
+def test_the_model_does_what_the_page_offers(served: Served) -> None:
+    block = re.search(r'id="examples">(.*?)</script>', httpx.get(served.url).text, re.DOTALL)
+    assert block is not None
+    expected = {
+        "Extract JSON": '{"name": "Maria Smith", "city": "Lisbon", "age": 34}',
+        "Answer from a text": "1964",
+        "Call a function": '{"name": "send_email", "arguments": {"to": "Nina", "subject": "holiday"}}\n</tool_call>',
+        "Add with written steps": "103",
+        "Fill in Python": "except KeyError:",
+    }
+    answers = {}
+    for example in json.loads(block[1]):
+        given = dict(model="builtin", temperature=0, max_tokens=120)
+        if example.get("goesOn"):
+            text = served.client.completions.create(**given, prompt=example["said"]).choices[0].text
+        else:
+            system = [{"role": "system", "content": example["system"]}] if "system" in example else []
+            messages = [*system, {"role": "user", "content": example["said"]}]
+            text = served.client.chat.completions.create(**given, messages=messages).choices[0].message.content
+        answers[example["label"]] = text.strip()
+    assert answers.keys() == expected.keys()
+    for label, end in expected.items():
+        assert answers[label].endswith(end), label

@@ -28,7 +28,12 @@ def testbed(
     minutes: Annotated[float | None, typer.Option(help="Stop after about so long; the same command goes on later.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder with the public texts (default: HASTEN_DATA).")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, or a new one).")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Use this checkpoint's tokenizer (default: --init's, --teacher's, or a new one)."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Learn running text from what this checkpoint says of it, not from the text."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     workers: Annotated[
@@ -45,7 +50,7 @@ def testbed(
     try:
         training.run(
             model, out, init=init, tokens=None if tokens is None else int(tokens * 1e6), minutes=minutes, data=data,
-            tokenizer=tokenizer, device=device, workers=workers, threads=threads,
+            tokenizer=tokenizer, teacher=teacher, device=device, workers=workers, threads=threads,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as fault:
         raise ConfigError(str(fault)) from None

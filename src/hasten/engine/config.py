@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from hasten.engine.technique import ConfigError, Technique, find, refuse
 
 BUILTIN = "builtin"
+"""The model that is served when none is named."""
 BUILTINS = {BUILTIN: "builtin_model", "builtin-draft": "builtin_draft"}
 """Models that come with the package, and their folders in it."""
-"""The model name that stands for the checkpoint shipped with hasten."""
 
 
 class Section(BaseModel):

@@ -105,7 +105,7 @@ class ReferenceKernels:
         _store(v_cache, v, slots)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        # On a GPU a block of threads a row, where `mean` would sum in an order that depends on the number of rows.
+        # Not `mean`, whose order of summation depends on the number of rows on a GPU.
         out.copy_(weight * F.rms_norm(x.float(), x.shape[-1:], None, eps).to(x.dtype))
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
@@ -173,7 +173,7 @@ class ReferenceKernels:
         return torch.log_softmax(logits.float(), -1).gather(1, tokens[:, None])[:, 0]
 
     def top_logprobs(self, logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        # log_softmax, not logsumexp, whose order of summation depends on the number of rows on a GPU.
+        # Not logsumexp, for the reason in `rms_norm`.
         ids = torch.topk(logits.float(), n, dim=-1).indices
         return torch.log_softmax(logits.float(), -1).gather(1, ids), ids
 

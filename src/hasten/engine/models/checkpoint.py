@@ -48,8 +48,8 @@ def resolve(name: str, *, weights: bool = True) -> Path:
     if folder.is_file():
         raise ModelError(f"{name} is a file; a model is a folder with config.json and *.safetensors, or a hub id")
     if not _HUB_ID.fullmatch(name):
-        builtin = " or ".join(map(repr, BUILTINS))
-        raise ModelError(f"there is no folder {name}; a model is a local folder, a hub id (owner/name), {builtin}")
+        others = " or ".join(map(repr, BUILTINS))
+        raise ModelError(f"there is no folder {name}; a model is a local folder, a hub id (owner/name), {others}")
     return _download(name, weights)
 
 

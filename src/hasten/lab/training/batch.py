@@ -150,4 +150,5 @@ class Windows:
         ids = self._tokenizer.encode(piece, add_special_tokens=False).ids[:room]
         if len(ids) < room:
             ids.append(self._end)
-        return ids, [0.0] + [TEXT_COUNT] * (len(ids) - 1)
+        # What the model says of itself is no text among others.
+        return ids, [0.0] + [1.0 if kind == "small talk" else TEXT_COUNT] * (len(ids) - 1)

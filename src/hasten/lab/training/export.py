@@ -19,8 +19,8 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attentio
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None}
 
 MANTISSA_BITS = 5
-"""Those of bf16's seven that weights keep. Packed, as in a repository's history, a file is a sixth smaller (13.8 to 11.7 MB
-for `base`)."""
+"""Those of bf16's seven that weights keep. Packed, as in a repository's history, a file is a sixth smaller (13.8 to 11.6 MB
+for `base`, of whose 200 answers on each of four tasks as many were right as with all seven)."""
 
 
 def export(net: Llama, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -70,7 +70,7 @@ LONG_BUDGET = (
     Stage(0.88, 4096),
     Stage(1.0, 8192),
 )
-"""Where attention is dear, and where it is not."""
+"""Windows over the tokens of a run: on a CPU, where attention over long ones is dear, and on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,27 @@ ANSWERS_COUNT = 10
 def run(
     model: str, out: Path, *,
     init: Path | None = None, tokens: int | None = None, minutes: float | None = None, data: Path | None = None,
-    tokenizer: Path | None = None, device: str = "cpu", workers: int = 0, threads: int | None = None,
+    tokenizer: Path | None = None, teacher: Path | None = None, device: str = "cpu", workers: int = 0,
+    threads: int | None = None,
 ) -> None:  # fmt: skip
-    """See the command's help. Raises ValueError for an unknown model, FileNotFoundError for a missing folder."""
-    chosen = recipe_for(model, torch.device(device).type)
+    """See the command's help. Raises ValueError for an unknown model, a device that is not here or a teacher with another
+    tokenizer, FileNotFoundError for a missing folder."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: cpu and cuda are supported")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch sees no CUDA device here")
+    chosen = recipe_for(model, device)
     if tokens is not None:
         chosen = replace(chosen, tokens=tokens)
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=True, highlight=False)
-    words = _tokenizer(out, tokenizer or init, data)
+    words = _tokenizer(out, tokenizer or init or teacher, data)
+    if teacher is not None and _tokenizer(teacher, teacher, data).get_vocab() != words.get_vocab():
+        raise ValueError(f"the teacher {teacher} has another tokenizer")
     console.print("reading the texts")
     texts = material.load(partial(tokens_of, words), data, packages=True)
-    training = Run(out, chosen, words, texts, init=init, device=device, workers=workers, say=console.print)
+    training = Run(out, chosen, words, texts, init=init, teacher=teacher, device=device, workers=workers, say=console.print)
     parameters = sum(p.numel() for p in training.net.parameters())
     console.print(f"{model}: {parameters / 1e6:.2f} M parameters, {chosen.tokens / 1e6:.0f} M tokens to train on in all")
     training.train(60 * minutes if minutes else float("inf"))

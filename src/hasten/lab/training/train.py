@@ -55,10 +55,12 @@ class Run:
 
     def __init__(
         self, folder: Path, recipe: Recipe, tokenizer: Tokenizer, material: Material, *,
-        init: Path | None = None, device: str = "cpu", workers: int = 0, say: Callable[[str], None] = print,
+        init: Path | None = None, teacher: Path | None = None, device: str = "cpu", workers: int = 0,
+        say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         """Goes on from the newest whole state in the folder; without one from the checkpoint `init`, with new optimisers;
-        without that from random weights. workers: processes that make the batches (0: a thread)."""
+        without that from random weights. teacher: a checkpoint that running text is learnt from. workers: processes
+        that make the batches (0: a thread)."""
         self.folder, self.recipe, self.tokenizer, self.material, self.say = folder, recipe, tokenizer, material, say
         self.device, self.workers = torch.device(device), workers
         torch.manual_seed(recipe.seed)
@@ -78,6 +80,7 @@ class Run:
             self.net = Llama(MODELS[recipe.model])
             wire(self.net, tokenizer)
         self.net.to(self.device)
+        self.teacher = None if teacher is None else load(teacher)[0].to(self.device, torch.bfloat16)
         self.optimisers = Optimisers(self.net, recipe)
         self.started_at = self.progress.tokens
         if saved is not None:
@@ -96,7 +99,7 @@ class Run:
             while self.progress.tokens < self.recipe.tokens and time.monotonic() - began < stop_after_s:
                 at = time.monotonic()
                 batch = next(batches)
-                loss = training_loss(self.net, batch.to(self.device))
+                loss = training_loss(self.net, batch.to(self.device), self.teacher)
                 loss.backward()
                 rate = self.recipe.rate(self.progress.tokens, self.progress.tokens - self.started_at)
                 norm = self.optimisers.step(rate)
