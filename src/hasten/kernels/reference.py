@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -129,13 +131,13 @@ class ReferenceKernels:
         for row in range(x.shape[0]):
             out[row : row + 1] = F.linear(x[row : row + 1].clone(), w, bias)
 
-    def pack(self, weight: QuantizedWeight) -> QuantizedWeight:
+    def pack(self, weight: QuantizedWeight) -> Any:
         return weight
 
-    def unpack(self, packed: QuantizedWeight) -> QuantizedWeight:
+    def unpack(self, packed: Any) -> QuantizedWeight:
         return packed
 
-    def quantized_linear(self, x: Tensor, packed: QuantizedWeight, bias: Tensor | None, out: Tensor) -> None:
+    def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         levels, group = packed.levels, packed.group
         shift = packed.zero if packed.zeros is None else packed.zeros.float()[..., None]
         weight = F.pad(levels.float(), (0, -levels.shape[1] % group)).view(len(levels), -1, group) - shift

@@ -61,11 +61,14 @@ def _compressed(said: Mapping[str, Any]) -> Compressed:
     if len(groups) != 1:
         raise ModelError(f"a compressed-tensors checkpoint must have one group of settings, this has {len(groups)}")
     weights = groups[0].get("weights") or {}
-    _known("weights.num_bits", bits := weights.get("num_bits"), (4, 8))
+    bits, group = weights.get("num_bits"), weights.get("group_size")
+    _known("weights.num_bits", bits, (4, 8))
     _known("weights.type", weights.get("type"), ("int",))
     _known("weights.strategy", strategy := weights.get("strategy"), ("channel", "group"))
-    group = ROW_GROUP if strategy == "channel" else weights.get("group_size")
+    if strategy == "channel":
+        group = ROW_GROUP
     _known("weights.group_size", group, GROUPS)
+    assert bits is not None and group is not None
     return Compressed(bits, group)
 
 
@@ -142,19 +145,21 @@ class Compressed:
 def unpacked(words: Tensor, bits: int) -> Tensor:
     """int32 [n, m] -> uint8 [n, m * 32 / bits], the lowest bits of a word first."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(1)
+    levels = torch.bitwise_right_shift(words[..., None], shifts) & ((1 << bits) - 1)
+    return levels.to(torch.uint8).flatten(1)
 
 
 def packed_words(levels: Tensor, bits: int) -> Tensor:
     """The inverse of `unpacked`."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int64)
-    words = (levels.long().unflatten(1, (-1, 32 // bits)) << shifts).sum(-1)
+    words = torch.bitwise_left_shift(levels.long().unflatten(1, (-1, 32 // bits)), shifts).sum(-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
 def _in_order(levels: Tensor) -> Tensor:
     order = torch.tensor(_AWQ_ORDER).argsort().argsort()
-    return levels.unflatten(1, (-1, 8))[..., order].flatten(1)
+    ordered: Tensor = levels.unflatten(1, (-1, 8))[..., order]
+    return ordered.flatten(1)
 
 
 def _weight(

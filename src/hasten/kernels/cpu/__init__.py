@@ -199,6 +199,7 @@ class CpuKernels(ReferenceKernels):
                 dim,
                 block_size,
                 window or 0,
+                deterministic,
                 scale,
             )
         )

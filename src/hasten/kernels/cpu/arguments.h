@@ -77,7 +77,8 @@ struct Call {
     float *lse;               // or null
     const float *log_weight;  // or null
     int64_t q_stride, out_stride, heads, kv_heads, dim, block_size;
-    int64_t window;  // 0 = none
+    int64_t window;         // 0 = none
+    int64_t deterministic;  // whether a row's bits may not depend on the rows computed with it
     double scale;  // units of log 2 once the kernel has begun
     int group() const { return int(heads / kv_heads); }
     int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "simd.h"
+#include "dot.h"
 
 namespace {
 
@@ -160,6 +160,40 @@ void score_keys(const E *cache, const int64_t *offset, int first, int n, int dim
             for (int r = 0; r < M; r++) store(scores + r * TILE + first + key + half * W, acc[half][r] * set1(scale));
     }
 }
+
+#if defined(__AVX512F__)
+// Scores of a few rows for keys `first .. first + 16`, each product along its row from left to right: keys are read in the order in
+// which they lie, which is what processors fetch ahead best. q: the M rows; scores: rows of TILE. Keys past the end of the tile are
+// whatever its offsets name.
+template <int M, class E>
+inline __attribute__((always_inline)) void score_rows(const E *cache, const int64_t *offset, int first, int dim, const Ahead<E> &ahead,
+                                                      const E *const *q, float scale, float *scores) {
+    constexpr int STEP = step_of<E>();
+    vf parts[M][4];
+    for (int g = 0; g < 4; g++) {
+        vf acc[4][M];
+        const E *key[4];
+        for (int j = 0; j < 4; j++) {
+            key[j] = cache + offset[first + 4 * g + j];
+            for (int r = 0; r < M; r++) acc[j][r] = vf{};
+            for (int d = 0; d < dim; d += 64 / int(sizeof(E))) ahead.fetch(first + 4 * g + j, d);
+        }
+        int i = 0;
+        for (; i + STEP <= dim; i += STEP)
+            for (int j = 0; j < 4; j++)
+                for (int r = 0; r < M; r++) acc[j][r] = step(acc[j][r], q[r] + i, key[j] + i);
+        if (i < dim)
+            for (int j = 0; j < 4; j++)
+                for (int r = 0; r < M; r++) acc[j][r] = last_step(acc[j][r], q[r] + i, key[j] + i, dim - i);
+        for (int r = 0; r < M; r++) parts[r][g] = fold(acc[0][r], acc[1][r], acc[2][r], acc[3][r]);
+    }
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);  // lane 4 key + group -> 4 group + key
+    for (int r = 0; r < M; r++) {
+        vf sums = sum_quarters(parts[r][0], parts[r][1], parts[r][2], parts[r][3]);
+        store(scores + r * TILE + first, _mm512_permutexvar_ps(order, sums) * set1(scale));
+    }
+}
+#endif
 
 // Values of STEP entries at rows `one` and `two` (null past the end: zeros; unread where STEP is 1), their first `left` dimensions,
 // N vectors of them: lane = dimension. With FULL, `left` is at least N * W.

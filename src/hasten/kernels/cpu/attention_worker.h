@@ -122,6 +122,9 @@ template <class E> class Worker {
     Ahead<E> values_ahead() const { return {(const E *)call.v_cache, tile->offset}; }
     Ahead<E> keys_ahead() const { return {(const E *)call.k_cache, ahead->offset}; }
 
+    const E *query(int row) const {
+        return (const E *)call.q + (job->from + row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
+    }
     int32_t position(int row) const { return call.index->positions[job->from + row / group]; }
 
     // Cuts the rows into blocks as even as possible and packs the queries: [block][word][row of the block].
@@ -134,8 +137,7 @@ template <class E> class Worker {
             for (int r = 0; r < count; r++) {
                 int at = first + r;
                 block.lowest = std::min(block.lowest, position(at)), block.highest = std::max(block.highest, position(at));
-                const E *from = (const E *)call.q + (job->from + at / group) * call.q_stride +
-                                (job->head * group + at % group) * call.dim;
+                const E *from = query(at);
                 int32_t *to = q + size_t(first) * words + r;
                 for (int w = 0; w < words; w++) {
                     if (A::STEP == 2) {
@@ -209,6 +211,15 @@ template <class E> class Worker {
         const E *cache = (const E *)call.k_cache;
         int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
+#if defined(__AVX512F__)
+            if (block_count == 1 && !call.deterministic) {
+                const E *queries[M];
+                for (int r = 0; r < M; r++) queries[r] = query(block.first + r);
+                for (int key = panel * PW; key < (panel + 1) * PW; key += W)
+                    score_rows<M>(cache, tile->offset, key, dim, values_ahead(), queries, float(call.scale), s);
+                continue;
+            }
+#endif
             if (block_count == 1) {
                 score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, float(call.scale), s);
                 continue;
@@ -285,6 +296,8 @@ template <class E> class Worker {
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
         if (block_count > 1) pack_value_range(from, to);
         int d = 0;
+        if (M <= 2 && block_count == 1)  // few enough accumulators to read whole rows
+            for (; d + 2 * PW <= width; d += 2 * PW) sum_panel<M, (M <= 2 ? 2 * NV : NV)>(block, from, to, d, keep, add);
         for (; d + PW <= width; d += PW) sum_panel<M, NV>(block, from, to, d, keep, add);
         int left = (width - d) / W;
         if (left == 1) sum_panel<M, 1>(block, from, to, d, keep, add);

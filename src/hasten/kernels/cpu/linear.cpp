@@ -1,28 +1,26 @@
 // x @ w^T with a fixed order of summation for each output, whatever the batch: one accumulator vector over the row of w from left
 // to right, then its lanes. So any blocking over rows and outputs gives the same bits, and so does any number of threads.
 #include "arguments.h"
+#include "dot.h"
 
 namespace {
 
-// One step of the sum: the elements that one vector instruction multiplies.
-template <class E> constexpr int step_of() { return W; }
-template <class E> inline vf step(vf acc, const E *a, const E *b) { return fma(load(a), load(b), acc); }
-template <class E> inline vf last_step(vf acc, const E *a, const E *b, int n) { return fma(load_n(a, n), load_n(b, n), acc); }
-#if defined(HASTEN_DOT_BF16)
-template <> constexpr int step_of<bf16>() { return 2 * W; }
-inline vf step(vf acc, const bf16 *a, const bf16 *b) {
-    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
-}
-inline vf last_step(vf acc, const bf16 *a, const bf16 *b, int n) {
-    __mmask32 m = (1u << n) - 1;
-    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_maskz_loadu_epi16(m, a), (__m512bh)_mm512_maskz_loadu_epi16(m, b));
+#if defined(__AVX512F__)
+// Sums of four rows (quarters) by n outputs, at most four.
+template <class E> void finish(const Linear<E> &a, int64_t row, int64_t output, int n, vf sums) {
+    if (a.bias) sums += (vf)_mm512_broadcast_f32x4(_mm512_castps512_ps128(load_n(a.bias + output, n)));
+    E rounded[W];
+    store(rounded, sums);
+    for (int m = 0; m < 4; m++) {
+        E *to = a.out + (row + m) * a.out_stride + output;
+        n == 4 ? std::memcpy(to, rounded + 4 * m, 4 * sizeof(E)) : std::memcpy(to, rounded + 4 * m, n * sizeof(E));
+    }
 }
 #endif
 
-
-// M rows by N outputs, their accumulators in registers. While few rows leave the memory as the limit, the next N rows of w are
-// fetched: rows are too short for the processor to do so by itself.
-template <class E, int M, int N> void block(const Linear<E> &a, int64_t row, int64_t output) {
+// M rows by N outputs, their accumulators in registers. Where they come from memory, the next N rows of w are fetched: rows
+// are too short for the processor to do so by itself.
+template <class E, int M, int N, bool FETCH> void block(const Linear<E> &a, int64_t row, int64_t output) {
     const E *x = a.x + row * a.x_stride, *w = a.w + output * a.w_stride;
     vf acc[M][N];
     for (int m = 0; m < M; m++)
@@ -31,25 +29,38 @@ template <class E, int M, int N> void block(const Linear<E> &a, int64_t row, int
     int64_t i = 0;
     for (; i + STEP <= a.inner; i += STEP)
         for (int n = 0; n < N; n++) {
-            if (M <= 4) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
+            if (FETCH) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
             for (int m = 0; m < M; m++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
         }
     if (i < a.inner)
         for (int n = 0; n < N; n++)
             for (int m = 0; m < M; m++)
                 acc[m][n] = last_step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i, int(a.inner - i));
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) {
-            float sum = sum_lanes(acc[m][n]);
-            if (a.bias) sum += widen(a.bias[output + n]);
-            narrow(sum, a.out + (row + m) * a.out_stride + output + n);
+    int done = 0;
+#if defined(__AVX512F__)
+    if constexpr (M == 4) {  // sixteen sums at once, as four would take as long
+        for (; done + 2 <= N; done += 4) {
+            vf parts[4];
+            for (int n = 0; n < 4; n++) {
+                int from = done + n < N ? done + n : done;
+                parts[n] = fold(acc[0][from], acc[1][from], acc[2][from], acc[3][from]);
+            }
+            finish(a, row, output + done, N - done < 4 ? N - done : 4, sum_quarters(parts[0], parts[1], parts[2], parts[3]));
+        }
+    }
+#endif
+    for (; done < N; done++)
+        for (int m = 0; m < M; m++) {
+            float sum = sum_lanes(acc[m][done]);
+            if (a.bias) sum += widen(a.bias[output + done]);
+            narrow(sum, a.out + (row + m) * a.out_stride + output + done);
         }
 }
 
-template <class E, int M, int N> void strip(const Linear<E> &a, int64_t row, int64_t from, int64_t to) {
+template <class E, int M, int N, bool FETCH> void strip(const Linear<E> &a, int64_t row, int64_t from, int64_t to) {
     int64_t output = from;
-    for (; output + N <= to; output += N) block<E, M, N>(a, row, output);
-    for (; output < to; output++) block<E, M, 1>(a, row, output);
+    for (; output + N <= to; output += N) block<E, M, N, FETCH>(a, row, output);
+    for (; output < to; output++) block<E, M, 1, FETCH>(a, row, output);
 }
 
 template <class E> void linear(const Linear<E> &a, Team &team) {
@@ -63,16 +74,17 @@ template <class E> void linear(const Linear<E> &a, Team &team) {
         int64_t from = job % across * width, to = from + width < a.outputs ? from + width : a.outputs;
         int64_t first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
         if (last - first == 1) {
-            strip<E, 1, 8>(a, first, from, to);
+            strip<E, 1, 8, true>(a, first, from, to);
         } else if (last - first == 2) {
-            strip<E, 2, W == 16 ? 8 : 4>(a, first, from, to);
+            strip<E, 2, W == 16 ? 8 : 4, true>(a, first, from, to);
         } else {
             for (int64_t output = from; output < to; output += N) {  // the outputs' weights stay in the first-level cache
                 int64_t end = output + N < to ? output + N : to, row = first;
-                for (; row + M <= last; row += M) strip<E, M, N>(a, row, output, end);
-                if (last - row == 3) strip<E, 3, N>(a, row, output, end);
-                if (last - row == 2) strip<E, 2, N>(a, row, output, end);
-                if (last - row == 1) strip<E, 1, N>(a, row, output, end);
+                if (row + M <= last) strip<E, M, N, true>(a, row, output, end), row += M;
+                for (; row + M <= last; row += M) strip<E, M, N, false>(a, row, output, end);
+                if (last - row == 3) strip<E, 3, N, true>(a, row, output, end);
+                if (last - row == 2) strip<E, 2, N, false>(a, row, output, end);
+                if (last - row == 1) strip<E, 1, N, false>(a, row, output, end);
             }
         }
     });

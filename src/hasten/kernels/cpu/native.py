@@ -28,7 +28,7 @@ NEEDS: dict[str, set[str]] = {
 # of the C++ struct of the same name.
 INTERFACE = 3
 INDEX = Struct("10q").pack
-ATTENTION = Struct("15qd").pack
+ATTENTION = Struct("16qd").pack
 MEASURE_VIEWS = Struct("11q").pack
 MERGE = Struct("8q").pack
 ROPE = Struct("20q").pack

@@ -41,11 +41,12 @@ class PackedWeight:
             levels = streams.permute(0, 3, 1, 2, 4)
         levels = levels.reshape(len(self.panels) * PANEL, -1)[:outputs, :inner].contiguous()
         scales = parts[:, :, words : words + 2 * PANEL].contiguous().view(torch.float16)
-        zeros = parts[:, :, words + 2 * PANEL :] if self.has_zeros else None
-        by_output = [
-            None if p is None else p.transpose(1, 2).reshape(-1, groups)[:outputs].contiguous() for p in (scales, zeros)
-        ]
-        return QuantizedWeight(levels, by_output[0], by_output[1], self.unit, self.bits, self.group)
+
+        def by_output(part: Tensor) -> Tensor:
+            return part.transpose(1, 2).reshape(-1, groups)[:outputs].contiguous()
+
+        zeros = by_output(parts[:, :, words + 2 * PANEL :]) if self.has_zeros else None
+        return QuantizedWeight(levels, by_output(scales), zeros, self.unit, self.bits, self.group)
 
 
 def packed(weight: QuantizedWeight) -> PackedWeight:

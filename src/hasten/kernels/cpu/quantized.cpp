@@ -10,11 +10,11 @@
 
 namespace {
 
-
 constexpr int PANEL = 64;           // outputs
 constexpr int N = 4;                // vectors of outputs in registers
 constexpr int M = W == 16 ? 6 : 2;  // rows in registers
 constexpr int64_t ROWS = 192;       // rows whose activations stay in the second-level cache while panels stream by
+constexpr int64_t CHUNK = 1024;      // columns of a panel that stay in the first-level cache while rows pass
 
 // Four columns of one row for all lanes, and their products with four unsigned columns of each lane's output.
 #if defined(__AVX512VNNI__)
@@ -120,26 +120,41 @@ template <class E> void round_rows(const Quantized &a, const Activations &to, Te
     });
 }
 
-// Where a panel's groups lie: words of one group after `word_step` bytes, scales and zeros likewise.
+// Groups of a panel: words, scales and zero points of the first one, and how far the next group's are from them.
 struct Panel {
     const uint8_t *words, *scales, *zeros;
-    int64_t word_step, step;
+    int64_t step;
 };
 
-// R rows by N vectors of outputs, from lane `lane` of the panel on.
-template <int R, int BITS>
-inline void multiply(const Quantized &a, const Panel &panel, int lane, const Activations &x, int64_t row, vf (&total)[R][N]) {
-    for (int r = 0; r < R; r++)
-        for (int n = 0; n < N; n++) total[r][n] = vf{};
+// zero * -sum in every lane; both are within 16 bits.
+inline ints zero_times(ints zero, int32_t minus_sum) {
+#if defined(__AVX512VNNI__)
+    return (ints)_mm512_dpwssd_epi32(_mm512_setzero_si512(), (vi)zero, (vi)(ints{} + (minus_sum & 0xffff)));
+#else
+    return zero * minus_sum;
+#endif
+}
+
+// Adds the products of R rows, from `row` on, with N vectors of outputs, from lane `lane` on, to their totals [R][PANEL], one group
+// after another.
+template <int R, int BITS, bool ZEROS>
+inline void multiply(const Quantized &a, const Panel &panel, int64_t groups, int lane, const Activations &x, int64_t row, int64_t group,
+                     float *totals) {
     const int words = int(a.group) / (BITS == 4 ? 8 : 4);
-    const int8_t *q = x.q + row * x.width;
-    for (int64_t g = 0; g < a.groups; g++, q += a.group) {
+    const int8_t *q = x.q + row * x.width + group * a.group;
+    vf total[R][N];
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) total[r][n] = load(totals + r * PANEL + lane + n * W);
+    for (int64_t g = 0; g < groups; g++, q += a.group) {
+        const int32_t *sum = x.sum + row * x.groups + group + g;
+        const float *x_scale = x.scale + row * x.groups + group + g;
         ints acc[R][N];
         for (int n = 0; n < N; n++) {
-            ints zero = a.has_zeros ? load_bytes(panel.zeros + g * panel.step + lane + n * W) : ints{} + int32_t(a.zero);
-            for (int r = 0; r < R; r++) acc[r][n] = zero * -x.sum[(row + r) * x.groups + g];
+            ints zero = ZEROS ? load_bytes(panel.zeros + g * panel.step + lane + n * W) : ints{};
+            for (int r = 0; r < R; r++)
+                acc[r][n] = ZEROS ? zero_times(zero, -sum[r * x.groups]) : ints{} + int32_t(a.zero) * -sum[r * x.groups];
         }
-        const uint8_t *from = panel.words + g * panel.word_step + 4 * lane;
+        const uint8_t *from = panel.words + g * panel.step + 4 * lane;
         for (int w = 0; w < words; w++, from += 4 * PANEL) {
             ints word[N];
             for (int n = 0; n < N; n++) word[n] = load_ints((const int32_t *)from + n * W);
@@ -160,60 +175,70 @@ inline void multiply(const Quantized &a, const Panel &panel, int lane, const Act
         }
         for (int n = 0; n < N; n++) {
             vf scale = load_half((const uint16_t *)(panel.scales + g * panel.step) + lane + n * W);
-            for (int r = 0; r < R; r++)
-                total[r][n] = fma(to_floats(acc[r][n]) * set1(x.scale[(row + r) * x.groups + g]), scale, total[r][n]);
+            for (int r = 0; r < R; r++) total[r][n] = fma(to_floats(acc[r][n]) * set1(x_scale[r * x.groups]), scale, total[r][n]);
         }
+    }
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) store(totals + r * PANEL + lane + n * W, total[r][n]);
+}
+
+template <int R, int BITS>
+void add_rows(const Quantized &a, const Panel &panel, int64_t groups, const Activations &x, int64_t row, int64_t group, float *totals) {
+    for (int lane = 0; lane < PANEL; lane += N * W)
+        a.has_zeros ? multiply<R, BITS, true>(a, panel, groups, lane, x, row, group, totals)
+                    : multiply<R, BITS, false>(a, panel, groups, lane, x, row, group, totals);
+}
+
+// The same for rows [first, last), in blocks as even as possible.
+template <int BITS>
+void add_all(const Quantized &a, const Panel &panel, int64_t groups, const Activations &x, int64_t first, int64_t last, int64_t group,
+             float *totals) {
+    int64_t blocks = (last - first + M - 1) / M, each = (last - first) / blocks, more = (last - first) % blocks;
+    for (int64_t b = 0, row = first; b < blocks; b++) {
+        int64_t count = each + (b < more);
+        float *to = totals + (row - first) * PANEL;
+        switch (count) {
+            case 1: add_rows<1, BITS>(a, panel, groups, x, row, group, to); break;
+            case 2: add_rows<2, BITS>(a, panel, groups, x, row, group, to); break;
+            case 3: add_rows<(M > 2 ? 3 : 1), BITS>(a, panel, groups, x, row, group, to); break;
+            case 4: add_rows<(M > 3 ? 4 : 1), BITS>(a, panel, groups, x, row, group, to); break;
+            case 5: add_rows<(M > 4 ? 5 : 1), BITS>(a, panel, groups, x, row, group, to); break;
+            case 6: add_rows<(M > 5 ? 6 : 1), BITS>(a, panel, groups, x, row, group, to); break;
+        }
+        row += count;
     }
 }
 
-template <class E, int R, int BITS>
-void rows_of_panel(const Quantized &a, const Panel &panel, int64_t output, const Activations &x, int64_t row) {
-    const vf unit = set1(float(a.unit));
-    for (int lane = 0; lane < PANEL; lane += N * W) {
-        vf total[R][N];
-        multiply<R, BITS>(a, panel, lane, x, row, total);
-        for (int n = 0; n < N; n++) {
-            int64_t at = output + lane + n * W;
-            int left = int(a.outputs - at < W ? a.outputs - at : W);
-            if (left <= 0) break;
-            vf bias = a.bias ? load_n((const E *)a.bias + at, left) : vf{};
-            for (int r = 0; r < R; r++) {
-                E *to = (E *)a.out + (row + r) * a.out_stride + at;
-                vf value = fma(total[r][n], unit, bias);
-                if (left == W)
-                    store(to, value);
-                else
-                    store_n(to, value, left);
-            }
-        }
-    }
-}
-
-template <class E, int BITS>
-void some_rows(const Quantized &a, const Panel &panel, int64_t output, const Activations &x, int64_t first, int64_t last) {
-    for (; first + M <= last; first += M) rows_of_panel<E, M, BITS>(a, panel, output, x, first);
-    if (M > 4 && last - first == 5) return rows_of_panel<E, (M > 4 ? 5 : 1), BITS>(a, panel, output, x, first);
-    if (M > 4 && last - first == 4) return rows_of_panel<E, (M > 4 ? 4 : 1), BITS>(a, panel, output, x, first);
-    if (M > 4 && last - first == 3) return rows_of_panel<E, (M > 4 ? 3 : 1), BITS>(a, panel, output, x, first);
-    if (last - first == 2) return rows_of_panel<E, 2, BITS>(a, panel, output, x, first);
-    if (last - first == 1) return rows_of_panel<E, 1, BITS>(a, panel, output, x, first);
-}
-
-// A panel of 4 bits as one of 8 bits, for many rows.
-void widen_panel(const Quantized &a, const Panel &panel, uint8_t *to) {
-    for (int64_t g = 0; g < a.groups; g++) {
-        const uint8_t *from = panel.words + g * panel.word_step;
+// Some groups of 4 bits as groups of 8 bits, for many rows.
+void widen_groups(const Quantized &a, const Panel &panel, int64_t groups, uint8_t *to) {
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t *from = panel.words + g * panel.step;
         for (int64_t w = 0; w < a.group / 8; w++, from += 4 * PANEL, to += 8 * PANEL)
             for (int i = 0; i < 4 * PANEL; i += 4 * W) {
                 ints word = load_ints((const int32_t *)(from + i)), low = word & 0x0f0f0f0f, high = (word >> 4) & 0x0f0f0f0f;
                 std::memcpy(to + i, &low, sizeof low);
                 std::memcpy(to + 4 * PANEL + i, &high, sizeof high);
             }
+        std::memcpy(to, panel.scales + g * panel.step, 2 * PANEL);
+        if (a.has_zeros) std::memcpy(to + 2 * PANEL, panel.zeros + g * panel.step, PANEL);
+        to += 3 * PANEL;
     }
 }
 
+template <class E> void write_rows(const Quantized &a, int64_t output, int64_t first, int64_t last, const float *totals) {
+    const vf unit = set1(float(a.unit));
+    for (int64_t row = first; row < last; row++, totals += PANEL)
+        for (int lane = 0; lane < PANEL && output + lane < a.outputs; lane += W) {
+            int left = int(std::min<int64_t>(a.outputs - output - lane, W));
+            vf bias = a.bias ? load_n((const E *)a.bias + output + lane, left) : vf{};
+            vf value = fma(load(totals + lane), unit, bias);
+            E *to = (E *)a.out + row * a.out_stride + output + lane;
+            left == W ? store(to, value) : store_n(to, value, left);
+        }
+}
+
 template <class E> void linear(const Quantized &a, Team &team) {
-    static thread_local Scratch kept, widened;
+    static thread_local Scratch kept, private_memory;
     const int64_t *notes = team.once([&](int64_t *note) {
         for (char *memory = nullptr;;) {
             Pieces pieces{memory};
@@ -231,17 +256,32 @@ template <class E> void linear(const Quantized &a, Team &team) {
     team.share(across * down, worth_sharing(a), [&](int64_t job) {
         int64_t output = job % across * PANEL, first = job / across * ROWS, last = std::min(a.rows, first + ROWS);
         const uint8_t *stream = a.panels + job % across * a.panel_bytes;
-        Panel panel{stream, stream + words, stream + words + 2 * PANEL, step, step};
-        if (a.bits == 4 && last - first > M) {
-            uint8_t *wide = (uint8_t *)widened.take(a.groups * a.group * PANEL);
-            widen_panel(a, panel, wide);
-            panel.words = wide, panel.word_step = a.group * PANEL;
-            some_rows<E, 8>(a, panel, output, x, first, last);
-        } else if (a.bits == 4) {
-            some_rows<E, 4>(a, panel, output, x, first, last);
-        } else {
-            some_rows<E, 8>(a, panel, output, x, first, last);
+        bool many = last - first > 6 * M, widen = many && a.bits == 4;
+        // Many rows take as many groups at a time as stay in the first-level cache.
+        int64_t together = many ? std::max<int64_t>(1, CHUNK / a.group) : a.groups;
+        uint8_t *wide;
+        float *totals;
+        for (char *memory = nullptr;;) {
+            Pieces pieces{memory};
+            totals = pieces.next<float>((last - first) * PANEL);
+            wide = pieces.next<uint8_t>(widen ? together * (a.group + 3) * PANEL : 0);
+            if (memory) break;
+            memory = (char *)private_memory.take(pieces.used);
         }
+        std::fill(totals, totals + (last - first) * PANEL, 0.0f);
+        for (int64_t group = 0; group < a.groups; group += together) {
+            int64_t groups = std::min(together, a.groups - group);
+            const uint8_t *at = stream + group * step;
+            Panel panel{at, at + words, at + words + 2 * PANEL, step};
+            if (widen) {
+                widen_groups(a, panel, groups, wide);
+                const uint8_t *scales = wide + a.group * PANEL;
+                panel = {wide, scales, scales + 2 * PANEL, (a.group + 3) * PANEL};
+            }
+            a.bits == 4 && !widen ? add_all<4>(a, panel, groups, x, first, last, group, totals)
+                                  : add_all<8>(a, panel, groups, x, first, last, group, totals);
+        }
+        write_rows<E>(a, output, first, last, totals);
     });
 }
 

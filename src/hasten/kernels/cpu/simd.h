@@ -190,6 +190,22 @@ inline float sum_lanes(vf v) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
 }
+#if defined(__AVX512F__)
+// The same sums for many vectors at once. `fold` leaves vector i in quarter i of its result; `sum_quarters` adds up the lanes of
+// each quarter: lane 4 i + j is the sum of what was folded as vector i into its argument j.
+inline vf fold(vf a, vf b, vf c, vf d) {
+    vf ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    vf cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+inline vf halve_quarters(vf p, vf q) {
+    return _mm512_add_ps((vf)_mm512_unpacklo_pd((__m512d)p, (__m512d)q), (vf)_mm512_unpackhi_pd((__m512d)p, (__m512d)q));
+}
+inline vf sum_quarters(vf p, vf q, vf r, vf s) {
+    vf pq = halve_quarters(p, q), rs = halve_quarters(r, s);
+    return _mm512_add_ps(_mm512_shuffle_ps(pq, rs, 0x88), _mm512_shuffle_ps(pq, rs, 0xdd));
+}
+#endif
 inline float max_lanes(vf v) {
 #if defined(__AVX2__)
 #if defined(__AVX512F__)

@@ -48,6 +48,6 @@ def watch(llm: LLM, texts: Sequence[Sequence[int]], progress: Progress) -> dict[
             progress(done, len(texts))
             llm.generate([list(tokens)], once)
     finally:
-        for (number, name), op in watched.items():
-            blocks[number].replace(name, op.inner)
-    return {place: op.hessian for place, op in watched.items()}
+        for (number, name), watching in watched.items():
+            blocks[number].replace(name, watching.inner)
+    return {place: watching.hessian for place, watching in watched.items()}

@@ -1,0 +1,1 @@
+"""The engines that are compared, one a module; see `peer.py`."""

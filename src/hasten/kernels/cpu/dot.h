@@ -1,0 +1,22 @@
+// The step of a scalar product along two rows: the elements that one vector instruction multiplies.
+#pragma once
+
+#include "simd.h"
+
+namespace {
+
+template <class E> constexpr int step_of() { return W; }
+template <class E> inline vf step(vf acc, const E *a, const E *b) { return fma(load(a), load(b), acc); }
+template <class E> inline vf last_step(vf acc, const E *a, const E *b, int n) { return fma(load_n(a, n), load_n(b, n), acc); }
+#if defined(HASTEN_DOT_BF16)
+template <> constexpr int step_of<bf16>() { return 2 * W; }
+inline vf step(vf acc, const bf16 *a, const bf16 *b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+}
+inline vf last_step(vf acc, const bf16 *a, const bf16 *b, int n) {
+    __mmask32 m = (1u << n) - 1;
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_maskz_loadu_epi16(m, a), (__m512bh)_mm512_maskz_loadu_epi16(m, b));
+}
+#endif
+
+}  // namespace
