@@ -29,7 +29,8 @@ from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
 from hasten.engine.technique import ConfigError
 from hasten.engine.weights.dense import WeightContext
-from hasten.engine.weights.quantized import as_published
+from hasten.engine.weights.kept import KeptWeights
+from hasten.engine.weights.stores import Stores
 from hasten.kernels import Kernels
 
 Progress = Callable[[float, float], None]
@@ -71,7 +72,10 @@ def build(
     kernels = kernel_library.load(device.type)
     deterministic = config.executor.deterministic
     weights = WeightContext(kernels, deterministic)
-    store = as_published(config.make(config.weights.store, weights), weights)
+    kept = None
+    if config.weights.kept_bytes:
+        kept = KeptWeights([config.weights.store, config.techniques.get(config.weights.store)], config.weights.kept_bytes)
+    store = Stores(config.make(config.weights.store, weights), weights, kept)
     depth: Depth = config.make(config.depth.policy)
     model = models.load(config.model, store, device, config.model.max_length, depth.sites, progress)
     blocks = pool_blocks(model, config.kv.block_size, config.scheduling.max_rows, config.kv.memory_bytes)

@@ -72,6 +72,8 @@ class DecodingConfig(Section):
 
 class WeightsConfig(Section):
     store: str = "dense"
+    kept_bytes: int = Field(32 << 30, ge=0)
+    """Most bytes of packed weights of this and other models that are kept on disk for the next start; 0: none."""
 
 
 class DepthConfig(Section):

@@ -42,6 +42,10 @@ class QuantizedWeight:
                 )
 
     @property
+    def shape(self) -> tuple[int, int]:
+        return self.levels.shape[0], self.levels.shape[1]
+
+    @property
     def zero(self) -> int:
         """The zero point of every group without one of its own."""
         return 1 << (self.bits - 1)
@@ -57,24 +61,37 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, *, symmetric: bool =
     """The nearest levels. Symmetric: the value of the largest magnitude in a group gets the level at the range's long end,
     so all 2^bits levels are used. Otherwise the range of a group, widened to hold 0, is divided evenly."""
     rows, columns = weight.shape
-    groups = F.pad(weight.float(), (0, -columns % group)).view(rows, -1, group)
-    top = (1 << bits) - 1
+    groups, top = -(-columns // group), (1 << bits) - 1
+    # A few rows at a time, all in the processor's caches.
+    few = max(1, (1 << 18) // (groups * group))
+    low, high = (torch.empty(rows, groups) for _ in range(2))
+    for at in range(0, rows, few):
+        part = _grouped(weight[at : at + few], group)
+        torch.amin(part, -1, out=low[at : at + few])
+        torch.amax(part, -1, out=high[at : at + few])
     if symmetric:
-        largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
-        scale = largest / -(1 << (bits - 1))
+        scale = torch.where(high >= -low, high, low) / -(1 << (bits - 1))
     else:
-        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / top
     scales, unit = kept_scales(scale)
     kept = scales.float() * unit
-    safe = torch.where(kept == 0, 1.0, kept)[..., None]
-    if symmetric:
-        zeros, shift = None, torch.tensor(float(1 << (bits - 1)))
-    else:
-        zeros = (-low / safe[..., 0]).round_().clamp_(0, top).to(torch.uint8)
-        shift = zeros.float()[..., None]
-    levels = (groups / safe + shift).round_().clamp_(0, top).to(torch.uint8).view(rows, -1)[:, :columns].contiguous()
+    safe = torch.where(kept == 0, 1.0, kept)
+    zeros = None if symmetric else (-low / safe).round_().clamp_(0, top).to(torch.uint8)
+    shift = torch.full_like(safe, 1 << (bits - 1)) if zeros is None else zeros.float()
+    levels = torch.empty(rows, columns, dtype=torch.uint8)
+    for at in range(0, rows, few):
+        part = _grouped(weight[at : at + few], group)
+        part = part.div(safe[at : at + few, :, None]).add_(shift[at : at + few, :, None]).round_().clamp_(0, top)
+        levels[at : at + few] = part.view(len(part), -1)[:, :columns]
     return QuantizedWeight(levels, scales, zeros, unit, bits, group)
+
+
+def _grouped(rows: Tensor, group: int) -> Tensor:
+    """[n, columns] -> float32 [n, groups, group], zeros past the end."""
+    missing = -rows.shape[1] % group
+    wide = rows.float() if not missing else F.pad(rows.float(), (0, missing))
+    return wide.view(len(rows), -1, group)
 
 
 def stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.engine.config import ModelConfig
-from hasten.engine.models.checkpoint import Checkpoint, Progress, read_json, resolve
+from hasten.engine.models.checkpoint import Checkpoint, Progress, read_config, read_json, resolve
 from hasten.engine.models.config import ModelError, ModelShape
 
 if TYPE_CHECKING:
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from hasten.engine.models.llama import Loader, MakeStore
     from hasten.engine.models.source import Source
 
-__all__ = ["Checkpoint", "ModelError", "ModelShape", "Progress", "context_length", "load", "read_json", "resolve"]
+__all__ = [
+    "Checkpoint",
+    "ModelError",
+    "ModelShape",
+    "Progress",
+    "context_length",
+    "load",
+    "read_config",
+    "read_json",
+    "resolve",
+]
 
 
 def load(
@@ -31,9 +41,11 @@ def load(
     """Load the model that `config` names onto `device` in its run dtype, for sequences of at most `max_length` tokens
     (None: the model's own limit). `make_store(weight, bias, name=...)` makes each linear layer's store; `sites` is the depth
     policy's. The sites come without KV, which `Memory` allocates. Raises ModelError."""
+    from hasten.engine.weights.stores import Stores
+
     dummy = config.load_format == "dummy"
     folder = resolve(config.path, weights=not dummy)
-    raw = read_json(folder / "config.json")
+    raw = read_config(folder)
     shape = ModelShape.parse(raw)
     length = context_length(shape, max_length)
     source = _source(config, folder, raw, shape, device, progress)
@@ -45,7 +57,13 @@ def load(
         from hasten.engine.models.llama import Loader
 
         loader = Loader(shape, source, make_store)
-    return loader.model(length, source.fingerprint(raw), sites)
+    fingerprint = source.fingerprint(raw)
+    if isinstance(make_store, Stores) and not dummy:
+        make_store.begin(fingerprint, source.dtype)
+    model = loader.model(length, fingerprint, sites)
+    if isinstance(make_store, Stores):
+        make_store.end()
+    return model
 
 
 def context_length(shape: ModelShape, asked: int | None) -> int:
@@ -65,15 +83,22 @@ def _source(
     device: torch.device,
     progress: Progress | None,
 ) -> Source:
-    from hasten.engine.models.published import format_of
+    from hasten.engine.models.published import Format, format_of
     from hasten.engine.models.source import CheckpointSource, DummySource
 
     if config.load_format == "dummy":
         dtype = run_dtype(config.dtype, shape.dtype, device)
         return DummySource(dtype, device, dtype.itemsize * parameters(shape), progress)
-    checkpoint = Checkpoint(folder)
+    checkpoint: Checkpoint
+    form: Format | None
+    if folder.is_file():
+        from hasten.engine.models.gguf import GgufCheckpoint
+
+        checkpoint = form = GgufCheckpoint(folder)
+    else:
+        checkpoint, form = Checkpoint(folder), format_of(raw)
     stored = checkpoint.dtype_of("model.embed_tokens.weight") or shape.dtype
-    return CheckpointSource(checkpoint, run_dtype(config.dtype, stored, device), device, progress, format_of(raw))
+    return CheckpointSource(checkpoint, run_dtype(config.dtype, stored, device), device, progress, form)
 
 
 def run_dtype(asked: str, stored: str | None, device: torch.device) -> torch.dtype:

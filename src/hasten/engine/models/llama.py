@@ -28,6 +28,12 @@ class MakeStore(Protocol):
         ...
 
 
+class Recall(Protocol):
+    def __call__(self, name: str, bias: Tensor | None) -> WeightStore | None:
+        """The store called `name` from an earlier start, without its weight; None where there is none."""
+        ...
+
+
 class Loader:
     """Builds the `Model` of one shape from one source, layer by layer, and counts its bytes as it goes."""
 
@@ -35,6 +41,7 @@ class Loader:
         self.shape = shape
         self.source = source
         self.make_store = make_store
+        self.recall: Recall = getattr(make_store, "recall", lambda name, bias: None)
         self.weight_bytes = 0
         self.active_bytes = 0.0
 
@@ -60,6 +67,11 @@ class Loader:
         if bias:
             biases = source.stack([f"{name}.bias" for name in names], rows)
             self.count(biases.nbytes, share)
+        if (recalled := self.recall(names[0], biases)) is not None:
+            for name in names:
+                source.skip(name)
+            self.count(recalled.nbytes, share)
+            return recalled
         found = [source.levels(name, count, columns) for name, count in zip(names, rows, strict=True)]
         levels = [one for one in found if one is not None]
         weight: Tensor | QuantizedWeight
@@ -119,7 +131,7 @@ class Loader:
             blocks.append(Block(self.attention(prefix) + self.feed_forward(prefix, layer)))
         norm = self.norm("norm", "model.norm.weight")
         if shape.tied:
-            head = self.make_store(embedding, name="lm_head")
+            head = self.recall("lm_head", None) or self.make_store(embedding, name="lm_head")
             self.count(head.nbytes)
         else:
             head = self.store(["lm_head"], [shape.vocabulary], shape.width)

@@ -41,6 +41,11 @@ class Source(ABC):
         return None
 
     @abstractmethod
+    def skip(self, name: str) -> None:
+        """Count the weight called `name` (without `.weight`), which nobody needs, as read."""
+        ...
+
+    @abstractmethod
     def fingerprint(self, config: Mapping[str, Any]) -> str: ...
 
     def stack(self, names: list[str], rows: list[int], *rest: int) -> Tensor:
@@ -76,8 +81,11 @@ class CheckpointSource(Source):
         if self._format is None or not self._format.holds(self.checkpoint, name):
             return None
         weight = self._format.read(self.checkpoint, name, rows, columns)
-        self._report(sum(e.nbytes for n, e in self.checkpoint.entries.items() if n.startswith(f"{name}.")))
+        self.skip(name)
         return weight
+
+    def skip(self, name: str) -> None:
+        self._report(sum(e.nbytes for n, e in self.checkpoint.entries.items() if n.startswith(f"{name}.")))
 
     def take(self, name: str, *shape: int) -> Tensor:
         tensor = self.checkpoint.take(name, shape, self.dtype, self.device)
@@ -114,6 +122,9 @@ class DummySource(Source):
             self._fill(out.view(-1), xxhash.xxh3_64_intdigest(name.encode()) % _POOL)
         self._report(out.nbytes)
         return out
+
+    def skip(self, name: str) -> None:
+        pass
 
     def _fill(self, flat: Tensor, begin: int) -> None:
         at, size = 0, flat.shape[0]

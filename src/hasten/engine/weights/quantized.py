@@ -18,8 +18,7 @@ from hasten.engine.weights.dense import DenseWeights, WeightContext
 from hasten.kernels.quantized import QuantizedWeight, round_to_nearest
 
 if TYPE_CHECKING:
-    from hasten.engine.models.llama import MakeStore
-    from hasten.engine.weights.base import WeightStore
+    pass
 
 Round = Callable[[Tensor], QuantizedWeight]
 
@@ -37,16 +36,14 @@ class Form:
 
 
 class QuantizedWeights:
-    """A weight [out, in] in levels; `round` makes them again where values change."""
+    """A weight [out, in] in levels, as `Kernels.pack` gave it; `round` makes levels again where values change."""
 
-    def __init__(
-        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype, round: Round, context: WeightContext
-    ) -> None:
-        if bias is not None and bias.shape != weight.levels.shape[:1]:
-            raise ValueError(f"a weight {list(weight.levels.shape)} cannot have a bias {list(bias.shape)}")
-        self._shape = (weight.levels.shape[0], weight.levels.shape[1])
+    def __init__(self, packed: Any, bias: Tensor | None, dtype: torch.dtype, round: Round, context: WeightContext) -> None:
+        self._shape: tuple[int, int] = packed.shape
+        if bias is not None and bias.shape != self._shape[:1]:
+            raise ValueError(f"a weight {list(self._shape)} cannot have a bias {list(bias.shape)}")
         self._bias, self._dtype, self._round, self._context = bias, dtype, round, context
-        self._packed: Any = context.kernels.pack(weight)
+        self._packed = packed
         self._recordable = context.kernels.name != "reference"
 
     @property
@@ -67,6 +64,10 @@ class QuantizedWeights:
     def native(self, rows: int) -> bool:
         return self._recordable
 
+    @property
+    def packed(self) -> Any:
+        return self._packed
+
     def levels(self) -> QuantizedWeight:
         found: QuantizedWeight = self._context.kernels.unpack(self._packed)
         return found
@@ -85,7 +86,7 @@ class QuantizedWeights:
             bias = bias[outputs] if bias is not None else None
         if inputs is not None:
             return DenseWeights(weight.dense(self._dtype)[:, inputs], bias, self._context)
-        return QuantizedWeights(weight, bias, self._dtype, self._round, self._context)
+        return QuantizedWeights(self._context.kernels.pack(weight), bias, self._dtype, self._round, self._context)
 
     def patch(self, indices: tuple[Tensor, Tensor], values: Tensor) -> Callable[[], None]:
         """The rows concerned are rounded again."""
@@ -115,16 +116,5 @@ class MakeQuantized:
     def __call__(self, weight: Tensor, bias: Tensor | None = None, *, name: str = "") -> DenseWeights | QuantizedWeights:
         if name == "lm_head" and not self.head:
             return DenseWeights(weight, bias, self.context)
-        return QuantizedWeights(self.form.round(weight), bias, weight.dtype, self.form.round, self.context)
-
-
-def as_published(make: MakeStore, context: WeightContext, dtype: torch.dtype = torch.float32) -> MakeStore:
-    """`make`, except that weights which come in levels are multiplied in these."""
-
-    def store(weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
-        if not isinstance(weight, QuantizedWeight):
-            return make(weight, bias, name=name)
-        form = Form(bits=weight.bits, group=weight.group, symmetric=weight.zeros is None)
-        return QuantizedWeights(weight, bias, dtype, form.round, context)
-
-    return store
+        packed = self.context.kernels.pack(self.form.round(weight))
+        return QuantizedWeights(packed, bias, weight.dtype, self.form.round, self.context)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hasten.kernels.pages import on_huge_pages
 from hasten.kernels.quantized import PANEL, QuantizedWeight
 
 
@@ -58,13 +59,13 @@ def packed(weight: QuantizedWeight) -> PackedWeight:
     levels = F.pad(weight.levels, (0, groups * group - inner, 0, missing))
     if weight.bits == 4:
         halves = levels.view(panels, PANEL, groups, group // 8, 2, 4)
-        streams = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4)
+        words = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4)
     else:
-        streams = levels.view(panels, PANEL, groups, group // 4, 4).permute(0, 2, 3, 1, 4)
+        words = levels.view(panels, PANEL, groups, group // 4, 4).permute(0, 2, 3, 1, 4)
     scales = F.pad(weight.scales, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2).contiguous()
-    parts = [streams.reshape(panels, groups, -1), scales.view(torch.uint8).view(panels, groups, -1)]
+    parts = [words.reshape(panels, groups, -1), scales.view(torch.uint8).view(panels, groups, -1)]
     if weight.zeros is not None:
         parts.append(F.pad(weight.zeros, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2))
-    return PackedWeight(
-        torch.cat(parts, 2).view(panels, -1), (outputs, inner), weight.bits, group, weight.zeros is not None, weight.unit
-    )
+    streams = on_huge_pages(torch.empty(panels, groups, sum(part.shape[2] for part in parts), dtype=torch.uint8))
+    torch.cat(parts, 2, out=streams)
+    return PackedWeight(streams.view(panels, -1), (outputs, inner), weight.bits, group, weight.zeros is not None, weight.unit)
