@@ -48,29 +48,35 @@ class Bandwidth:
         return _BUFFER_BYTES / median(times[1:])
 
 
-def rates(build: Path, threads: int) -> dict[str, float]:
+class Arithmetic:
     """Operations per second of all threads for "bf16" and "int8"; int4 weights are multiplied as int8. Without a compiler or
     the instructions there is no entry."""
-    library = build / "rates.so"
-    source = Path(__file__).with_name("rates.cpp")
-    try:
-        subprocess.run(["g++", "-O3", "-funroll-loops", "-march=native", "-shared", "-fPIC", source, "-o", library], check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    loaded = ctypes.CDLL(str(library))
-    found = {}
-    for name in ("bf16", "int8"):
-        work: Callable[[int], int] = getattr(loaded, f"{name}_rate")
-        work.argtypes, work.restype = [ctypes.c_int64], ctypes.c_int64  # type: ignore[attr-defined]
-        best = 0.0
-        for _ in range(3):
-            began = time.perf_counter()
-            with ThreadPoolExecutor(threads) as pool:
-                done = sum(pool.map(work, [_ROUNDS] * threads))
-            best = max(best, done / (time.perf_counter() - began))
-        if best:
-            found[name] = best
-    return found
+
+    def __init__(self, build: Path, threads: int) -> None:
+        self._threads = threads
+        self._works: dict[str, Callable[[int], int]] = {}
+        library = build / "rates.so"
+        source = Path(__file__).with_name("rates.cpp")
+        command = ["g++", "-O3", "-funroll-loops", "-march=native", "-shared", "-fPIC", source, "-o", library]
+        try:
+            subprocess.run(command, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return
+        loaded = ctypes.CDLL(str(library))
+        for name in ("bf16", "int8"):
+            work = getattr(loaded, f"{name}_rate")
+            work.argtypes, work.restype = [ctypes.c_int64], ctypes.c_int64
+            if work(1):
+                self._works[name] = work
+
+    def measure(self) -> dict[str, float]:
+        found = {}
+        with ThreadPoolExecutor(self._threads) as pool:
+            for name, work in self._works.items():
+                began = time.perf_counter()
+                done = sum(pool.map(work, [_ROUNDS] * self._threads))
+                found[name] = done / (time.perf_counter() - began)
+        return found
 
 
 def bound_s(
@@ -110,7 +116,9 @@ def _product(shape: tuple[int, ...]) -> int:
 def main() -> None:
     bandwidth = Bandwidth(2)
     print("read GB/s", *(f"{bandwidth.measure() / 1e9:.1f}" for _ in range(3)))
-    print("rates in Tops/s", {name: round(rate / 1e12, 3) for name, rate in rates(Path(sys.argv[1]), 2).items()})
+    arithmetic = Arithmetic(Path(sys.argv[1]), 2)
+    for _ in range(3):
+        print("arithmetic Tops/s", {name: round(rate / 1e12, 3) for name, rate in arithmetic.measure().items()})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-ENGINES = ("hasten", "openvino", "llamacpp", "transformers")
+ENGINES = ("hasten", "openvino", "llamacpp", "transformers", "vllm")
 """Modules in `peers/`. Each holds ENVIRONMENT (variables for its process), PACKAGES (whose versions are noted), FORMATS
 (supported ones), `convert(folder, format)` and a class `Engine`; none imports its engine before it is asked to."""
 KV_BYTES = 2 << 30

@@ -1,9 +1,14 @@
 """Packed weights kept between starts: what is found again is what was added, and nothing that is wrong is ever used."""
 
+import os
+import threading
+
 import pytest
 import torch
 
 from hasten import kernels
+from hasten.engine.llm import LLM
+from hasten.engine.request import SamplingParams
 from hasten.engine.weights import kept
 from hasten.engine.weights.kept import KeptWeights, folder, make_room
 from hasten.kernels.quantized import round_to_nearest

@@ -20,7 +20,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf")
 FORMATS = ("bf16", "int8", "int4")
 
-# "fp16" leaves the checkpoint's bfloat16 as it is; without it a model of more than 10^9 weights would become int8.
+# float16 in the first one's file becomes bfloat16 when the plugin compiles the model.
 _EXPORT = {
     "bf16": ["--weight-format", "fp16"],
     "int8": ["--weight-format", "int8"],

@@ -2,71 +2,94 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasten.cli import options
+from hasten.engine.config import BUILTIN
 from hasten.engine.technique import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hasten.lab.quantize.checkpoint import Settings, Written
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-TOKENS_A_TEXT = 512
 
 
 @app.command()
 def quantize(
-    model: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="A folder, a hub id; the built-in model if left out.")
-    ] = "builtin",
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("quantized"),
+    model: options.Model = None,
+    out: Annotated[Path, typer.Option(help="The folder to write; a new one.")] = Path("quantized"),
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     group: Annotated[int, typer.Option(help="Input columns that share a scale: 32, 64, 128 or 256.")] = 32,
     symmetric: Annotated[bool, typer.Option(help="No zero points.")] = False,
     method: Annotated[str, typer.Option(help="gptq (errors weighed by calibration texts) or nearest.")] = "gptq",
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A text; without it, the testbed's texts and lessons.")
+        Path | None, typer.Option(metavar="FILE", help="A text; without it, the testbed's training texts (HASTEN_DATA).")
     ] = None,
-    texts: Annotated[int, typer.Option(min=1, help=f"Stretches of {TOKENS_A_TEXT} tokens to calibrate on.")] = 64,
+    texts: Annotated[int, typer.Option(min=1, help="Stretches of 512 tokens to calibrate on.")] = 64,
     seed: Annotated[int, typer.Option(help="Of which stretches are taken.")] = 0,
 ) -> None:
-    """Round a model's weights and write them as a checkpoint in GPTQ's format, which hasten and other engines load."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Round a model's weights and write them as a checkpoint in GPTQ's format, which hasten and other engines load.
 
-    from hasten.engine.llm import LLM
-    from hasten.lab.quantize.checkpoint import Settings
+    Embedding, head and norms stay as they are."""
+    from hasten.cli.eval_show import progress
+    from hasten.lab.quantize.checkpoint import Plan, Settings
     from hasten.lab.quantize.checkpoint import quantize as write
-    from hasten.lab.quantize.inputs import watch
+    from hasten.lab.quantize.texts import of_file
 
-    if method not in ("gptq", "nearest"):
-        raise ConfigError(f"--method {method}: gptq and nearest are there")
-    console = Console(highlight=False)
-    with Progress(console=console) as bar:
+    settings = Settings(bits, group, symmetric, method)  # type: ignore[arg-type]
+    if method == "nearest" and calibration is not None:
+        raise ConfigError("--calibration is of use to --method gptq only")
+    name = model or BUILTIN
+    Plan.of(name, settings)
+    stretches = of_file(name, calibration, texts, seed) if calibration is not None else None
+    _claim(out)
+    with progress() as tell:
+        seen: dict[tuple[int, str], Tensor] = {}
+        if method == "gptq":
+            from hasten.lab.quantize.inputs import hessians
 
-        def shown(label: str) -> Any:
-            task = bar.add_task(label)
-            return lambda done, total: bar.update(task, completed=done, total=total)
-
-        llm = LLM(model, progress=False)
-        hessians = watch(llm, _stretches(llm, calibration, texts, seed), shown("calibrating"))
-        errors = write(model, out, Settings(bits, group, symmetric, method), hessians, shown("rounding"))  # type: ignore[arg-type]
-    worst = max(errors, key=errors.__getitem__)
-    mean = sum(errors.values()) / len(errors)
-    console.print(f"{out}: outputs of layers change by {mean:.2%} on average, at most {errors[worst]:.2%} ({worst})")
+            tell("reading texts", 0, 1)
+            stretches = stretches or _of_testbed(name, texts, seed)
+            tell("loading", 0, 1)
+            seen = hessians(name, stretches, lambda done, total: tell("calibrating", done, total))
+        written = write(name, out, settings, seen, lambda done, total: tell("rounding", done, total))
+    _show(written, settings, out)
 
 
-def _stretches(llm: Any, calibration: Path | None, count: int, seed: int) -> list[list[int]]:
-    """Token lists, from random places."""
-    rng = random.Random(seed)
-    if calibration is not None:
-        tokens = llm.tokenizer.encode(calibration.read_text(encoding="utf-8"))
-        if len(tokens) < TOKENS_A_TEXT:
-            raise ConfigError(f"{calibration} has {len(tokens)} tokens; {TOKENS_A_TEXT} at least are wanted")
-    else:
-        from hasten.lab.testbed import material
+def _claim(out: Path) -> None:
+    """Make the folder, unless it is there and empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: it is there already and not an empty folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise ConfigError(f"--out {out}: {fault.strerror}") from None
 
-        documents = material.load(len).training
-        tokens = llm.tokenizer.encode("\n\n".join(d.text for d in rng.sample(list(documents), min(len(documents), 4 * count))))
-    starts = [rng.randrange(len(tokens) - TOKENS_A_TEXT + 1) for _ in range(count)]
-    return [tokens[start : start + TOKENS_A_TEXT] for start in starts]
+
+def _of_testbed(model: str, count: int, seed: int) -> list[list[int]]:
+    from hasten.lab.quantize.texts import of_documents
+    from hasten.lab.testbed import corpus, material
+
+    try:
+        corpus.data_folder()
+    except FileNotFoundError:
+        typer.echo("HASTEN_DATA names no folder: calibrating on the texts of Python's own library alone", err=True)
+    return of_documents(model, material.load(len).training, count, seed)
+
+
+def _show(written: Written, settings: Settings, out: Path) -> None:
+    """The sizes, what rounding changed, and where the result is."""
+    before, after = map(options.show_bytes, (written.bytes_before, written.bytes_after))
+    if errors := written.errors:
+        worst = max(errors, key=errors.__getitem__)
+        mean, nearest = (sum(found.values()) / len(found) for found in (errors, written.nearest_errors))
+        typer.echo(
+            f"outputs of layers change by {mean:.2%} on average (nearest levels: {nearest:.2%}), at most {errors[worst]:.2%} "
+            f"({worst})"
+        )
+    typer.echo(f"weights: {before} before, {after} with {settings.bits} bits; written to {out}")

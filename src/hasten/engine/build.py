@@ -32,6 +32,7 @@ from hasten.engine.weights.dense import WeightContext
 from hasten.engine.weights.kept import KeptWeights
 from hasten.engine.weights.stores import Stores
 from hasten.kernels import Kernels
+from hasten.kernels.cpu import CpuKernels
 
 Progress = Callable[[float, float], None]
 
@@ -73,7 +74,7 @@ def build(
     deterministic = config.executor.deterministic
     weights = WeightContext(kernels, deterministic)
     kept = None
-    if config.weights.kept_bytes:
+    if config.weights.kept_bytes and isinstance(kernels, CpuKernels):
         kept = KeptWeights([config.weights.store, config.techniques.get(config.weights.store)], config.weights.kept_bytes)
     store = Stores(config.make(config.weights.store, weights), weights, kept)
     depth: Depth = config.make(config.depth.policy)

@@ -46,6 +46,11 @@ class QuantizedWeight:
         return self.levels.shape[0], self.levels.shape[1]
 
     @property
+    def nbytes(self) -> int:
+        """A level takes a byte here, of 4 bits too."""
+        return self.levels.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+
+    @property
     def zero(self) -> int:
         """The zero point of every group without one of its own."""
         return 1 << (self.bits - 1)
@@ -64,7 +69,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, *, symmetric: bool =
     groups, top = -(-columns // group), (1 << bits) - 1
     # A few rows at a time, all in the processor's caches.
     few = max(1, (1 << 18) // (groups * group))
-    low, high = (torch.empty(rows, groups) for _ in range(2))
+    low, high = (torch.empty(rows, groups, device=weight.device) for _ in range(2))
     for at in range(0, rows, few):
         part = _grouped(weight[at : at + few], group)
         torch.amin(part, -1, out=low[at : at + few])
@@ -79,7 +84,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int, *, symmetric: bool =
     safe = torch.where(kept == 0, 1.0, kept)
     zeros = None if symmetric else (-low / safe).round_().clamp_(0, top).to(torch.uint8)
     shift = torch.full_like(safe, 1 << (bits - 1)) if zeros is None else zeros.float()
-    levels = torch.empty(rows, columns, dtype=torch.uint8)
+    levels = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     for at in range(0, rows, few):
         part = _grouped(weight[at : at + few], group)
         part = part.div(safe[at : at + few, :, None]).add_(shift[at : at + few, :, None]).round_().clamp_(0, top)

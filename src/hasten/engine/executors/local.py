@@ -243,11 +243,10 @@ class _Stopwatch:
 def generic_cost(memory: Memory) -> CostModel:
     """The cost model of a model before anything was measured, with round figures of a two-core server processor."""
     model = memory.model
-    item = torch.empty(0, dtype=model.dtype).element_size()
     head = model.head.shape[0] * model.head.shape[1]
     return roofline(
         read_bytes=lambda tokens: model.active_weight_bytes,
-        flops_per_token=2 * (model.active_weight_bytes / item - head),
+        flops_per_token=2 * (model.active_weights - head),
         head_flops=2 * head,
         kv_bytes_per_token=block_bytes(model, memory.block_size) / memory.block_size,
         attention_flops=sum(4 * site.heads * site.head_dim for site in model.sites),

@@ -276,3 +276,5 @@ class Model:
     weight_bytes: int = 0
     active_weight_bytes: int = 0
     """Bytes that one token's forward pass reads (experts: only the chosen ones)."""
+    active_weights: int = 0
+    """Weights that one token is multiplied with, the head's among them."""

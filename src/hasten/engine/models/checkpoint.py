@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while weights are read."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+GGUF = ".gguf"
 _CONFIGURATION = ["*.json", "*.jinja"]
 _READABLE = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -35,8 +36,8 @@ _SAMPLES, _SAMPLE_BYTES = 4, 64
 
 def resolve(name: str, *, weights: bool = True) -> Path:
     """The folder of the model called `name`: a built-in one, a local folder, or a hub id, which is downloaded (with a
-    progress bar) unless it is in the local hub cache. `weights` False fetches the configuration and tokenizer only.
-    Raises ModelError."""
+    progress bar) unless it is in the local hub cache. `weights` False fetches the configuration and tokenizer only. A
+    GGUF file, or a folder that holds one and no safetensors, is the path of that file. Raises ModelError."""
     if name in BUILTINS:
         folder = Path(str(files("hasten") / BUILTINS[name]))
         if not (folder / "config.json").is_file():
@@ -44,13 +45,24 @@ def resolve(name: str, *, weights: bool = True) -> Path:
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return _gguf_of(folder) or folder
     if folder.is_file():
-        raise ModelError(f"{name} is a file; a model is a folder with config.json and *.safetensors, or a hub id")
+        if folder.suffix == GGUF:
+            return folder
+        raise ModelError(f"{name} is a file; a model is a folder with config.json and *.safetensors, a *.gguf, or a hub id")
     if not _HUB_ID.fullmatch(name):
         others = " or ".join(map(repr, BUILTINS))
         raise ModelError(f"there is no folder {name}; a model is a local folder, a hub id (owner/name), {others}")
     return _download(name, weights)
+
+
+def _gguf_of(folder: Path) -> Path | None:
+    found = sorted(folder.glob(f"*{GGUF}"))
+    if not found or any(folder.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        raise ModelError(f"{folder} holds {len(found)} models ({', '.join(file.name for file in found[:3])}, ...): name one")
+    return found[0]
 
 
 def _download(name: str, weights: bool) -> Path:
@@ -68,6 +80,15 @@ def _download(name: str, weights: bool) -> Path:
             f"({type(error).__name__}: {reason})"
         ) from error
     return Path(folder)
+
+
+def read_config(found: Path) -> dict[str, Any]:
+    """What config.json says of the model that `resolve` found, or what a GGUF file says in its stead. Raises ModelError."""
+    if found.is_file():
+        from hasten.engine.models.gguf_config import read_gguf_config
+
+        return read_gguf_config(found)
+    return read_json(found / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Loader:
         self.recall: Recall = getattr(make_store, "recall", lambda name, bias: None)
         self.weight_bytes = 0
         self.active_bytes = 0.0
+        self.active_weights = 0.0
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -55,8 +56,9 @@ class Loader:
         self.count(vector.nbytes)
         return vector
 
-    def count(self, nbytes: int, share: float = 1.0) -> None:
-        """`share` of the bytes are read for one token."""
+    def count(self, nbytes: int, share: float = 1.0, weights: int = 0) -> None:
+        """`share` of the bytes are read for one token, and of the weights multiplied."""
+        self.active_weights += share * weights
         self.weight_bytes += nbytes
         self.active_bytes += share * nbytes
 
@@ -70,7 +72,7 @@ class Loader:
         if (recalled := self.recall(names[0], biases)) is not None:
             for name in names:
                 source.skip(name)
-            self.count(recalled.nbytes, share)
+            self.count(recalled.nbytes, share, sum(rows) * columns)
             return recalled
         found = [source.levels(name, count, columns) for name, count in zip(names, rows, strict=True)]
         levels = [one for one in found if one is not None]
@@ -84,7 +86,7 @@ class Loader:
             single = len(names) == 1
             weight = source.take(weights[0], rows[0], columns) if single else source.stack(weights, rows, columns)
         store = self.make_store(weight, biases, name=names[0])
-        self.count(store.nbytes, share)
+        self.count(store.nbytes, share, sum(rows) * columns)
         return store
 
     # -- layers -------------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ class Loader:
         norm = self.norm("norm", "model.norm.weight")
         if shape.tied:
             head = self.recall("lm_head", None) or self.make_store(embedding, name="lm_head")
-            self.count(head.nbytes)
+            self.count(head.nbytes, weights=shape.vocabulary * shape.width)
         else:
             head = self.store(["lm_head"], [shape.vocabulary], shape.width)
         table = cos_sin(shape.rope, shape.head_dim, length).to(source.device)
@@ -149,6 +151,7 @@ class Loader:
             fingerprint=fingerprint,
             weight_bytes=self.weight_bytes,
             active_weight_bytes=round(self.active_bytes),
+            active_weights=round(self.active_weights),
         )
 
     def _site(self, index: int, table: torch.Tensor) -> Site:

@@ -17,6 +17,10 @@ def load_text(config: ModelConfig) -> tuple[Tokenizer, ChatTemplate | None]:
     With `load_format=dummy` a folder needs no tokenizer: bytes then stand for themselves."""
     dummy = config.load_format == "dummy"
     folder = resolve(config.path, weights=not dummy)
+    if folder.is_file():
+        from hasten.engine.text.gguf import load_gguf_text
+
+        return load_gguf_text(folder)
     if dummy and not (folder / "tokenizer.json").is_file():
         return Tokenizer.of_bytes(), None
     tokenizer = Tokenizer.load(folder)

@@ -67,10 +67,10 @@ class KeptWeights:
             self._fresh[name] = weight
 
     def write(self) -> None:
-        """Write what was added, in a thread: nobody waits for it but the end of the process."""
+        """Write what was added unless a file was found, in a thread: nobody waits for it but the end of the process."""
         fresh, self._fresh = self._fresh, {}
         total = sum(weight.nbytes for weight in fresh.values())
-        if self._path is None or not LEAST_BYTES <= total <= self.most_bytes:
+        if self._path is None or self._parts or not LEAST_BYTES <= total <= self.most_bytes:
             return
         self._writer = threading.Thread(target=self._write, args=(self._path, fresh, total), name="hasten-kept-weights")
         self._writer.start()

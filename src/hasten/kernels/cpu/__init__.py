@@ -1,7 +1,8 @@
 """The kernels in C++ for x86 processors (and any other, plainly): `CpuKernels` over one native library.
 
-Tensors of a call must lie on the CPU. The summation order of every kernel is fixed by the row alone, so `deterministic` changes
-nothing here: decoded tokens, chunks and trees always go through the same arithmetic.
+Tensors of a call must lie on the CPU. The summation order of every kernel is fixed by the row alone, except that attention
+scores a few rows along their keys unless it is `deterministic`: then decoded tokens, chunks and trees go through the same
+arithmetic.
 
 A small model calls these functions thousands of times a second, so the checks of their arguments (without which a wrong shape
 would read or write foreign memory) touch each property of a tensor once: a look at a dtype or shape costs a tenth of the call.
@@ -9,84 +10,25 @@ would read or write foreign memory) touch each property of a tensor once: a look
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hasten.kernels.base import Activation, ViewIndex
+from hasten.kernels.base import Activation
 from hasten.kernels.cpu import native
+from hasten.kernels.cpu.cache import CacheKernels
+from hasten.kernels.cpu.checks import IS_BF16, say
 from hasten.kernels.cpu.packing import PackedWeight, packed
 from hasten.kernels.cpu.plan import Segment, Tape
 from hasten.kernels.quantized import QuantizedWeight
-from hasten.kernels.reference import ReferenceKernels
 
-_IS_BF16 = {torch.float32: 0, torch.bfloat16: 1}
 _KINDS = {"silu": 0, "gelu_tanh": 1}
-_WRONG_INDEX = (
-    "",
-    "the offsets of a ViewIndex must start at 0, not decrease, and end at its numbers of tokens and runs",
-    "a run of a ViewIndex has a negative block, slot or count, or a view is too long",
-    "a tree has more tokens than its ancestors have bits",
-    "the view of a tree span must end with the span's own tokens",
-)
 
 
-class PreparedIndex:
-    """A `ViewIndex` as the library reads it, checked, with the bounds to hold against the cache."""
-
-    __slots__ = ("address", "block_end", "groups", "keep", "slot_end", "tokens")
-
-    def __init__(self, index: ViewIndex, lib: ctypes.CDLL) -> None:
-        positions, runs, run_offsets = index.positions, index.runs, index.run_offsets
-        arrays = (index.span_offsets, positions, runs, run_offsets)
-        # Makes the OpenMP runtime use torch's thread count in this thread too, which it learns only from a first call.
-        torch.get_num_threads()
-        spans, groups, tokens = index.spans, index.groups, positions.shape[0]
-        if any(a.dtype != torch.int32 or not a.is_contiguous() or not a.is_cpu for a in arrays) or runs.shape[1:] != (4,):
-            raise ValueError(f"the integers of a ViewIndex must be contiguous int32 on the CPU; got {_say(*arrays)}")
-        if run_offsets.shape[0] != spans * groups + 1:
-            raise ValueError(f"a ViewIndex of {spans} spans cannot have {run_offsets.shape[0]} run_offsets")
-        ancestors, is_tree, words = index.ancestors, index.is_tree, 0
-        if ancestors is not None and is_tree is not None:
-            words = ancestors.shape[1]
-            if ancestors.dtype != torch.int64 or not ancestors.is_contiguous() or ancestors.shape[0] != tokens:
-                raise ValueError(f"the ancestors of a ViewIndex must be contiguous int64 [T, W]; got {_say(ancestors)}")
-        if is_tree is not None:
-            if is_tree.element_size() != 1 or is_tree.shape != (spans,) or not is_tree.is_contiguous():
-                raise ValueError(f"is_tree of a ViewIndex must be contiguous uint8 [S]; got {_say(is_tree)}")
-            if ancestors is None and bool(is_tree.any()):
-                raise ValueError("a ViewIndex with tree spans needs their ancestors")
-        lengths, ends = np.empty(spans * groups, np.int32), np.empty(2, np.int32)
-        where = [a.data_ptr() for a in arrays]
-        trees = is_tree.data_ptr() if is_tree is not None and words else 0
-        wrong = lib.hasten_measure_views(
-            native.MEASURE_VIEWS(
-                *(where[0], where[2], where[3], trees, spans, groups, tokens, runs.shape[0], words),
-                *(lengths.ctypes.data, ends.ctypes.data),
-            )
-        )
-        if wrong:
-            raise (IndexError if wrong == 2 else ValueError)(_WRONG_INDEX[wrong])
-        self.tokens, self.groups = tokens, groups
-        self.block_end, self.slot_end = ends.tolist()
-        packed = ctypes.create_string_buffer(
-            native.INDEX(
-                *where,
-                lengths.ctypes.data,
-                ancestors.data_ptr() if ancestors is not None and words else 0,
-                *(trees, spans, groups, words),
-            )
-        )
-        self.address = ctypes.addressof(packed)
-        self.keep = (packed, arrays, lengths, ancestors, is_tree)
-
-
-class CpuKernels(ReferenceKernels):
+class CpuKernels(CacheKernels):
     """`Kernels` on one native library ("avx512bf16", "avx512", "avx2", "generic"); what it lacks is the reference's."""
 
     def __init__(self, name: str) -> None:
@@ -116,201 +58,9 @@ class CpuKernels(ReferenceKernels):
         """What a tape recorded since the last cut, ready to run."""
         return tape.cut(self._lib)
 
-    def prepare(self, index: ViewIndex) -> PreparedIndex:
-        """A `ViewIndex` checked and packed, once per step."""
-        prepared: PreparedIndex | None = index.cache.get("cpu")
-        if prepared is None:
-            prepared = index.cache["cpu"] = PreparedIndex(index, self._lib)
-        return prepared
-
-    def attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        index: ViewIndex,
-        scale: float,
-        out: Tensor,
-        lse: Tensor | None = None,
-        window: int | None = None,
-        log_weight: Tensor | None = None,
-        deterministic: bool = False,
-    ) -> None:
-        prepared = self.prepare(index)
-        shape, cache_shape, dtype = q.shape, k_cache.shape, q.dtype
-        q_stride, out_stride = q.stride(), out.stride()
-        is_bf16 = _IS_BF16.get(dtype)
-        if (
-            is_bf16 is None
-            or k_cache.dtype is not dtype
-            or v_cache.dtype is not dtype
-            or out.dtype is not dtype
-            or len(shape) != 3
-            or len(cache_shape) != 4
-            or v_cache.shape != cache_shape
-            or out.shape != shape
-            or cache_shape[3] != shape[2]
-            or shape[2] % 8
-            or shape[1] % cache_shape[1]
-            or not k_cache.is_contiguous()
-            or not v_cache.is_contiguous()
-            or not _side_by_side(q_stride, shape)
-            or not _side_by_side(out_stride, shape)
-            or not k_cache.is_cpu
-        ):
-            raise ValueError(
-                "attention needs q, out [T, Hq, D] with heads side by side and contiguous caches [blocks, Hk, block_size, D], "
-                f"all float32 or all bfloat16, D a multiple of 8 and Hq of Hk; got {_say(q, out, k_cache, v_cache)}"
-            )
-        tokens, heads, dim = shape
-        blocks, kv_heads, block_size, _ = cache_shape
-        if tokens != prepared.tokens or prepared.groups not in (1, kv_heads):
-            raise ValueError(
-                f"the index is for {prepared.tokens} tokens and {prepared.groups} views a span; "
-                f"got {tokens} tokens and {kv_heads} KV heads"
-            )
-        if prepared.block_end > blocks or prepared.slot_end > block_size:
-            raise IndexError(
-                f"runs reach block {prepared.block_end - 1} and slot {prepared.slot_end - 1}; "
-                f"the cache has {blocks} blocks of {block_size}"
-            )
-        if lse is not None and not (lse.shape == shape[:2] and lse.dtype is torch.float32 and lse.is_contiguous()):
-            raise ValueError(f"lse must be contiguous float32 [T, Hq]; got {_say(lse)}")
-        if log_weight is not None and not (
-            log_weight.shape == (blocks, block_size) and log_weight.dtype is torch.float32 and log_weight.is_contiguous()
-        ):
-            raise ValueError(f"log_weight must be contiguous float32 [blocks, block_size]; got {_say(log_weight)}")
-        if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
-        self._attention(
-            native.ATTENTION(
-                is_bf16,
-                prepared.address,
-                q.data_ptr(),
-                k_cache.data_ptr(),
-                v_cache.data_ptr(),
-                out.data_ptr(),
-                0 if lse is None else lse.data_ptr(),
-                0 if log_weight is None else log_weight.data_ptr(),
-                q_stride[0],
-                out_stride[0],
-                heads,
-                kv_heads,
-                dim,
-                block_size,
-                window or 0,
-                deterministic,
-                scale,
-            )
-        )
-
-    def merge(self, outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
-        is_bf16 = _IS_BF16.get(outs.dtype)
-        if (
-            is_bf16 is None
-            or outs.dim() != 4
-            or lses.dtype is not torch.float32
-            or lses.shape != outs.shape[:3]
-            or not outs.is_cpu
-        ):
-            raise ValueError(f"merge needs outs [P, T, H, D] and float32 lses [P, T, H]; got {_say(outs, lses)}")
-        outs, lses = outs.contiguous(), lses.contiguous()
-        parts, tokens, heads, dim = outs.shape
-        out, lse = outs.new_empty(tokens, heads, dim), lses.new_empty(tokens, heads)
-        self._merge(
-            native.MERGE(
-                *(is_bf16, outs.data_ptr(), lses.data_ptr(), out.data_ptr(), lse.data_ptr(), parts, tokens * heads, dim)
-            )
-        )
-        return out, lse
-
-    def rope_and_store(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos_sin: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-    ) -> None:
-        dtype, shape, kv_shape, cache_shape, table = q.dtype, q.shape, k.shape, k_cache.shape, cos_sin.shape
-        q_stride, k_stride, v_stride = q.stride(), k.stride(), v.stride()
-        is_bf16 = _IS_BF16.get(dtype)
-        if (
-            is_bf16 is None
-            or k.dtype is not dtype
-            or v.dtype is not dtype
-            or k_cache.dtype is not dtype
-            or v_cache.dtype is not dtype
-            or len(shape) != 3
-            or len(cache_shape) != 4
-            or kv_shape != (shape[0], cache_shape[1], shape[2])
-            or v.shape != kv_shape
-            or v_cache.shape != cache_shape
-            or cache_shape[3] != shape[2]
-            or not k_cache.is_contiguous()
-            or not v_cache.is_contiguous()
-            or not _side_by_side(q_stride, shape)
-            or not _side_by_side(k_stride, kv_shape)
-            or not _side_by_side(v_stride, kv_shape)
-            or not k_cache.is_cpu
-        ):
-            raise ValueError(
-                "rope_and_store needs q [T, Hq, D], k and v [T, Hk, D] with heads side by side and contiguous caches "
-                f"[blocks, Hk, block_size, D], all float32 or all bfloat16; got {_say(q, k, v, k_cache, v_cache)}"
-            )
-        tokens, heads, dim = shape
-        blocks, kv_heads, block_size, _ = cache_shape
-        if (
-            positions.dtype is not torch.int32
-            or slots.dtype is not torch.int64
-            or positions.shape != (tokens,)
-            or slots.shape != (tokens,)
-            or not (positions.is_contiguous() and slots.is_contiguous())
-        ):
-            raise ValueError(f"positions must be int32 [T] and slots int64 [T]; got {_say(positions, slots)}")
-        if (
-            cos_sin.dtype is not torch.float32
-            or len(table) != 3
-            or table[1] != 2
-            or 2 * table[2] > dim
-            or not cos_sin.is_contiguous()
-        ):
-            raise ValueError(f"cos_sin must be contiguous float32 [positions, 2, R / 2], R <= {dim}; got {_say(cos_sin)}")
-        wrong = self._rope_and_store(
-            native.ROPE(
-                is_bf16,
-                q.data_ptr(),
-                k.data_ptr(),
-                v.data_ptr(),
-                k_cache.data_ptr(),
-                v_cache.data_ptr(),
-                cos_sin.data_ptr(),
-                positions.data_ptr(),
-                slots.data_ptr(),
-                q_stride[0],
-                k_stride[0],
-                v_stride[0],
-                tokens,
-                heads,
-                kv_heads,
-                dim,
-                table[2],
-                table[0],
-                blocks,
-                block_size,
-            )
-        )
-        if wrong == 1:
-            raise IndexError(f"positions must lie in [0, {table[0]}); found {positions.min()} .. {positions.max()}")
-        if wrong:
-            raise IndexError(f"slots must lie in [-1, {blocks * block_size}); found {slots.min()} .. {slots.max()}")
-
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         dtype, shape, stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()
-        is_bf16, width = _IS_BF16.get(dtype), shape[-1]
+        is_bf16, width = IS_BF16.get(dtype), shape[-1]
         if (
             is_bf16 is None
             or weight.dtype is not dtype
@@ -324,7 +74,7 @@ class CpuKernels(ReferenceKernels):
             or not x.is_cpu
         ):
             raise ValueError(
-                f"rms_norm needs x, out [N, M] or [T, H, M] and weight [M] of one dtype; got {_say(x, out, weight)}"
+                f"rms_norm needs x, out [N, M] or [T, H, M] and weight [M] of one dtype; got {say(x, out, weight)}"
             )
         inner, x_inner, out_inner = (1, 0, 0) if len(shape) == 2 else (shape[1], stride[1], out_stride[1])
         self._rms_norm(
@@ -346,7 +96,7 @@ class CpuKernels(ReferenceKernels):
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         dtype, shape, stride, delta_stride, out_stride = x.dtype, x.shape, x.stride(), delta.stride(), out.stride()
-        is_bf16 = _IS_BF16.get(dtype)
+        is_bf16 = IS_BF16.get(dtype)
         if (
             is_bf16 is None
             or delta.dtype is not dtype
@@ -360,7 +110,7 @@ class CpuKernels(ReferenceKernels):
             or not weight.is_contiguous()
             or not x.is_cpu
         ):
-            raise ValueError(f"add_rms_norm needs x, delta, out [T, M], weight [M]; got {_say(x, delta, out, weight)}")
+            raise ValueError(f"add_rms_norm needs x, delta, out [T, M], weight [M]; got {say(x, delta, out, weight)}")
         self._add_rms_norm(
             native.ADD_RMS_NORM(
                 is_bf16,
@@ -382,7 +132,7 @@ class CpuKernels(ReferenceKernels):
         if kind is None:
             raise ValueError(f"activation {activation!r} is not one of {', '.join(map(repr, _KINDS))}")
         dtype, shape, in_stride, out_stride = out.dtype, out.shape, gate_up.stride(), out.stride()
-        is_bf16 = _IS_BF16.get(dtype)
+        is_bf16 = IS_BF16.get(dtype)
         if (
             is_bf16 is None
             or gate_up.dtype is not dtype
@@ -391,32 +141,15 @@ class CpuKernels(ReferenceKernels):
             or not (in_stride[1] == out_stride[1] == 1)
             or not out.is_cpu
         ):
-            raise ValueError(f"act_mul needs gate_up [T, 2 I] and out [T, I] of one dtype; got {_say(gate_up, out)}")
+            raise ValueError(f"act_mul needs gate_up [T, 2 I] and out [T, I] of one dtype; got {say(gate_up, out)}")
         self._act_mul(
             native.ACT_MUL(is_bf16, kind, gate_up.data_ptr(), out.data_ptr(), shape[0], shape[1], in_stride[0], out_stride[0])
         )
 
-    def copy_blocks(self, cache: Tensor, src: Tensor, dst: Tensor) -> None:
-        count = src.shape[0]
-        if not (
-            cache.is_contiguous()
-            and cache.is_cpu
-            and src.dtype is dst.dtype is torch.int64
-            and src.shape == dst.shape == (count,)
-            and src.is_contiguous()
-            and dst.is_contiguous()
-        ):
-            raise ValueError(f"copy_blocks needs a contiguous cache and int64 src, dst [n]; got {_say(cache, src, dst)}")
-        block_bytes = cache.stride(0) * cache.element_size()
-        if self._copy_blocks(
-            native.COPY_BLOCKS(cache.data_ptr(), src.data_ptr(), dst.data_ptr(), count, cache.shape[0], block_bytes)
-        ):
-            raise IndexError(f"blocks to copy must lie in [0, {cache.shape[0]})")
-
     def linear(self, x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
         dtype, shape, weights = x.dtype, x.shape, w.shape
         x_stride, w_stride, out_stride = x.stride(), w.stride(), out.stride()
-        is_bf16 = _IS_BF16.get(dtype)
+        is_bf16 = IS_BF16.get(dtype)
         if (
             is_bf16 is None
             or w.dtype is not dtype
@@ -430,7 +163,7 @@ class CpuKernels(ReferenceKernels):
             or not x.is_cpu
         ):
             raise ValueError(
-                f"linear needs x [T, K], w [N, K], out [T, N] and bias [N] of one dtype; got {_say(x, w, out, bias)}"
+                f"linear needs x [T, K], w [N, K], out [T, N] and bias [N] of one dtype; got {say(x, w, out, bias)}"
             )
         self._linear(
             native.LINEAR(
@@ -456,7 +189,7 @@ class CpuKernels(ReferenceKernels):
 
     def quantized_linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
         dtype, shape, x_stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()
-        is_bf16 = _IS_BF16.get(dtype)
+        is_bf16 = IS_BF16.get(dtype)
         outputs, inner = packed.shape
         if (
             is_bf16 is None
@@ -470,7 +203,7 @@ class CpuKernels(ReferenceKernels):
         ):
             raise ValueError(
                 f"quantized_linear needs x [T, {inner}], out [T, {outputs}] and bias [{outputs}] of one dtype; got "
-                f"{_say(x, out, bias)}"
+                f"{say(x, out, bias)}"
             )
         panels = packed.panels
         self._quantized_linear(
@@ -499,7 +232,7 @@ class CpuKernels(ReferenceKernels):
         rows, vocabulary = logits.shape
         parameters = (temperature, top_k, top_p, min_p, u)
         wanted = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
-        is_bf16 = _IS_BF16.get(logits.dtype)
+        is_bf16 = IS_BF16.get(logits.dtype)
         if (
             is_bf16 is None
             or vocabulary < 1
@@ -511,7 +244,7 @@ class CpuKernels(ReferenceKernels):
         ):
             raise ValueError(
                 "sample needs logits [L, V] float32 or bfloat16 and for each row temperature, top_p, min_p float32, "
-                f"top_k int32, u float64; got {_say(logits, *parameters)}"
+                f"top_k int32, u float64; got {say(logits, *parameters)}"
             )
         out = torch.empty(rows, dtype=torch.int64)
         bad = self._sample(
@@ -524,12 +257,3 @@ class CpuKernels(ReferenceKernels):
         if bad >= 0:
             raise ValueError(f"logits of row {bad} cannot be sampled: all -inf, or NaN or +inf among them")
         return out
-
-
-def _side_by_side(stride: tuple[int, ...], shape: torch.Size) -> bool:
-    """Whether the heads of [T, H, D] follow each other without gaps (or there is nothing to be apart)."""
-    return (stride[2] == 1 and (stride[1] == shape[2] or shape[1] == 1)) or not shape[0]
-
-
-def _say(*tensors: Tensor | None) -> str:
-    return ", ".join("none" if t is None else f"{list(t.shape)} {str(t.dtype)[6:]} strides {t.stride()}" for t in tensors)

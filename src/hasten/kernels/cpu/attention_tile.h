@@ -1,6 +1,6 @@
 // One tile of attention: keys and values gathered from their slots, and the two small matrix products over them.
 //
-// Every query row goes through the same arithmetic whether it is a decoded token or part of a prompt: a chain of multiply-adds
+// In deterministic calls every query row goes through the same arithmetic, decoded token or part of a prompt: a chain of multiply-adds
 // over the head dimension for each score, and over the tile's entries for each output, one accumulator each. So its bits do not
 // depend on which rows are computed with it. Many rows share packed panels of keys and values; a few rows (a decoded token and
 // its group of heads) take them straight from the registers that would have been packed.

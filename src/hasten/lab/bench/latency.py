@@ -148,15 +148,14 @@ def _break(point: Point, steps: list[tuple[float, dict[str, float]]]) -> None:
 
 def _judge(built: Built, point: Point, read: float, matmul: float, output: int) -> None:
     model, size = built.parts.model, built.parts.memory.block_size
-    item = torch.empty(0, dtype=model.dtype).element_size()
     if point.what == "decode":
         kv = block_bytes(model, size) / size * (point.prompt + output / 2) * point.batch
-        arithmetic = 2 * model.active_weight_bytes / item * point.batch / matmul
+        arithmetic = 2 * model.active_weights * point.batch / matmul
         point.bound_s = max(model.active_weight_bytes / read, arithmetic) + kv / read
     else:
         # The head multiplies one row only; every other weight multiplies each token.
         head = model.head.shape[0] * model.head.shape[1]
-        weights = model.active_weight_bytes / item - head
+        weights = model.active_weights - head
         attention = sum(4 * site.heads * site.head_dim for site in model.sites) * point.prompt * (point.prompt + 1) / 2
         point.bound_s = (2 * weights * point.prompt + attention) / matmul
     point.share_of_bound = point.bound_s / point.seconds

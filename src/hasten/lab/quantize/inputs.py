@@ -33,6 +33,15 @@ class Watched:
         self.inner(step, site)
 
 
+def hessians(model: str, stretches: Sequence[Sequence[int]], progress: Progress) -> dict[tuple[int, str], Tensor]:
+    """`watch` on an engine of its own, which has room for one stretch at a time and finds none of it in a cache."""
+    llm = LLM(model, set_={"model.max_length": max(map(len, stretches)) + 1, "scheduling.max_rows": 1, "kv.reuse": None})
+    try:
+        return watch(llm, stretches, progress)
+    finally:
+        llm.engine.executor.close()
+
+
 def watch(llm: LLM, texts: Sequence[Sequence[int]], progress: Progress) -> dict[tuple[int, str], Tensor]:
     """Run token lists through the model and return sum x x^T [in, in] in float32 by (block, name of the op)."""
     blocks = llm.parts.model.blocks
@@ -47,6 +56,7 @@ def watch(llm: LLM, texts: Sequence[Sequence[int]], progress: Progress) -> dict[
         for done, tokens in enumerate(texts):
             progress(done, len(texts))
             llm.generate([list(tokens)], once)
+        progress(len(texts), len(texts))
     finally:
         for (number, name), watching in watched.items():
             blocks[number].replace(name, watching.inner)
