@@ -20,7 +20,7 @@ NATIVE := $(wildcard src/hasten/kernels/cpu/*.cpp src/hasten/kernels/cpu/*.h)
 SETUP := $(if $(filter test lint types,$(MAKECMDGOALS))$(wildcard $(STAMPS)/dev),dev,run)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types native bench clean
+.PHONY: help serve test lint types native sanitize bench clean
 
 help: ## list these targets
 	@echo "hasten: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
@@ -40,6 +40,14 @@ types: $(STAMPS)/dev ## mypy: strict for the engine
 	$(BIN)/mypy
 
 native: $(STAMPS)/native ## rebuild the CPU kernels if their sources changed
+
+# A copy of the tree is built and tested, so that the kernels in use stay as they are. torch itself leaks on purpose.
+sanitize: $(STAMPS)/dev ## test the CPU kernels under the address and undefined-behaviour sanitizers
+	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r src tests setup.py pyproject.toml README.md LICENSE build/sanitize/
+	cd build/sanitize && rm -f src/hasten/kernels/cpu/*.so && \
+	  CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/sanitize/src $(abspath $(BIN))/python -m pytest -x -p no:cacheprovider tests/kernels $(ARGS)
 
 bench: $(STAMPS)/native ## compare techniques with the plain engine
 	@$(BIN)/hasten bench $(ARGS)

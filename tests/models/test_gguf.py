@@ -454,10 +454,10 @@ def write_text(file: Path, tokenizer: tokenizers.Tokenizer, kind: str, pre: str 
 
 def test_a_byte_level_tokenizer_is_the_one_it_came_from(tmp_path: Path) -> None:
     theirs = worlds.byte_level()
-    write_text(
-        tmp_path / "m.gguf", theirs, "gpt2", "gpt-2", bos_token_id=0, eos_token_id=1, add_bos_token=True,
-        chat_template=[{"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"}, {"name": "tool_use", "template": "x"}],
-    )  # fmt: skip
+    plain = {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"}
+    ends = dict(bos_token_id=0, eos_token_id=1, add_bos_token=True)
+    templates = [plain, {"name": "tool_use", "template": "x"}]
+    write_text(tmp_path / "m.gguf", theirs, "gpt2", "gpt-2", **ends, chat_template=templates)
     ours, template = load_text(ModelConfig(path=str(tmp_path)))
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text).ids

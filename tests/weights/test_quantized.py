@@ -202,7 +202,7 @@ def test_a_quantised_checkpoint_runs_with_its_own_levels(tmp_path: Path) -> None
     for path, with_ in (
         (folder, ()),
         (tmp_path / "small", ()),
-        (folder, ("int4:group=32:head=false",)),
+        (folder, ("int4:group=32:head=16",)),
         (tmp_path / "small", ("int8",)),
     ):
         built = tiny.engine(str(path), with_=with_, model__load_format="auto")

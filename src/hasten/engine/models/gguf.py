@@ -181,5 +181,5 @@ def _interleaved(header: Header) -> dict[str, int]:
     """The projections whose rows lie in another order, and how many heads they have."""
     if header.architecture != "llama":
         return {}
-    heads = header.need("attention.head_count")
-    return {"q_proj": heads, "k_proj": header.get("attention.head_count_kv", heads)}
+    heads = header.size("attention.head_count")
+    return {"q_proj": heads, "k_proj": header.size("attention.head_count_kv", heads)}

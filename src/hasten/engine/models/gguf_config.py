@@ -26,7 +26,6 @@ _SIZES = {
     "intermediate_size": "feed_forward_length",
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
 """End tokens that some files do not name as such; llama.cpp ends an answer at them too."""
@@ -48,23 +47,25 @@ def config_of(header: Header) -> dict[str, Any]:
         raise ModelError(f"{file}: models with experts are not read from GGUF; use their safetensors")
     if (embedding := tensors.get("token_embd.weight")) is None:
         raise ModelError(f"{file} holds no tensor token_embd.weight")
-    config = {name: header.need(key) for name, key in _SIZES.items()}
-    config["num_key_value_heads"] = get("attention.head_count_kv", config["num_attention_heads"])
-    head_dim = get("attention.key_length") or int(config["hidden_size"]) // int(config["num_attention_heads"])
-    if get("attention.value_length", head_dim) != head_dim:
-        raise ModelError(f"{file}: values of {get('attention.value_length')} beside keys of {head_dim} are not supported")
+    sizes = {name: header.size(key) for name, key in _SIZES.items()}
+    heads = sizes["num_attention_heads"]
+    head_dim = header.size("attention.key_length", sizes["hidden_size"] // heads)
+    if (value_dim := header.size("attention.value_length", head_dim)) != head_dim:
+        raise ModelError(f"{file}: values of {value_dim} beside keys of {head_dim} are not supported")
     biases = {name.split(".")[2] for name in tensors if name.startswith("blk.") and name.endswith(".bias")}
     return {
-        **config,
+        **sizes,
         **_family(header),
+        "num_key_value_heads": header.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
+        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
         "vocab_size": embedding.shape[0],
         "attention_bias": any(name.startswith("attn") for name in biases),
         "mlp_bias": any(name.startswith("ffn") for name in biases),
         # A quantised embedding is looked up in plain numbers and multiplied in levels: two tensors of the same values.
         "tie_word_embeddings": "output.weight" not in tensors and embedding.dtype in PLAIN,
         "rope_parameters": {"rope_theta": get("rope.freq_base", 10000.0), **_rope(header, head_dim)},
-        "partial_rotary_factor": get("rope.dimension_count", head_dim) / head_dim,
+        "partial_rotary_factor": header.size("rope.dimension_count", head_dim) / head_dim,
         "eos_token_id": end_tokens(header.metadata),
         "gguf": FORM,
     }
@@ -83,8 +84,8 @@ def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
 
 def _family(header: Header) -> dict[str, Any]:
     """Llama is Mistral where it has a sliding window that a sequence can outgrow. llama.cpp gives Qwen none."""
-    window = header.get("attention.sliding_window") or 0
-    if not 0 < window < header.need("context_length"):
+    window, length = header.get("attention.sliding_window"), header.size("context_length")
+    if not window or header.size("attention.sliding_window") >= length:
         return {"architectures": [_ARCHITECTURES[header.architecture]]}
     if header.architecture != "llama":
         raise ModelError(f"{header.file}: a sliding window ({window}) is not supported for {header.architecture} in GGUF")

@@ -22,7 +22,7 @@ from hasten.engine.models.config import ModelError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """The codes of `struct` by the number of a value's type."""
 _STRING, _ARRAY = 8, 9
-_MOST_SIDES = 4
+_MOST_SIDES, _LONGEST_NAME = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,19 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        return str(self.metadata.get("general.architecture"))
+        return f"{self.metadata.get('general.architecture')!s:.32}"
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of `{architecture}.key`."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def need(self, key: str) -> Any:
-        value = self.get(key)
+    def size(self, key: str, default: int | None = None) -> int:
+        """The value of `{architecture}.key`, which counts something. Raises ModelError."""
+        value = self.get(key, default)
         if value is None:
             raise ModelError(f"{self.file}: its metadata lack {self.architecture}.{key}")
+        if not isinstance(value, int) or value < 1:  # a list: layers of unlike sizes
+            raise ModelError(f"{self.file}: {self.architecture}.{key} must be an integer of at least 1, got {value!r:.60}")
         return value
 
 
@@ -96,6 +99,8 @@ def _read(file: Path, cursor: _Cursor, types: Mapping[int, tuple[str, int, int]]
     alignment = metadata.get("general.alignment", 32)
     if alignment not in (8 << i for i in range(16)):
         raise ValueError(f"an alignment of {alignment} bytes")
+    if strays := [name for name, _, _, start, _ in found if start % alignment]:
+        raise ValueError(f"{strays[0]} does not begin at a multiple of {alignment} bytes")
     base = -(-cursor.at // alignment) * alignment
     entries = {
         name: Entry(file, dtype, shape, base + start, base + start + nbytes) for name, dtype, shape, start, nbytes in found
@@ -108,6 +113,8 @@ def _tensor(
 ) -> tuple[str, str, tuple[int, ...], int, int]:
     """Name, type, shape, first byte after the header, and bytes."""
     name, sides = cursor.string(), cursor.take("I")
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"a tensor is called {name[:_LONGEST_NAME]!r}")
     if not 0 < sides <= _MOST_SIDES:
         raise ValueError(f"the tensor {name} has {sides} sides")
     shape = tuple(cursor.take("Q") for _ in range(sides))[::-1]

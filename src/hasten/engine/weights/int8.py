@@ -4,17 +4,26 @@ finer than a row here, so that no columns need be kept apart. Not exact; half th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from hasten.engine.technique import Technique
+from hasten.engine.weights.dense import WeightContext
 from hasten.engine.weights.quantized import Form, MakeQuantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    group: int = 128
+    group: Annotated[Literal[32, 64, 128, 256], BeforeValidator(int)] = 128
     """Input columns that share a scale, of weights and of activations: 32, 64, 128 or 256."""
     head: bool = True
     """Whether the head is rounded too."""
+
+
+def _make(context: WeightContext, options: Options) -> MakeQuantized:
+    form = Form(bits=8, group=options.group)
+    return MakeQuantized(form, form if options.head else None, context)
 
 
 TECHNIQUE = Technique(
@@ -24,6 +33,6 @@ TECHNIQUE = Technique(
     exact=False,
     sets={"weights.store": "int8"},
     options=Options,
-    make=lambda context, options: MakeQuantized(Form(bits=8, group=options.group), context, options.head),
+    make=_make,
     paper="ZeroQuant: Efficient and Affordable Post-Training Quantization for Large-Scale Transformers, 2022",
 )

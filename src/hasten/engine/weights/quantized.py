@@ -106,15 +106,15 @@ class QuantizedWeights:
 
 @dataclass(frozen=True, slots=True)
 class MakeQuantized:
-    """Makes the stores of a model. The head is a store like the others; with a large vocabulary it is a quarter of the
-    bytes."""
+    """Makes the stores of a model. The head has a form of its own (None: the run dtype): with a large vocabulary it is a
+    quarter of the bytes, and no layer comes after it to make up for its errors."""
 
     form: Form
+    head: Form | None
     context: WeightContext
-    head: bool = True
 
     def __call__(self, weight: Tensor, bias: Tensor | None = None, *, name: str = "") -> DenseWeights | QuantizedWeights:
-        if name == "lm_head" and not self.head:
+        form = self.head if name == "lm_head" else self.form
+        if form is None:
             return DenseWeights(weight, bias, self.context)
-        packed = self.context.kernels.pack(self.form.round(weight))
-        return QuantizedWeights(packed, bias, weight.dtype, self.form.round, self.context)
+        return QuantizedWeights(self.context.kernels.pack(form.round(weight)), bias, weight.dtype, form.round, self.context)

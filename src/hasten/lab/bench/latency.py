@@ -12,7 +12,6 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
-import torch
 
 from hasten.engine.build import Built
 from hasten.engine.executors.local import LocalExecutor

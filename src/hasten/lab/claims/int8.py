@@ -12,7 +12,7 @@ FLOAT32 = Side("float32", (), ("model.dtype=float32",))
 
 
 def run(setting: Setting) -> Outcome:
-    rounds, n, asked, of_speed = (3, 4, 6, 3) if setting.quick else (7, 16, 24, 9)
+    rounds, n, asked, of_speed = (3, 4, 6, 3) if setting.quick else (7, 12, 16, 9)
     texts = perplexities((INT8, FLOAT32), rounds=rounds, n=n, seed=setting.seed, progress=share(setting.progress, 0.0, 0.3))
     answers = rounds_of(
         (INT8,), dict.fromkeys(TASKS, asked), rounds=min(rounds, 5), seed=setting.seed, common=(),
