@@ -196,8 +196,8 @@ class Lab:
                     measured = self._round(case, given, peers, len(good) + len(disturbed) + 1)
                     (disturbed if measured["disturbed"] else good).append(measured)
                     self._tell(case, measured)
-        # What was disturbed least fills up the rounds, and says so in the file. A machine that became faster or slower did so for
-        # all engines; other work here may have met one of them only.
+        # What was disturbed least fills up the rounds, and says so in the file. A machine that became faster or slower did so
+        # for all engines; other work here may have met one of them only.
         disturbed.sort(key=lambda each: (each["foreign"] > FOREIGN, each["disturbed"]))
         rounds = good + disturbed[: wanted - len(good)]
         read = median(value for each in rounds for value in each["read"])

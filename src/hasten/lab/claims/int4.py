@@ -43,6 +43,10 @@ def run(setting: Setting) -> Outcome:
             "decode-32": times.faster(NEAREST, 32),
             "bytes": [times.smaller(NEAREST)],
         },
+        shortfall={
+            "decode-1": f"the bytes are {times.smaller(NEAREST):.2g}x fewer, the head's 8 bits among them; reading "
+            "keys and values and the norms between products cost what they did"
+        },
         notes=[NOTE, times.in_words(NEAREST)],
         details={"perplexity": texts.values, "scores": answers.scores, "seconds": times.seconds, "bytes": times.bytes},
     )
