@@ -28,7 +28,7 @@ FORMS = [Form(bits=8, group=128), Form(bits=4, group=32), Form(bits=4, group=64,
 def store(form: Form, rows: int = 128, columns: int = 256) -> tuple[QuantizedWeights, torch.Tensor]:
     torch.manual_seed(0)
     weight = torch.randn(rows, columns)
-    made = MakeQuantized(form, CONTEXT)(weight, torch.randn(rows))
+    made = MakeQuantized(form, form, CONTEXT)(weight, torch.randn(rows))
     assert isinstance(made, QuantizedWeights)
     return made, weight
 
