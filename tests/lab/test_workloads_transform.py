@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasten.engine.request import SLO
@@ -71,6 +71,14 @@ def test_scaled_load_has_the_rate_asked_for(workload: Workload, rate: float) -> 
 
 @FEW
 @given(workloads(), st.integers(2, 8000))
+@example(
+    Workload(
+        name="w",
+        requests=[TimedRequest(id="a", arrival_s=0, prompt_tokens=1, output_tokens=473, blocks=(0,))],
+        block_tokens=237,
+    ),
+    2,
+)  # 237 * (2 / 474) is below 1 in floating point
 def test_everything_fits_the_context(workload: Workload, context: int) -> None:
     longest = max(r.prompt_tokens + r.output_tokens for r in workload)
     shared = any(r.blocks for r in workload)

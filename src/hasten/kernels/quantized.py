@@ -55,6 +55,10 @@ class QuantizedWeight:
         """The zero point of every group without one of its own."""
         return 1 << (self.bits - 1)
 
+    def to(self, device: torch.device) -> QuantizedWeight:
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return QuantizedWeight(self.levels.to(device), self.scales.to(device), zeros, self.unit, self.bits, self.group)
+
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, [out, in]."""
         columns = self.levels.shape[1]

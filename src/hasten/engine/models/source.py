@@ -82,7 +82,7 @@ class CheckpointSource(Source):
             return None
         weight = self._format.read(self.checkpoint, name, rows, columns)
         self.skip(name)
-        return weight
+        return weight.to(self.device)
 
     def skip(self, name: str) -> None:
         self._report(sum(e.nbytes for n, e in self.checkpoint.entries.items() if n.startswith(f"{name}.")))

@@ -10,6 +10,7 @@ from typing import Any
 
 from hasten.engine.config import BUILTINS
 from hasten.engine.models import read_json, resolve
+from hasten.engine.models.checkpoint import read_config
 from hasten.engine.models.config import ModelError, ModelShape
 from hasten.lab.planning.known_models import KNOWN
 
@@ -71,7 +72,9 @@ def shape(name: str | Path, dtype: str = "bfloat16") -> ModelFacts:
         return facts(KNOWN[text.lower()], text.lower(), dtype)
     path = Path(text).expanduser()
     if text in BUILTINS or path.is_dir() or (text.count("/") == 1 and not path.exists()):
-        return facts(read_json(resolve(text, weights=False) / "config.json"), path.name, dtype)
+        return facts(read_config(resolve(text, weights=False)), path.name, dtype)
+    if path.suffix == ".gguf" and path.is_file():
+        return facts(read_config(path), path.stem, dtype)
     if path.is_file():
         return facts(read_json(path), path.resolve().parent.name if path.name == "config.json" else path.stem, dtype)
     near = difflib.get_close_matches(text.lower(), KNOWN, n=3)

@@ -58,7 +58,7 @@ def fit_context(workload: Workload, context_tokens: int) -> Workload:
         return workload
     factor, size = context_tokens / longest, workload.block_tokens
     if _shares(workload):
-        size = int(workload.block_tokens * factor)
+        size = workload.block_tokens * context_tokens // longest
         if size < 1:
             raise WorkloadError(
                 f"{workload.name}: its longest request has {longest} tokens: fitted into {context_tokens} its "
