@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -35,15 +37,22 @@ def command(engine: str, python: Path, folder: Path, format: str, threads: int) 
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> float:
-    """Until the command's first byte; RuntimeError with what it said if it ends without."""
-    began = time.perf_counter()
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}
-    ) as process:
-        assert process.stdout is not None
-        first = process.stdout.read(1)
-        took = time.perf_counter() - began
-        _, errors = process.communicate()
-    if not first:
-        raise RuntimeError(f"{' '.join(command[:4])} … ended without a token: {errors.decode(errors='replace')[-500:]}")
+    """Until the command's first byte; RuntimeError with what it said if it ends without, or takes more than five minutes."""
+    # Into a file: nobody reads a pipe meanwhile, and an engine that says much would wait for that for ever.
+    with tempfile.TemporaryFile() as errors:
+        began = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **environment}
+        ) as process:
+            timer = threading.Timer(300, process.kill)
+            timer.start()
+            assert process.stdout is not None
+            first = process.stdout.read(1)
+            took = time.perf_counter() - began
+            process.communicate()
+            timer.cancel()
+        if not first:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace")[-500:]
+            raise RuntimeError(f"{' '.join(command[:4])} … ended without a token: {said}")
     return took
