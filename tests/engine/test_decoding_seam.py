@@ -89,6 +89,17 @@ def test_drafts_save_steps() -> None:
     assert engine.events.counts[Kind.DRAFTED] > 0
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_prompt_that_splits_shares_no_guesses(seed: int) -> None:
+    """The prompt's last token is left for a step of its own, which drafts might follow as they follow a decoded one."""
+    one = request("r", list(range(17)), max_tokens=20, n=3)
+    truth = {("r", k): answer for k, answer in enumerate(alone(one))}
+    engine = make_engine(tokens=16, proposer=NoisyOracle(truth, True, seed))
+    engine.add(one)
+    got = gather(engine.run())["r"]
+    assert [got[k] for k in sorted(got)] == [truth[("r", k)] for k in range(3)]
+
+
 class Even:
     """A grammar: even tokens only, and after a 4 only an 8."""
 

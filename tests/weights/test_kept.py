@@ -1,10 +1,13 @@
 """Packed weights kept between starts: what is found again is what was added, and nothing that is wrong is ever used."""
 
+import json
 import os
 import threading
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from hasten import kernels
 from hasten.engine.llm import LLM
@@ -69,6 +72,34 @@ def test_a_broken_file_is_as_good_as_none(content):
     assert opened().find("a") is None
     written(a=packed())
     assert opened().find("a") is not None
+
+
+def test_a_file_that_says_something_else_than_it_holds_is_not_used():
+    weight = packed()
+    written(a=weight)
+    (file,) = folder().glob("*.safetensors")
+    said = {"a": {"shape": [700, 130], "bits": 8, "group": 64, "has_zeros": False, "unit": weight.unit}}
+    save_file({"a": weight.panels}, file, metadata={"weights": json.dumps(said)})
+    assert opened().find("a") is None
+
+
+def test_a_disk_that_fails_leaves_nothing_behind(monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(kept, "save_file", full)
+    written(a=packed())
+    assert list(folder().iterdir()) == []
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+    written(a=packed())
+    left = folder() / ".half.1.2"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    written(fingerprint="two", a=packed())
+    assert not left.exists() and len(list(folder().iterdir())) == 2
 
 
 def test_the_longest_unused_make_room():

@@ -33,7 +33,7 @@ class Engine:
         if format == "bf16":
             return "weights bf16, activations bf16, KV bf16"
         group = llm.parts.config.options(_technique(format)).group
-        return f"weights {format} in groups of {group}, head too, activations int8 in groups of {group}, KV bf16"
+        return f"weights {format} in groups of {group}, head int8, activations int8 in groups of {group}, KV bf16"
 
     def prefill(self, prompt: list[int]) -> float:
         began = time.perf_counter()

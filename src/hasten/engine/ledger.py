@@ -82,6 +82,11 @@ class Ledger:
         self.events.add(now, Kind.QUEUED, seq.id, seq.remaining)
         return seq
 
+    def will_split(self, seq: Sequence) -> bool:
+        """Whether `seq` stands for n sequences, made when its prompt is computed."""
+        group = self.groups[seq.request.id]
+        return not group.split and group.request.sampling.n > 1
+
     def fork(self, parent: Sequence, seed: int) -> Sequence:
         """A sequence of the same request that shares all of `parent`'s tokens and KV."""
         group = self.groups[parent.request.id]
@@ -307,7 +312,7 @@ class Ledger:
     def cancel(self, request_id: str, index: int | None = None, reason: Finish = Finish.CANCELLED) -> None:
         """End a request, or only its sequence `index`."""
         group = self.groups.get(request_id)
-        if group is not None and index is not None and not group.split and group.request.sampling.n > 1:
+        if group is not None and index is not None and self.will_split(group.sequences[0]):
             group.unwanted.add(index)
             if len(group.unwanted) < group.request.sampling.n:
                 return

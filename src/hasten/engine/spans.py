@@ -35,7 +35,8 @@ class SpanMaker:
         return spans
 
     def _drafts(self, plan: StepPlan, last: StepResult | None) -> dict[int, Draft]:
-        works = [w for w in plan.work if w.drafts]
+        # A prompt about to be split takes none: its n sequences would share the guesses' KV.
+        works = [w for w in plan.work if w.drafts and not self._ledger.will_split(w.sequence)]
         if not works or self._proposer is None:
             return {}
         try:

@@ -33,8 +33,8 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _GROUP = 32
 _CHUNK = 1 << 24
 """Values that are dequantised at a time."""
-_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER_NAMES = {
+NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -169,11 +169,11 @@ def _name_of(file: Path, name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. A tensor that has no such name would be left out."""
     stem, _, kind = name.rpartition(".")
     if kind in ("weight", "bias"):
-        if stem in _NAMES:
-            return f"{_NAMES[stem]}.{kind}"
+        if stem in NAMES:
+            return f"{NAMES[stem]}.{kind}"
         match stem.split("."):
-            case ["blk", layer, part] if part in _LAYER_NAMES:
-                return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
+            case ["blk", layer, part] if part in LAYER_NAMES:
+                return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
     raise ModelError(f"{file}: the tensor {name} belongs to no model that is supported")
 
 

@@ -1,6 +1,6 @@
 """Weights of 4 bits in small groups (`quantized.py`), activations of 8: the nearest levels, or those that a checkpoint of
-`hasten quantize` holds. The head, which no layer comes after, has 8 bits. Not exact; a quarter of the
-bytes of bfloat16."""
+`hasten quantize` holds. The head, which no layer comes after, has 8 bits. Not exact; about a third of the bytes of
+bfloat16."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _make(context: WeightContext, options: Options) -> MakeQuantized:
 TECHNIQUE = Technique(
     name="int4",
     seam="weights",
-    summary="weights of 4 bits in small groups, activations of 8: a quarter of the bytes",
+    summary="weights of 4 bits in small groups, activations and the head of 8: a third of the bytes",
     exact=False,
     sets={"weights.store": "int4"},
     options=Options,

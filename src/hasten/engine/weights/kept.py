@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from hasten.kernels.cpu import native
 from hasten.kernels.cpu.packing import PackedWeight
 
+ABANDONED_S = 24 * 3600.0
 LEAST_BYTES = 64 << 20
 """Smaller models are packed again, which takes less time than a file is worth."""
 
@@ -39,27 +41,27 @@ class KeptWeights:
     form: Any
     most_bytes: int
     _path: Path | None = None
-    _file: Any = None
-    _parts: dict[str, Any] = field(default_factory=dict)
+    _found: dict[str, PackedWeight] = field(default_factory=dict)
     _fresh: dict[str, PackedWeight] = field(default_factory=dict)
     _writer: threading.Thread | None = None
 
     def open(self, fingerprint: str) -> None:
-        """Look for a file of the model of that fingerprint."""
+        """Map the file of the model of that fingerprint, if there is one and it is in order."""
         key = json.dumps([fingerprint, self.form, native.INTERFACE], sort_keys=True, default=str)
-        self._path = folder() / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.safetensors"
+        self._path, self._found = folder() / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.safetensors", {}
         try:
-            self._file = safe_open(str(self._path), "pt")
-            self._parts = json.loads((self._file.metadata() or {})["weights"])
+            file: Any = safe_open(str(self._path), "pt")
+            said = json.loads((file.metadata() or {})["weights"])
+            self._found = {
+                name: PackedWeight(file.get_tensor(name), **{**parts, "shape": tuple(parts["shape"])})
+                for name, parts in said.items()
+            }
             os.utime(self._path)
-        except (OSError, SafetensorError, KeyError, ValueError):
-            self._file, self._parts = None, {}
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            pass  # as good as none: it will be written anew
 
     def find(self, name: str) -> PackedWeight | None:
-        said = self._parts.get(name)
-        if said is None:
-            return None
-        return PackedWeight(self._file.get_tensor(name), **{**said, "shape": tuple(said["shape"])})
+        return self._found.get(name)
 
     def add(self, name: str, weight: Any) -> None:
         """Remember a weight for `write`, if it is packed by the native kernels."""
@@ -70,7 +72,7 @@ class KeptWeights:
         """Write what was added unless a file was found, in a thread: nobody waits for it but the end of the process."""
         fresh, self._fresh = self._fresh, {}
         total = sum(weight.nbytes for weight in fresh.values())
-        if self._path is None or self._parts or not LEAST_BYTES <= total <= self.most_bytes:
+        if self._path is None or self._found or not LEAST_BYTES <= total <= self.most_bytes:
             return
         self._writer = threading.Thread(target=self._write, args=(self._path, fresh, total), name="hasten-kept-weights")
         self._writer.start()
@@ -84,7 +86,7 @@ class KeptWeights:
         said = {}
         for name, weight in weights.items():
             said[name] = {part.name: getattr(weight, part.name) for part in fields(weight) if part.name != "panels"}
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}")  # nobody else's
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             make_room(path.parent, self.most_bytes - total)
@@ -92,13 +94,16 @@ class KeptWeights:
                 return
             save_file({name: w.panels for name, w in weights.items()}, unfinished, metadata={"weights": json.dumps(said)})
             os.replace(unfinished, path)
-        except OSError:  # a full or read-only disk costs the next start some seconds, nothing else
+        except (OSError, SafetensorError):  # a full or read-only disk costs the next start some seconds, nothing else
             unfinished.unlink(missing_ok=True)
 
 
 def make_room(where: Path, most_bytes: int) -> None:
-    """Remove the files not used for longest until the rest has at most so many bytes."""
-    files = sorted((file for file in where.glob("*.safetensors")), key=lambda file: file.stat().st_mtime, reverse=True)
+    """Remove the files not used for longest until the rest has at most so many bytes, and what killed writers left."""
+    for file in where.glob(".*"):
+        if file.stat().st_mtime < time.time() - ABANDONED_S:
+            file.unlink(missing_ok=True)
+    files = sorted(where.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         most_bytes -= file.stat().st_size
         if most_bytes < 0:

@@ -38,7 +38,7 @@ template <class E, int M, int N, bool FETCH> void block(const Linear<E> &a, int6
                 acc[m][n] = last_step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i, int(a.inner - i));
     int done = 0;
 #if defined(__AVX512F__)
-    if constexpr (M == 4) {  // sixteen sums at once, as four would take as long
+    if constexpr (M == 4) {  // sixteen sums in as many instructions as four, one by one
         for (; done + 2 <= N; done += 4) {
             vf parts[4];
             for (int n = 0; n < 4; n++) {

@@ -24,6 +24,12 @@ class PackedWeight:
     has_zeros: bool
     unit: float
 
+    def __post_init__(self) -> None:
+        outputs, inner = self.shape
+        stream = -(-inner // self.group) * PANEL * (self.group * self.bits // 8 + 2 + self.has_zeros)
+        if self.panels.shape != (-(-outputs // PANEL), stream):  # the library would read past their end
+            raise ValueError(f"panels {list(self.panels.shape)} cannot hold a weight {list(self.shape)} of {self.bits} bits")
+
     @property
     def nbytes(self) -> int:
         return self.panels.nbytes

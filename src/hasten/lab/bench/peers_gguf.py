@@ -22,18 +22,10 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
-_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+from hasten.engine.models.gguf import LAYER_NAMES, NAMES
+
+_NAMES = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
+_WHOLE = {ours: theirs for theirs, ours in NAMES.items()}
 
 
 def convert(folder: Path, to: Path) -> None:

@@ -14,27 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.lab.claims.quality import PLAIN
 from hasten.lab.claims.sides import Side
+from hasten.lab.planning.known_models import KNOWN
 
 if TYPE_CHECKING:
     from hasten.engine.loop import Engine
 
-SHAPE: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-}
-"""Qwen3-0.6B (config.json of the published model): 596 million weights, a quarter of them the head's."""
+SHAPE = KNOWN["qwen3-0.6b"]
+"""596 million weights, a quarter of them the head's."""
 TASKS = ("recall", "needle:length=2048", "tracing", "arithmetic", "json")
 BATCHES = (1, 32)
 PROMPT = 32
