@@ -226,7 +226,7 @@ class Lab:
 
     def _start(self, folder: Path, format: str, names: list[str]) -> dict[str, list[float]]:
         """Seconds from process start to first token; the processes of before are gone."""
-        times: dict[str, list[float]] = {name: [] for name in [*names, start.IMPORT_TORCH]}
+        times: dict[str, list[float]] = {name: [] for name in [*names, start.IMPORT]}
         for number in range(self.options.rounds + self.options.repeats + 1):
             foreign, took = 0.0, {}
             with self.alone():
@@ -243,10 +243,10 @@ class Lab:
                 continue
             print("  start", "  ".join(f"{name} {seconds:.2f}" for name, seconds in took.items()), "s", flush=True)
             # The last chances are taken as they come.
-            if foreign <= FOREIGN or number > self.options.repeats + len(times[start.IMPORT_TORCH]):
+            if foreign <= FOREIGN or number > self.options.repeats + len(times[start.IMPORT]):
                 for name, seconds in took.items():
                     times[name].append(seconds)
-            if len(times[start.IMPORT_TORCH]) == self.options.rounds:
+            if len(times[start.IMPORT]) == self.options.rounds:
                 break
         return times
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hasten.engine.attention.base import StatelessAttention
 from hasten.engine.executors.step import Model, Site, Step
@@ -39,7 +38,7 @@ def log_probabilities(model: Model, tokens: list[int], mask: np.ndarray) -> Tens
     count = len(tokens)
     positions = np.arange(count)
     index = ViewIndex.from_numpy(np.array([0, count]), positions, np.array([[0, 0, count, 0]]), np.array([0, 1]))
-    x = F.embedding(torch.tensor(tokens), model.embedding)
+    x = model.embed(torch.tensor(tokens))
     batch: Any = None
     step = Step(batch, index, torch.from_numpy(positions), ReferenceKernels(), Masked(mask), False, x, x)
     for block, site in zip(model.blocks, model.sites, strict=True):

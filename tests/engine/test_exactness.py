@@ -115,7 +115,7 @@ def test_prompt_logprobs_are_those_of_the_next_tokens(tmp_path: Path) -> None:
 
 def test_a_row_of_logits_that_is_not_finite_ends_its_request_only(tmp_path: Path, device: str) -> None:
     built = tiny.engine(tiny.folder(tmp_path), model__device=device)
-    built.parts.model.embedding[77] = float("nan")
+    built.parts.model.embedding.weight[77] = float("nan")
     good = Request(id="good", prompt=np.array([1, 2, 3]), sampling=SamplingParams(max_tokens=5, temperature=0))
     bad = Request(id="bad", prompt=np.array([1, 77, 3]), sampling=SamplingParams(max_tokens=5, temperature=0))
     for request in (good, bad):

@@ -30,7 +30,7 @@ def test_many_prompts_come_back_in_order(llm: LLM) -> None:
 
 
 def test_a_failing_request_leaves_the_others_and_the_next_call_alone(llm: LLM) -> None:
-    llm.parts.model.embedding[77] = float("nan")
+    llm.parts.model.embedding.weight[77] = float("nan")
     sampling = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
     good, bad = llm.generate([[1, 2], [1, 77]], sampling)
     assert good.choices[0].finish == "length" and bad.choices[0].finish == "error"

@@ -42,6 +42,26 @@ def test_panels_hold_the_weight(bits, group, symmetric, shape):
     assert same(packed(weight).unpacked(), weight)
 
 
+@pytest.mark.parametrize(("bits", "group", "symmetric"), FORMATS, ids=FORMAT_NAMES)
+@pytest.mark.parametrize("shape", [(1, 1), (64, 128), (70, 200), (200, 1031)])
+def test_chosen_rows_have_the_values_of_the_whole(bits, group, symmetric, shape, kernels, dtype):
+    torch.manual_seed(1)
+    weight = round_to_nearest(torch.randn(shape), bits, group, symmetric=symmetric)
+    held = kernels.pack(weight)
+    last = shape[0] - 1
+    for chosen in ([], [last], [last, 0, last // 2, last], list(range(shape[0]))):
+        ids = torch.tensor(chosen, dtype=torch.int64)
+        out = poisoned(len(ids), shape[1] + 3, dtype=dtype)[:, : shape[1]]
+        kernels.quantized_rows(held, ids, out)
+        assert torch.equal(out, weight.dense(dtype)[ids])
+        assert torch.equal(weight.select(ids).dense(), weight.dense()[ids])
+    for wrong in (-1 if kernels.name != "reference" else shape[0], shape[0]):
+        with pytest.raises(IndexError):
+            kernels.quantized_rows(held, torch.tensor([0, wrong]), poisoned(2, shape[1], dtype=dtype))
+    with pytest.raises((ValueError, RuntimeError)):
+        kernels.quantized_rows(held, torch.tensor([0, 0]), poisoned(3, shape[1], dtype=dtype))
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     rows=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 13, 66, 200]),

@@ -131,7 +131,7 @@ def test_what_cannot_be_evaluated_is_refused(model: str) -> None:
     with pytest.raises(EvaluationFailed, match="language: question 0 cannot be drawn: there is no held-out text"):
         evaluate(llm, [Language()], 2, material=MATERIAL)
     (bad,) = llm.tokenizer.encode("h")
-    llm.parts.model.embedding[bad] = float("nan")
+    llm.parts.model.embedding.weight[bad] = float("nan")
     with pytest.raises(
         EvaluationFailed, match=r"letters:length=40: the engine failed at \d of 2 questions, first: .*not finite"
     ):

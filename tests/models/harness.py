@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hasten import kernels as kernel_library
 from hasten.engine import models
@@ -49,7 +48,7 @@ class Runner:
         positions = np.arange(start, stop, dtype=np.int32)
         runs = [(b, 0, min(size, stop - b * size), b * size) for b in range(-(-stop // size))]
         index = ViewIndex.from_numpy(np.array([0, len(tokens)]), positions, np.array(runs), np.array([0, len(runs)]))
-        x = F.embedding(torch.tensor(tokens), model.embedding)
+        x = model.embed(torch.tensor(tokens))
         slots = torch.from_numpy(positions.astype(np.int64))
         batch: Any = None
         step = Step(batch, index, slots, KERNELS, PagedAttention(), self.deterministic, x, x)

@@ -28,6 +28,7 @@ from hasten.engine.models.gguf import READABLE, GgufCheckpoint
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.text import load_text
 from hasten.engine.weights.dense import DenseWeights, WeightContext
+from hasten.engine.weights.quantized import QuantizedWeights
 from hasten.kernels.quantized import QuantizedWeight
 
 gguf = pytest.importorskip("gguf")
@@ -260,7 +261,7 @@ def test_a_model_equals_the_same_weights_in_safetensors(arch: str, kind: str, he
     expected, wanted = Runner(load(as_safetensors(tmp_path / "plain", values, arch))).generate(PROMPT, 12)
     model = load(tmp_path)  # a folder that holds one file
     shape = ModelShape.parse(read_config(resolve(str(tmp_path))))
-    assert shape.tied == (not head and kind in ("F32", "F16", "BF16")) and shape.qkv_bias == (arch == "qwen2")
+    assert shape.tied != head and shape.qkv_bias == (arch == "qwen2")
     tokens, logits = Runner(model).generate(PROMPT, 12)
     if kind == "Q4_K":
         assert (logits - wanted).square().mean().sqrt() < 0.04 * wanted.std()
@@ -283,6 +284,21 @@ def test_an_engine_multiplies_in_levels(kind: str, tmp_path: Path) -> None:
     plain, ours = deltas
     assert tiny.tokens(plain)[0] == tiny.tokens(ours)[0]
     assert abs(plain[0].logprobs[0].logprob - ours[0].logprobs[0].logprob) < 0.1
+
+
+@pytest.mark.parametrize("with_", [(), ("int8",)])
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(("kind", "bits"), [("Q8_0", 8), ("Q4_0", 4), ("Q6_K", 8)])
+def test_tokens_are_looked_up_in_levels(kind: str, bits: int, head: bool, with_: tuple[str, ...], tmp_path: Path) -> None:
+    values = write(tmp_path / "m.gguf", kind, head=head)["model.embed_tokens.weight"]
+    model = tiny.engine(str(tmp_path), with_=with_, model__load_format="auto").parts.model
+    assert isinstance(model.embedding, QuantizedWeights) and (model.embedding is model.head) != head
+    assert model.embedding.levels().bits == bits
+    rows = model.embedding.rows(torch.tensor([95, 0, 64, 95]))
+    if kind == "Q6_K":
+        torch.testing.assert_close(rows, values[[95, 0, 64, 95]], rtol=0, atol=float(values.abs().max()) / 128)
+    else:
+        assert torch.equal(rows, values[[95, 0, 64, 95]])
 
 
 def test_what_the_metadata_say(tmp_path: Path) -> None:
@@ -329,7 +345,7 @@ def test_what_the_metadata_say(tmp_path: Path) -> None:
 
 def test_dense_tensors_are_mapped_not_copied(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf")
-    table = load(tmp_path / "m.gguf").embedding
+    table = load(tmp_path / "m.gguf").embedding.weight
     entry = GgufCheckpoint(tmp_path / "m.gguf").entries["model.embed_tokens.weight"]
     with (tmp_path / "m.gguf").open("r+b") as stream:
         stream.seek(entry.start)
@@ -349,8 +365,8 @@ def test_run_dtypes_progress_and_fingerprints(tmp_path: Path) -> None:
             WeightContext(KERNELS, False),
         )
         model = models.load(config, make, torch.device("cpu"), progress=lambda done, total: seen.append((done, total)))
-        assert model.dtype is model.embedding.dtype is torch.bfloat16 and seen[-1][0] == seen[-1][1]
-        assert torch.equal(model.embedding, values["model.embed_tokens.weight"].bfloat16())
+        assert model.dtype is model.embedding.weight.dtype is torch.bfloat16 and seen[-1][0] == seen[-1][1]
+        assert torch.equal(model.embedding.weight, values["model.embed_tokens.weight"].bfloat16())
         prints |= {model.fingerprint, load(tmp_path / "m.gguf").fingerprint}
     assert len(prints) == 4
 

@@ -283,7 +283,7 @@ def test_a_tied_head_counts_once(folder: Path) -> None:
     write_config(folder, {**CONFIG, "tie_word_embeddings": True})
     tied = load(folder)
     assert tied.weight_bytes == untied.weight_bytes
-    assert torch.equal(tied.head.dense(), tied.embedding)
+    assert torch.equal(tied.head.dense(), tied.embedding.weight)
 
 
 def test_experts_are_active_by_their_share(tmp_path: Path) -> None:
@@ -301,9 +301,9 @@ def test_run_dtypes(tmp_path: Path) -> None:
     for stored in (torch.bfloat16, torch.float16):
         save_file(tensors(stored), tmp_path / "model.safetensors")
         model = load(write_config(tmp_path, CONFIG))
-        assert torch.equal(model.embedding, tensors(stored)["model.embed_tokens.weight"].float())
+        assert torch.equal(model.embedding.weight, tensors(stored)["model.embed_tokens.weight"].float())
     low = load(tmp_path, dtype="bfloat16")
-    assert low.dtype is low.embedding.dtype is low.norm.weight.dtype is torch.bfloat16
+    assert low.dtype is low.embedding.weight.dtype is low.norm.weight.dtype is torch.bfloat16
     assert Runner(low).forward([1, 2, 3]).dtype is torch.bfloat16
 
 
@@ -322,7 +322,7 @@ def test_the_fingerprint_changes_with_weights_config_and_dtype(folder: Path) -> 
 
 def test_the_embedding_is_mapped_not_copied(folder: Path) -> None:
     """A view of the file: changing the file's bytes in place shows through."""
-    table = load(folder).embedding
+    table = load(folder).embedding.weight
     entry = Checkpoint(folder).entries["model.embed_tokens.weight"]
     with (folder / "model.safetensors").open("r+b") as stream:
         stream.seek(entry.start)
@@ -335,8 +335,8 @@ def test_dummy_weights_are_random_and_the_same_every_time(tmp_path: Path) -> Non
     one, two = (load(write_config(tmp_path, config), load_format="dummy", dtype="bfloat16") for _ in range(2))
     logits = Runner(one).forward([5, 6, 7])
     assert torch.equal(logits, Runner(two).forward([5, 6, 7])) and logits.isfinite().all()
-    assert one.dtype is torch.bfloat16 and 0.015 < float(one.embedding.float().std()) < 0.025
-    assert not torch.equal(one.embedding[0], one.embedding[1]) and bool((one.norm.weight == 1).all())
+    assert one.dtype is torch.bfloat16 and 0.015 < float(one.embedding.weight.float().std()) < 0.025
+    assert not torch.equal(*one.embedding.weight[:2]) and bool((one.norm.weight == 1).all())
     seen: list[tuple[int, int]] = []
     load(tmp_path, load_format="dummy", progress=lambda done, total: seen.append((done, total)))
     assert 0.95 < seen[-1][0] / seen[-1][1] < 1.05

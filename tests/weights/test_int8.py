@@ -21,7 +21,6 @@ def test_every_linear_layer_and_the_head_have_8_bits(tied: bool, tmp_path: Path)
     stores = [op.store for block in model.blocks for op in block.ops if isinstance(op, Linear)]
     for store in [*stores, model.head]:
         assert isinstance(store, QuantizedWeights) and store.levels().bits == 8 and store.levels().zeros is None
-    assert torch.equal(model.embedding, plain.embedding)
     assert (model.head.dense() - plain.head.dense()).abs().max() < 0.01 * plain.head.dense().abs().max()
     assert model.weight_bytes < 0.3 * plain.weight_bytes and model.active_weights == plain.active_weights
 

@@ -28,7 +28,7 @@ FORMS = [Form(bits=8, group=128), Form(bits=4, group=32), Form(bits=4, group=64,
 def store(form: Form, rows: int = 128, columns: int = 256) -> tuple[QuantizedWeights, torch.Tensor]:
     torch.manual_seed(0)
     weight = torch.randn(rows, columns)
-    made = MakeQuantized(form, form, CONTEXT)(weight, torch.randn(rows))
+    made = MakeQuantized(form, form, None, CONTEXT)(weight, torch.randn(rows))
     assert isinstance(made, QuantizedWeights)
     return made, weight
 
@@ -202,7 +202,7 @@ def test_a_quantised_checkpoint_runs_with_its_own_levels(tmp_path: Path) -> None
     for path, with_ in (
         (folder, ()),
         (tmp_path / "small", ()),
-        (folder, ("int4:group=32:head=16",)),
+        (folder, ("int4:group=32:head=16:embedding=false",)),
         (tmp_path / "small", ("int8",)),
     ):
         built = tiny.engine(str(path), with_=with_, model__load_format="auto")

@@ -81,7 +81,7 @@ def test_equal_weights_and_the_given_tensor_stay_as_they_are() -> None:
 def dense(built: tiny.Built) -> tuple[list[Tensor], Tensor, Tensor]:
     model = built.parts.model
     layers = [op.store.dense() for block in model.blocks for op in block.ops if isinstance(op, Linear)]
-    return layers, model.head.dense(), model.embedding
+    return layers, model.head.dense(), model.embedding.weight
 
 
 @pytest.mark.parametrize("tied", [False, True])

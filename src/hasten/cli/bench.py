@@ -1,4 +1,5 @@
-"""`hasten bench`: single steps (`latency`) and offline batches (`throughput`) here, replayed workloads in `bench_replay`."""
+"""`hasten bench`: single steps (`latency`) and offline batches (`throughput`) here, replayed workloads in `bench_replay`,
+process starts in `bench_startup`."""
 
 from __future__ import annotations
 
@@ -8,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli import bench_replay, options
+from hasten.cli import bench_replay, bench_startup, options
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
 
-app = typer.Typer(help="Measure steps, offline batches and replayed workloads.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Measure steps, offline batches, replayed workloads and process starts.", no_args_is_help=True, add_completion=False
+)
 app.command()(bench_replay.serve)
 app.command()(bench_replay.compare)
+app.command()(bench_startup.startup)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 
@@ -78,7 +82,7 @@ def _show_latency(figures: dict[str, Any], breakdown: bool) -> None:
     )
     table = Table("step", "batch", "prompt", "median ms", "IQR ms", "tokens/s", "of bound")
     if breakdown:
-        table.add_column("overhead ms")
+        table.add_column("own ms")
     for point in figures["points"]:
         row = [
             point["what"],
@@ -90,7 +94,7 @@ def _show_latency(figures: dict[str, Any], breakdown: bool) -> None:
             f"{point['share_of_bound']:.0%}",
         ]
         if breakdown:
-            row.append(f"{point['overhead_s'] * 1e3:.2f}")
+            row.append(f"{point['own_s'] * 1e3:.2f}")
         table.add_row(*row)
     console.print(table)
     if breakdown:

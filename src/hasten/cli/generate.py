@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from hasten.cli import options
+from hasten.cli.stages import Stages
 
 
 def generate(
@@ -33,7 +33,7 @@ def generate(
     threads: options.Threads = None,
 ) -> None:
     """Complete a prompt: the text to standard output as it comes, its speed to standard error."""
-    began_s = time.perf_counter()
+    stages = Stages()
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
     from hasten.engine.request import SamplingParams
 
@@ -50,11 +50,11 @@ def generate(
     )
     if prompt == "-":
         prompt = sys.stdin.read()
-    llm = asked.load(progress=sys.stderr.isatty())
+    llm = asked.load(progress=sys.stderr.isatty(), stages=stages)
 
     from hasten.cli.pace import Pace
 
-    pace = Pace(loaded_s=time.perf_counter() - began_s)
+    pace = Pace(loaded_s=stages.total_s)
     finish = error = None
     try:
         for delta in llm.stream(prompt, sampling):
@@ -69,4 +69,5 @@ def generate(
     if error is not None:
         typer.secho(f"error: the engine failed: {error}", err=True, fg="red")
         raise typer.Exit(1)
+    stages.tell({"first token": pace.ttft_s}, {name: llm.info[name] for name in ("weight_bytes", "kv_bytes")})
     typer.secho(f"{pace.summary()}, ended by {finish}", err=True, dim=True)

@@ -31,7 +31,7 @@ app.command()(techniques)
 
 
 GROUPS = {
-    "bench": "Measure latency, throughput and whole workloads.",
+    "bench": "Measure latency, throughput, whole workloads and starts.",
     "claims": "Run the experiments that hold each technique against the plain engine.",
     "eval": "Score answers on tasks with one right answer; compare configurations on the same questions.",
     "workloads": "Show, compare and export traces and generated workloads.",

@@ -49,10 +49,10 @@ class Memory:
         self._host: list[tuple[Tensor, Tensor]] = []
         for site in model.sites:
             shape = (blocks, site.kv_heads, block_size, site.head_dim)
-            site.k = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.embedding.device))
-            site.v = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.embedding.device))
+            site.k = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.device))
+            site.v = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.device))
         if host_blocks:
-            pin = model.embedding.is_cuda
+            pin = model.device.type == "cuda"
             for site in model.sites:
                 shape = (host_blocks, site.kv_heads, block_size, site.head_dim)
                 self._host.append(
@@ -128,7 +128,7 @@ def pool_blocks(model: Model, block_size: int, max_rows: int, asked_bytes: int |
     each = block_bytes(model, block_size)
     if asked_bytes is None:
         most = max_rows * -(-model.max_length // block_size)
-        return max(1, min(most, int(SHARE * free_bytes(model.embedding.device)) // each))
+        return max(1, min(most, int(SHARE * free_bytes(model.device)) // each))
     if asked_bytes < each:
         raise ConfigError(f"kv.memory_bytes={asked_bytes} holds no block; one of {block_size} tokens takes {each} bytes")
     return asked_bytes // each

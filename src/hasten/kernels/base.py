@@ -93,8 +93,11 @@ class ViewIndex:
             None if is_tree is None else np.ascontiguousarray(is_tree, np.uint8),
         )
 
+        here = torch.device(device).type == "cpu"
+
         def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
+            tensor = torch.from_numpy(array)
+            return tensor if here else tensor.to(device, non_blocking=True)
 
         return cls(
             put(host.span_offsets),
@@ -241,6 +244,11 @@ class Kernels(Protocol):
 
     def unpack(self, packed: Any) -> QuantizedWeight:
         """The weight that was packed."""
+        ...
+
+    def quantized_rows(self, packed: Any, ids: Tensor, out: Tensor) -> None:
+        """out [n, in] = the rows `ids` (int64 [n]) of a packed weight, as plain numbers. Raises IndexError for an id out of
+        range."""
         ...
 
     def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:

@@ -55,6 +55,11 @@ class QuantizedWeight:
         """The zero point of every group without one of its own."""
         return 1 << (self.bits - 1)
 
+    def select(self, outputs: Tensor) -> QuantizedWeight:
+        """The chosen outputs, int64 [n], below one another."""
+        zeros = None if self.zeros is None else self.zeros[outputs]
+        return QuantizedWeight(self.levels[outputs], self.scales[outputs], zeros, self.unit, self.bits, self.group)
+
     def to(self, device: torch.device) -> QuantizedWeight:
         zeros = None if self.zeros is None else self.zeros.to(device)
         return QuantizedWeight(self.levels.to(device), self.scales.to(device), zeros, self.unit, self.bits, self.group)

@@ -137,6 +137,9 @@ class ReferenceKernels:
     def unpack(self, packed: Any) -> QuantizedWeight:
         return packed
 
+    def quantized_rows(self, packed: Any, ids: Tensor, out: Tensor) -> None:
+        out.copy_(packed.select(ids).dense(out.dtype))
+
     def quantized_linear(self, x: Tensor, packed: Any, bias: Tensor | None, out: Tensor) -> None:
         levels, group = packed.levels, packed.group
         shift = packed.zero if packed.zeros is None else packed.zeros.float()[..., None]

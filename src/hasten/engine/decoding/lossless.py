@@ -21,6 +21,8 @@ from hasten.engine.technique import Technique
 from hasten.kernels import Kernels
 
 _NEVER = float("-inf")
+_KNOBS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
+"""Of temperature, top_k, top_p, min_p and the random number."""
 
 
 class LosslessSampler:
@@ -56,18 +58,20 @@ class LosslessSampler:
     @staticmethod
     def _knobs(rows: Seq[Row], device: torch.device) -> list[Tensor]:
         params = [row.sequence.request.sampling for row in rows]
+        if not any(p.temperature for p in params):  # the likeliest tokens, whatever else is set
+            return [torch.zeros(len(rows), dtype=dtype, device=device) for dtype in _KNOBS]
         draws = [
             uniform(row.sequence.seed, row.sequence.output_length + len(row.path)) if p.temperature > 0 else 0.0
             for row, p in zip(rows, params, strict=True)
         ]
-        columns: list[tuple[list[Any], torch.dtype]] = [
-            ([p.temperature for p in params], torch.float32),
-            ([p.top_k for p in params], torch.int32),
-            ([p.top_p for p in params], torch.float32),
-            ([p.min_p for p in params], torch.float32),
-            (draws, torch.float64),
+        columns: list[list[Any]] = [
+            [p.temperature for p in params],
+            [p.top_k for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+            draws,
         ]
-        return [torch.tensor(values, dtype=dtype, device=device) for values, dtype in columns]
+        return [torch.tensor(values, dtype=dtype, device=device) for values, dtype in zip(columns, _KNOBS, strict=True)]
 
     # -- reshaping ------------------------------------------------------------------------------------------------------
 

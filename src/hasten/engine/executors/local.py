@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch, BatchBuilder
@@ -20,6 +18,7 @@ from hasten.engine.executors.base import StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, roofline
 from hasten.engine.executors.planned import ROWS, PlannedPass, plan
 from hasten.engine.executors.step import Step, generation
+from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.engine.kv.base import Handle
 from hasten.engine.memory import Memory, block_bytes
 from hasten.engine.scheduling.base import StepPlan
@@ -61,7 +60,7 @@ class LocalExecutor:
         self._attention = attention
         self._depth = depth
         self._deterministic = deterministic
-        self._device = memory.model.embedding.device
+        self._device = memory.model.device
         self._costs = costs if costs is not None else generic_cost(memory)
         self._pace = 1.0
         self._native = native and isinstance(kernels, CpuKernels)
@@ -108,7 +107,7 @@ class LocalExecutor:
 
     def _forward(self, batch: Batch, program: Program, taps: frozenset[int]) -> StepResult:
         model = self.memory.model
-        clock = _Stopwatch() if self.profile else None
+        clock = Stopwatch() if self.profile else None
         index = ViewIndex.from_numpy(
             batch.span_offsets,
             batch.positions,
@@ -123,16 +122,14 @@ class LocalExecutor:
         rows = self._on_device(batch.logits_rows)
         if clock is not None:
             clock("batch")
-        x = F.embedding(tokens, model.embedding)
-        if model.embedding_scale != 1.0:
-            x *= model.embedding_scale
+        x = model.embed(tokens)
         step = Step(batch, index, slots, self.kernels, self._attention, self._deterministic, x, x)
         if clock is not None:
             clock("embedding")
         result = StepResult(None)
-        planned = self._plan(program) if clock is None and not taps and len(x) <= ROWS else None
+        planned = self._plan(program) if not taps and len(x) <= ROWS else None
         if planned is not None:
-            planned.run(batch, index, slots, x, step)
+            planned.run(index, slots, x, step, clock)
             program = ()
         for block, site_index in program:
             site = model.sites[site_index]
@@ -172,7 +169,8 @@ class LocalExecutor:
         return model.head.apply(step.h)
 
     def _on_device(self, array: Any) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device, non_blocking=True)
 
     # -- bytes ----------------------------------------------------------------------------------------------------------
 
@@ -225,19 +223,6 @@ class LocalExecutor:
 
     def close(self) -> None:
         self.memory.close()
-
-
-class _Stopwatch:
-    """Seconds by name since the last call."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 def generic_cost(memory: Memory) -> CostModel:

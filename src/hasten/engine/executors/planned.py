@@ -8,31 +8,36 @@ stays the reference; both call the same kernels on the same numbers, so their re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hasten.engine.attention.base import AttentionPolicy
-from hasten.engine.batch import Batch
 from hasten.engine.depth.base import Program
 from hasten.engine.executors.step import Model, Op, Site, Step, Unplannable, Workspace
+from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.kernels import ViewIndex
 from hasten.kernels.cpu import CpuKernels
-from hasten.kernels.cpu.plan import IndexCell, Segment
+from hasten.kernels.cpu.plan import IndexCell, KernelSeconds, Segment
 
 ROWS = 64
 """Most rows of a recorded step: with more, computing takes far longer than Python."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Call:
-    """An op that stays in Python. It finds `h` as its input; its result is copied to `out`, where the next op looks for it."""
+    """An op that stays in Python. It finds `h` as its input; its result must come to `out`, where the next op looks for it."""
 
-    op: Op
-    site: Site
-    h: Tensor
-    out: Tensor
+    def __init__(self, op: Op, site: Site, h: Tensor, out: Tensor) -> None:
+        self.op, self._site, self._h, self._out = op, site, h, out
+        self._rows = (0, h[:0], out[:0])
+
+    def run(self, step: Step, rows: int) -> None:
+        if self._rows[0] != rows:  # a tensor's slice costs microseconds, and most steps have as many rows as the last
+            self._rows = (rows, self._h[:rows], self._out[:rows])
+        _, step.h, out = self._rows
+        step.given = out
+        self.op(step, self._site)
+        if step.h.data_ptr() != out.data_ptr():  # its result is not in the memory that it was given
+            out.copy_(step.h)
 
 
 class PlannedPass:
@@ -43,7 +48,7 @@ class PlannedPass:
     ) -> None:
         self._kernels = kernels
         self._site = model.sites[program[0][1]]
-        self._x = torch.zeros(ROWS, model.embedding.shape[1], dtype=model.dtype)
+        self._x = torch.zeros(ROWS, model.width, dtype=model.dtype)
         self._positions = torch.zeros(ROWS, dtype=torch.int32)
         self._slots = torch.full((ROWS,), -1)
         self._workspace = Workspace(ROWS, width, model.dtype)
@@ -65,8 +70,9 @@ class PlannedPass:
             self._items.append(kernels.cut(tape))
         self._delta = step.delta
 
-    def run(self, batch: Batch, index: ViewIndex, slots: Tensor, x: Tensor, step: Step) -> None:
-        """Take `step` through the ops: `step.x` and `step.delta` are then what the head wants."""
+    def run(self, index: ViewIndex, slots: Tensor, x: Tensor, step: Step, clock: Stopwatch | None = None) -> None:
+        """Take `step` through the ops: `step.x` and `step.delta` are then what the head wants. `clock`: where the seconds of
+        each kind of op are wanted."""
         rows = len(x)
         prepared = self._kernels.prepare(index)
         k = self._site.k
@@ -77,14 +83,23 @@ class PlannedPass:
         self._positions[:rows] = index.positions
         self._slots[:rows] = slots
         step.x = self._x[:rows]
+        seconds = None
+        if clock is not None:
+            seconds = KernelSeconds()
+            clock("batch")
         for item in self._items:
             if isinstance(item, Segment):
                 if item:
-                    item.run(rows)
+                    item.run(rows, seconds)
+                    if clock is not None:
+                        clock("native")
             else:
-                step.h = item.h[:rows]
-                item.op(step, item.site)
-                item.out[:rows] = step.h
+                item.run(step, rows)
+                if clock is not None:
+                    clock(item.op.kind)
+        step.given = None
+        if clock is not None and seconds is not None:
+            clock.split("native", seconds.by_kind())
         step.delta = None if self._delta is None else self._delta[:rows]
 
 
@@ -98,7 +113,7 @@ def plan(
 ) -> PlannedPass | None:
     """The planned pass, or None where an op neither is native nor says how wide its result is."""
     step = Step(None, None, None, kernels, attention, deterministic, torch.empty(ROWS, 0), torch.empty(0))  # type: ignore[arg-type]
-    widest = model.embedding.shape[1]
+    widest = model.width
     for block, site in program:
         for op in model.blocks[block].ops:
             width = getattr(op, "width", None)

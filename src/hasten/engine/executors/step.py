@@ -19,7 +19,7 @@ from hasten.kernels import Activation, Kernels, ViewIndex
 if TYPE_CHECKING:
     from hasten.engine.attention.base import AttentionPolicy
     from hasten.engine.batch import Batch
-    from hasten.engine.weights.base import WeightStore
+    from hasten.engine.weights.base import Embedding, WeightStore
 
 
 @dataclass(slots=True)
@@ -85,10 +85,17 @@ class Step:
     h: Tensor
     delta: Tensor | None = None
     workspace: Workspace | None = None
+    given: Tensor | None = None
+    """Memory for the next result of its size."""
 
     def empty(self, *shape: int) -> Tensor:
         """Memory for an op's result, in the run dtype."""
-        return self.x.new_empty(shape) if self.workspace is None else self.workspace.take(shape)
+        if self.workspace is not None:
+            return self.workspace.take(shape)
+        if self.given is not None and self.given.numel() == math.prod(shape):
+            given, self.given = self.given, None
+            return given.view(shape)
+        return self.x.new_empty(shape)
 
     def settle(self) -> Tensor:
         """The residual stream, with the pending delta added."""
@@ -224,13 +231,9 @@ class ActMul:
 
 def split_qkv(fused: Tensor, site: Site) -> tuple[Tensor, Tensor, Tensor]:
     """Views [T, heads, head_dim] of a fused row [T, (heads + 2 kv heads) * head_dim]."""
-    rows, dim = fused.shape[0], site.head_dim
-    by_head = fused.view(rows, site.heads + 2 * site.kv_heads, dim)
-    return (
-        by_head[:, : site.heads],
-        by_head[:, site.heads : site.heads + site.kv_heads],
-        by_head[:, site.heads + site.kv_heads :],
-    )
+    sizes = (site.heads, site.kv_heads, site.kv_heads)
+    q, k, v = fused.view(fused.shape[0], sum(sizes), site.head_dim).split_with_sizes(sizes, 1)
+    return q, k, v
 
 
 @dataclass(slots=True)
@@ -259,11 +262,11 @@ class Block:
 
 @dataclass(slots=True)
 class Model:
-    """A loaded model: embedding [vocabulary, width], blocks, sites, final norm and head.
+    """A loaded model: embedding, blocks, sites, final norm and head.
 
     `fingerprint`: hash of the weights, part of every key under which KV is shared. `max_length` in tokens."""
 
-    embedding: Tensor
+    embedding: Embedding
     blocks: list[Block]
     sites: list[Site]
     norm: Norm
@@ -274,7 +277,21 @@ class Model:
     fingerprint: str
     embedding_scale: float = 1.0
     weight_bytes: int = 0
+    """Without an embedding that the head does not share: no step reads it whole."""
     active_weight_bytes: int = 0
     """Bytes that one token's forward pass reads (experts: only the chosen ones)."""
     active_weights: int = 0
     """Weights that one token is multiplied with, the head's among them."""
+
+    @property
+    def width(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The residual stream [T, width] that tokens int64 [T] begin with, in memory of its own."""
+        x = self.embedding.rows(tokens)
+        return x if self.embedding_scale == 1.0 else x.mul_(self.embedding_scale)

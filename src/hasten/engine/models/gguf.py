@@ -8,7 +8,7 @@ of normal (t with 4 degrees) random weights, in parts of the squared error that 
 file loses next to nothing, but is read at 8.5 bits a weight instead of 4.5.
 
 Weights that are stacked (query, key and value; gate and up) must be of one form. Where their types differ, all take 8 bits,
-which hold those of Q4_0 too, or are dense if one of them is. The embedding is dequantised: tokens are looked up in it.
+which hold those of Q4_0 too, or are dense if one of them is. Tokens are looked up in the levels of the embedding.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from hasten.engine.models.checkpoint import Checkpoint, Entry
 from hasten.engine.models.config import ModelError
-from hasten.engine.models.gguf_config import PLAIN
 from hasten.engine.models.gguf_header import Header, package, read_header
 from hasten.engine.models.published import Tensors
 from hasten.kernels.quantized import QuantizedWeight, kept_scales, round_to_nearest, stacked
 
+PLAIN = ("F32", "F16", "BF16")
 READABLE = (*PLAIN, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _GROUP = 32
@@ -63,9 +63,6 @@ class GgufCheckpoint(Checkpoint):
                 raise ModelError(f"{file}: {name} is stored as {entry.dtype}; readable: {', '.join(READABLE)}")
             if entry.dtype not in PLAIN and len(entry.shape) != 2:
                 raise ModelError(f"{file}: {name} {list(entry.shape)} is stored as {entry.dtype}, which only matrices can be")
-        embedding = self.entries.get("model.embed_tokens.weight")
-        if embedding is not None and embedding.dtype not in PLAIN:  # see `tie_word_embeddings` in `config_of`
-            self.entries.setdefault("lm_head.weight", embedding)
         self._heads = _interleaved(header)
         # A private map counts as writable, as torch wants it; nobody writes to it.
         with file.open("rb") as stream:

@@ -15,7 +15,6 @@ from typing import Any
 from hasten.engine.models.config import ModelError
 from hasten.engine.models.gguf_header import Header, read_header
 
-PLAIN = ("F32", "F16", "BF16")
 FORM = 1
 """To be raised whenever `gguf.py` makes other numbers of the same file: packed weights are kept under a fingerprint."""
 
@@ -62,8 +61,7 @@ def config_of(header: Header) -> dict[str, Any]:
         "vocab_size": embedding.shape[0],
         "attention_bias": any(name.startswith("attn") for name in biases),
         "mlp_bias": any(name.startswith("ffn") for name in biases),
-        # A quantised embedding is looked up in plain numbers and multiplied in levels: two tensors of the same values.
-        "tie_word_embeddings": "output.weight" not in tensors and embedding.dtype in PLAIN,
+        "tie_word_embeddings": "output.weight" not in tensors,
         "rope_parameters": {"rope_theta": get("rope.freq_base", 10000.0), **_rope(header, head_dim)},
         "partial_rotary_factor": header.size("rope.dimension_count", head_dim) / head_dim,
         "eos_token_id": end_tokens(header.metadata),

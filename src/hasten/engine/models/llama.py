@@ -16,7 +16,9 @@ from hasten.engine.executors.step import ActMul, Attend, Block, Delta, HeadNorm,
 from hasten.engine.models.config import ModelError, ModelShape
 from hasten.engine.models.rope import cos_sin
 from hasten.engine.models.source import Source
-from hasten.engine.weights.base import WeightStore
+from hasten.engine.weights.base import Embedding, WeightStore
+from hasten.engine.weights.dense import DenseEmbedding
+from hasten.engine.weights.quantized import QuantizedWeights
 from hasten.kernels.quantized import QuantizedWeight, stacked
 
 
@@ -24,7 +26,8 @@ class MakeStore(Protocol):
     def __call__(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, *, name: str = "") -> WeightStore:
         """A store for a weight [out, in], plain or in the levels of its checkpoint, and bias [out]; may keep the weight
         itself, never writes to it. `name`: the layer's in the checkpoint, the first one's where several are stacked; the
-        head is always `lm_head`."""
+        head is always `lm_head`. Asked for `model.embed_tokens` only where the checkpoint has it in levels, or where an
+        attribute `lookups` says that rounded weights are wanted there."""
         ...
 
 
@@ -42,6 +45,8 @@ class Loader:
         self.source = source
         self.make_store = make_store
         self.recall: Recall = getattr(make_store, "recall", lambda name, bias: None)
+        self.lookups: bool = getattr(make_store, "lookups", False)
+        self._table: Tensor | QuantizedWeight | None = None
         self.weight_bytes = 0
         self.active_bytes = 0.0
         self.active_weights = 0.0
@@ -120,23 +125,50 @@ class Loader:
             Delta("mlp_delta"),
         ]
 
+    def head(self) -> WeightStore:
+        shape = self.shape
+        if not shape.tied:
+            return self.store(["lm_head"], [shape.vocabulary], shape.width)
+        head = self.recall("lm_head", None) or self.make_store(self.table(), name="lm_head")
+        self.count(head.nbytes, weights=shape.vocabulary * shape.width)
+        return head
+
+    def embedding(self, head: WeightStore) -> Embedding:
+        """In levels where the checkpoint has them or the technique wants them; a tied head's are not made twice."""
+        name = "model.embed_tokens"
+        if not (self.lookups or self.source.in_levels(name)):
+            table = self.table()
+            assert isinstance(table, Tensor)
+            return DenseEmbedding(table)
+        if self.shape.tied:
+            store = head
+        else:
+            store = self.recall(name, None) or self.make_store(self.table(), name=name)
+        return store if isinstance(store, QuantizedWeights) else DenseEmbedding(store.dense())
+
+    def table(self) -> Tensor | QuantizedWeight:
+        """The embedding as the checkpoint has it, read once; not at all where its stores are recalled."""
+        if self._table is None:
+            source, rows, columns = self.source, self.shape.vocabulary, self.shape.width
+            levels = source.levels("model.embed_tokens", rows, columns)
+            self._table = source.take("model.embed_tokens.weight", rows, columns) if levels is None else levels
+        return self._table
+
     # -- the whole ----------------------------------------------------------------------------------------------------
 
     def model(self, length: int, fingerprint: str, sites: Callable[[int], int] | None) -> Model:
         """`length`: most tokens of a sequence. `sites`: how many sites so many blocks need (see `Depth`); None: one
         each. Sites beyond the blocks repeat the layers' windows from the first on."""
         shape, source = self.shape, self.source
-        embedding = source.take("model.embed_tokens.weight", shape.vocabulary, shape.width)
         blocks = []
         for layer in range(shape.layers):
             prefix = f"model.layers.{layer}"
             blocks.append(Block(self.attention(prefix) + self.feed_forward(prefix, layer)))
         norm = self.norm("norm", "model.norm.weight")
-        if shape.tied:
-            head = self.recall("lm_head", None) or self.make_store(embedding, name="lm_head")
-            self.count(head.nbytes, weights=shape.vocabulary * shape.width)
-        else:
-            head = self.store(["lm_head"], [shape.vocabulary], shape.width)
+        head = self.head()
+        embedding = self.embedding(head)
+        if self._table is None:
+            source.skip("model.embed_tokens")
         table = cos_sin(shape.rope, shape.head_dim, length).to(source.device)
         total = shape.layers if sites is None else sites(shape.layers)
         return Model(

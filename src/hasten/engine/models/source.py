@@ -36,6 +36,10 @@ class Source(ABC):
         """The tensor called `name`; it may be a view of a mapped file, so it must not be written to."""
         ...
 
+    def in_levels(self, name: str) -> bool:
+        """Whether the weight called `name` (without `.weight`) is stored in levels."""
+        return False
+
     def levels(self, name: str, rows: int, columns: int) -> QuantizedWeight | None:
         """The weight called `name` (without `.weight`) as the levels it is stored in; None where it is stored plainly."""
         return None
@@ -77,8 +81,11 @@ class CheckpointSource(Source):
         self.checkpoint = checkpoint
         self._format = format
 
+    def in_levels(self, name: str) -> bool:
+        return self._format is not None and self._format.holds(self.checkpoint, name)
+
     def levels(self, name: str, rows: int, columns: int) -> QuantizedWeight | None:
-        if self._format is None or not self._format.holds(self.checkpoint, name):
+        if self._format is None or not self.in_levels(name):
             return None
         weight = self._format.read(self.checkpoint, name, rows, columns)
         self.skip(name)

@@ -1,4 +1,5 @@
-"""The weights seam: how a linear layer is stored and multiplied. Shapes belong to the layer, never to a global config."""
+"""The weights seam: how a linear layer is stored and multiplied, and what tokens are looked up in. Shapes belong to the layer,
+never to a global config."""
 
 from __future__ import annotations
 
@@ -11,6 +12,17 @@ class Undo(Protocol):
     def __call__(self) -> None:
         """Put the old values back, bit for bit."""
         ...
+
+
+class Embedding(Protocol):
+    """A table [vocabulary, width] that tokens are looked up in. `rows` gives those of ids [n], int64, as [n, width] in the run
+    dtype, in memory of their own."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def rows(self, ids: Tensor) -> Tensor: ...
 
 
 class WeightStore(Protocol):

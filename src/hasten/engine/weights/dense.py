@@ -111,6 +111,24 @@ class DenseWeights:
         return True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseEmbedding:
+    """`weight` [vocabulary, width] in the run dtype, often a view of a mapped file."""
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
 def _can_pack(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False

@@ -1,6 +1,6 @@
 """Weights of 4 bits in small groups (`quantized.py`), activations of 8: the nearest levels, or those that a checkpoint of
-`hasten quantize` holds. The head, which no layer comes after, has 8 bits. Not exact; about a third of the bytes of
-bfloat16."""
+`hasten quantize` holds. The head, which no layer comes after, has 8 bits, and so has the embedding. Not exact; about a third
+of the bytes of bfloat16."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class Options:
     """Without zero points: a little smaller and less exact."""
     head: Annotated[Literal[4, 8, 16], BeforeValidator(int)] = 8
     """Bits of the head; 16: the run dtype. In 4 bits it costs more quality than all layers."""
+    embedding: bool = True
+    """Whether tokens are looked up in rounded weights too."""
 
 
 def _make(context: WeightContext, options: Options) -> MakeQuantized:
     form = Form(bits=4, group=options.group, symmetric=options.symmetric)
     heads = {4: form, 8: Form(bits=8, group=128), 16: None}
-    return MakeQuantized(form, heads[options.head], context)
+    embedding = Form(bits=8, group=options.group) if options.embedding else None
+    return MakeQuantized(form, heads[options.head], embedding, context)
 
 
 TECHNIQUE = Technique(

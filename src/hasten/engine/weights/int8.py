@@ -19,11 +19,13 @@ class Options:
     """Input columns that share a scale, of weights and of activations: 32, 64, 128 or 256."""
     head: bool = True
     """Whether the head is rounded too."""
+    embedding: bool = True
+    """Whether tokens are looked up in rounded weights too."""
 
 
 def _make(context: WeightContext, options: Options) -> MakeQuantized:
     form = Form(bits=8, group=options.group)
-    return MakeQuantized(form, form if options.head else None, context)
+    return MakeQuantized(form, form if options.head else None, form if options.embedding else None, context)
 
 
 TECHNIQUE = Technique(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch import Tensor
 from hasten.engine.executors.step import changed
 from hasten.engine.weights.dense import DenseWeights, WeightContext
 from hasten.kernels.quantized import QuantizedWeight, round_to_nearest
-
-if TYPE_CHECKING:
-    pass
 
 Round = Callable[[Tensor], QuantizedWeight]
 
@@ -36,7 +33,8 @@ class Form:
 
 
 class QuantizedWeights:
-    """A weight [out, in] in levels, as `Kernels.pack` gave it; `round` makes levels again where values change."""
+    """A weight [out, in] in levels, as `Kernels.pack` gave it; `round` makes levels again where values change. An `Embedding`
+    too: of a tied model one store is both."""
 
     def __init__(self, packed: Any, bias: Tensor | None, dtype: torch.dtype, round: Round, context: WeightContext) -> None:
         self._shape: tuple[int, int] = packed.shape
@@ -75,14 +73,16 @@ class QuantizedWeights:
     def dense(self) -> Tensor:
         return self.levels().dense(self._dtype)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        out = torch.empty(len(ids), self.shape[1], dtype=self._dtype, device=ids.device)
+        self._context.kernels.quantized_rows(self._packed, ids, out)
+        return out
+
     def slice(self, inputs: Tensor | None, outputs: Tensor | None) -> DenseWeights | QuantizedWeights:
         """Chosen outputs stay levels; chosen inputs tear groups apart, so they become dense."""
         weight, bias = self.levels(), self._bias
         if outputs is not None:
-            zeros = weight.zeros[outputs] if weight.zeros is not None else None
-            weight = QuantizedWeight(
-                weight.levels[outputs], weight.scales[outputs], zeros, weight.unit, weight.bits, weight.group
-            )
+            weight = weight.select(outputs)
             bias = bias[outputs] if bias is not None else None
         if inputs is not None:
             return DenseWeights(weight.dense(self._dtype)[:, inputs], bias, self._context)
@@ -107,14 +107,20 @@ class QuantizedWeights:
 @dataclass(frozen=True, slots=True)
 class MakeQuantized:
     """Makes the stores of a model. The head has a form of its own (None: the run dtype): with a large vocabulary it is a
-    quarter of the bytes, and no layer comes after it to make up for its errors."""
+    quarter of the bytes, and no layer comes after it to make up for its errors. `embedding`: the form of one that is not
+    tied to the head; None: tokens are looked up in what the checkpoint holds."""
 
     form: Form
     head: Form | None
+    embedding: Form | None
     context: WeightContext
 
+    @property
+    def lookups(self) -> bool:
+        return self.embedding is not None
+
     def __call__(self, weight: Tensor, bias: Tensor | None = None, *, name: str = "") -> DenseWeights | QuantizedWeights:
-        form = self.head if name == "lm_head" else self.form
+        form = {"lm_head": self.head, "model.embed_tokens": self.embedding}.get(name, self.form)
         if form is None:
             return DenseWeights(weight, bias, self.context)
         return QuantizedWeights(self.context.kernels.pack(form.round(weight)), bias, weight.dtype, form.round, self.context)

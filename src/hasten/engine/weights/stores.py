@@ -34,6 +34,11 @@ class Stores:
         if self.kept is not None:
             self.kept.open(fingerprint)
 
+    @property
+    def lookups(self) -> bool:
+        """Whether tokens are looked up in rounded weights where the checkpoint has plain ones."""
+        return getattr(self.make, "lookups", False)
+
     def recall(self, name: str, bias: Tensor | None) -> WeightStore | None:
         """The store called `name` as an earlier start has left it."""
         packed = self.kept.find(name) if self.kept is not None else None

@@ -41,7 +41,7 @@ class CpuKernels(CacheKernels):
         self._attention, self._merge, self._rope_and_store = find("attention"), find("merge"), find("rope_and_store")
         self._rms_norm, self._add_rms_norm, self._act_mul = find("rms_norm"), find("add_rms_norm"), find("act_mul")
         self._copy_blocks, self._linear, self._sample = find("copy_blocks"), find("linear"), find("sample")
-        self._quantized_linear = find("quantized_linear")
+        self._quantized_linear, self._quantized_rows = find("quantized_linear"), find("quantized_rows")
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
@@ -186,6 +186,40 @@ class CpuKernels(CacheKernels):
 
     def unpack(self, packed: PackedWeight) -> QuantizedWeight:
         return packed.unpacked()
+
+    def quantized_rows(self, packed: PackedWeight, ids: Tensor, out: Tensor) -> None:
+        outputs, inner = packed.shape
+        is_bf16 = IS_BF16.get(out.dtype)
+        if (
+            is_bf16 is None
+            or ids.dtype is not torch.int64
+            or ids.ndim != 1
+            or not ids.is_contiguous()
+            or out.shape != (len(ids), inner)
+            or out.stride(1) != 1
+            or not out.is_cpu
+        ):
+            raise ValueError(f"quantized_rows needs ids int64 [n] and out [n, {inner}]; got {say(ids, out)}")
+        panels = packed.panels
+        if self._quantized_rows(
+            native.QUANTIZED_ROWS(
+                is_bf16,
+                packed.bits,
+                1 << (packed.bits - 1),
+                packed.has_zeros,
+                ids.data_ptr(),
+                panels.data_ptr(),
+                out.data_ptr(),
+                len(ids),
+                outputs,
+                inner,
+                packed.group,
+                out.stride(0),
+                panels.stride(0),
+                packed.unit,
+            )
+        ):
+            raise IndexError(f"ids must be below {outputs}")
 
     def quantized_linear(self, x: Tensor, packed: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
         dtype, shape, x_stride, out_stride = x.dtype, x.shape, x.stride(), out.stride()

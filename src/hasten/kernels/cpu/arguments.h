@@ -90,7 +90,6 @@ template <class Args> bool worth_sharing(const Args &a) { return a.rows * a.outp
 }  // namespace
 
 // Linked within one library only: the anonymous types above are one and the same in all its files.
-#define HASTEN_PART extern "C" __attribute__((visibility("hidden")))
 HASTEN_PART void part_rms_norm(const void *args, void *team);
 HASTEN_PART void part_add_rms_norm(const void *args, void *team);
 HASTEN_PART void part_act_mul(const void *args, void *team);

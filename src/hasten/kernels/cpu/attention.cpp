@@ -163,5 +163,6 @@ HASTEN_PART void part_attention(const void *args, void *with) {
 extern "C" void hasten_attention(const void *args) {
     const Call &call = *(const Call *)args;
     lay_out(call, kept_plan, omp_get_max_threads());
-    gather(worth_sharing(call, kept_plan), [&](Team &team) { part_attention(args, &team); });
+    int64_t rows = call.index->span_offsets[call.index->spans];
+    gather(worth_sharing(call, kept_plan), rows, [&](Team &team) { part_attention(args, &team); });
 }

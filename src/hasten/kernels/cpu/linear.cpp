@@ -99,5 +99,5 @@ HASTEN_PART void part_linear(const void *args, void *with) {
 }
 
 extern "C" void hasten_linear(const Linear<void> *a) {
-    gather(worth_sharing(*a), [&](Team &team) { part_linear(a, &team); });
+    gather(worth_sharing(*a), a->rows, [&](Team &team) { part_linear(a, &team); });
 }

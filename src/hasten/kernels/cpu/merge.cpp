@@ -40,7 +40,7 @@ template <class E> void merge_rows(const Merge &a, int64_t from, int64_t to) {
 }  // namespace
 
 extern "C" void hasten_merge(const Merge *a) {
-    gather(a->parts * a->rows * a->dim > 16384, [&](Team &team) {
+    gather(a->parts * a->rows * a->dim > 16384, a->rows, [&](Team &team) {
         team.share_rows(a->rows, true, [&](int64_t from, int64_t to) {
             a->is_bf16 ? merge_rows<bf16>(*a, from, to) : merge_rows<float>(*a, from, to);
         });

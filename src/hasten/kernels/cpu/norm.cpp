@@ -166,22 +166,22 @@ HASTEN_PART int64_t check_rope(const void *args) { return check(*(const Rope *)a
 extern "C" {
 
 void hasten_rms_norm(const RmsNorm *a) {
-    gather(a->outer * a->inner * a->m > SMALL, [&](Team &team) { part_rms_norm(a, &team); });
+    gather(a->outer * a->inner * a->m > SMALL, a->outer, [&](Team &team) { part_rms_norm(a, &team); });
 }
 
 void hasten_add_rms_norm(const AddRmsNorm *a) {
-    gather(a->rows * a->m > SMALL, [&](Team &team) { part_add_rms_norm(a, &team); });
+    gather(a->rows * a->m > SMALL, a->rows, [&](Team &team) { part_add_rms_norm(a, &team); });
 }
 
 void hasten_act_mul(const ActMul *a) {
-    gather(a->rows * a->n > SMALL, [&](Team &team) { part_act_mul(a, &team); });
+    gather(a->rows * a->n > SMALL, a->rows, [&](Team &team) { part_act_mul(a, &team); });
 }
 
 // As `check` says; unless it is 0 nothing was written.
 int64_t hasten_rope_and_store(const Rope *a) {
     int64_t wrong = check(*a);
     if (!wrong)
-        gather(a->tokens * (a->heads + 2 * a->kv_heads) * a->dim > SMALL, [&](Team &team) { part_rope_and_store(a, &team); });
+        gather(a->tokens * (a->heads + 2 * a->kv_heads) * a->dim > SMALL, a->tokens, [&](Team &team) { part_rope_and_store(a, &team); });
     return wrong;
 }
 
@@ -189,7 +189,7 @@ int64_t hasten_rope_and_store(const Rope *a) {
 int64_t hasten_copy_blocks(const CopyBlocks *a) {
     for (int64_t i = 0; i < a->n; i++)
         if (a->src[i] < 0 || a->src[i] >= a->blocks || a->dst[i] < 0 || a->dst[i] >= a->blocks) return 1;
-    gather(a->n * a->block_bytes > (1 << 18), [&](Team &team) {
+    gather(a->n * a->block_bytes > (1 << 18), a->n, [&](Team &team) {
         team.share(a->n, true, [&](int64_t i) {
             std::memcpy(a->cache + a->dst[i] * a->block_bytes, a->cache + a->src[i] * a->block_bytes, a->block_bytes);
         });

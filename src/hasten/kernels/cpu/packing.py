@@ -11,6 +11,9 @@ from torch import Tensor
 from hasten.kernels.pages import on_huge_pages
 from hasten.kernels.quantized import PANEL, QuantizedWeight
 
+_PANELS = 16
+"""Panels that are packed at a time."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
@@ -60,18 +63,31 @@ def packed(weight: QuantizedWeight) -> PackedWeight:
     """The panels of a weight; outputs that fill up the last one have scale 0, columns that fill up the last group never count,
     as activations are 0 there."""
     outputs, inner = weight.levels.shape
-    group, groups, panels = weight.group, weight.scales.shape[1], -(-outputs // PANEL)
-    missing = panels * PANEL - outputs
-    levels = F.pad(weight.levels, (0, groups * group - inner, 0, missing))
+    groups, panels = weight.scales.shape[1], -(-outputs // PANEL)
+    group_bytes = PANEL * (weight.group * weight.bits // 8 + 2 + (weight.zeros is not None))
+    streams = on_huge_pages(torch.empty(panels, groups, group_bytes, dtype=torch.uint8))
+    # Some panels at a time: copies of all levels of a large head would be most of the memory that a start takes.
+    for at in range(0, panels, _PANELS):
+        _pack(weight, at * PANEL, streams[at : at + _PANELS])
+    return PackedWeight(
+        streams.view(panels, -1), (outputs, inner), weight.bits, weight.group, weight.zeros is not None, weight.unit
+    )
+
+
+def _pack(weight: QuantizedWeight, first: int, streams: Tensor) -> None:
+    """The outputs from the first one on into their streams [panels, groups, bytes]."""
+    panels, groups, _ = streams.shape
+    rows, group = slice(first, first + panels * PANEL), weight.group
+    levels, scales = weight.levels[rows], weight.scales[rows]
+    missing = panels * PANEL - len(levels)
+    levels = F.pad(levels, (0, groups * group - levels.shape[1], 0, missing))
     if weight.bits == 4:
         halves = levels.view(panels, PANEL, groups, group // 8, 2, 4)
         words = (halves[..., 0, :] | halves[..., 1, :] << 4).permute(0, 2, 3, 1, 4)
     else:
         words = levels.view(panels, PANEL, groups, group // 4, 4).permute(0, 2, 3, 1, 4)
-    scales = F.pad(weight.scales, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2).contiguous()
+    scales = F.pad(scales, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2).contiguous()
     parts = [words.reshape(panels, groups, -1), scales.view(torch.uint8).view(panels, groups, -1)]
     if weight.zeros is not None:
-        parts.append(F.pad(weight.zeros, (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2))
-    streams = on_huge_pages(torch.empty(panels, groups, sum(part.shape[2] for part in parts), dtype=torch.uint8))
+        parts.append(F.pad(weight.zeros[rows], (0, 0, 0, missing)).view(panels, PANEL, groups).transpose(1, 2))
     torch.cat(parts, 2, out=streams)
-    return PackedWeight(streams.view(panels, -1), (outputs, inner), weight.bits, group, weight.zeros is not None, weight.unit)

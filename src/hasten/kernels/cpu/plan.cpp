@@ -2,6 +2,7 @@
 //
 // The plan holds the packed arguments of every kernel, recorded once for as many rows as a plan may have; a step says how many
 // rows it has now, and all that a row count changes is that number.
+#include <chrono>
 #include <vector>
 
 #include "arguments.h"
@@ -22,6 +23,24 @@ struct Op {
 struct Run {
     const Op *ops;
     int64_t count, rows;
+    double *seconds;  // by kind, to be added to, or null
+};
+
+// Seconds of a kind from one call to the next, where they are wanted.
+class Stopwatch {
+  public:
+    explicit Stopwatch(double *seconds) : seconds(seconds), last(seconds ? Clock::now() : Clock::time_point()) {}
+    void operator()(int64_t kind) {
+        if (!seconds) return;
+        auto now = Clock::now();
+        seconds[kind] += std::chrono::duration<double>(now - last).count();
+        last = now;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    double *seconds;
+    Clock::time_point last;
 };
 
 template <class Args> Args with_rows(const void *args, int64_t Args::*rows, int64_t now) {
@@ -84,6 +103,7 @@ bool worth_a_team(const Run &run) {
 // Returns 0, or 1 for a position out of range, 2 for a slot out of range: then nothing from that op on was done.
 extern "C" int64_t hasten_run_plan(const Run *run) {
     if (!worth_a_team(*run)) {
+        Stopwatch clock(run->seconds);
         for (int64_t i = 0; i < run->count; i++) {
             Phase phases[PHASES];
             Team alone(phases, 0, 1);
@@ -92,18 +112,21 @@ extern "C" int64_t hasten_run_plan(const Run *run) {
                 hasten_attention(op.args);  // may be worth it all the same
             else if (int64_t wrong = one(op, run->rows, alone))
                 return wrong;
+            clock(op.kind);
         }
         return 0;
     }
     std::vector<Phase> phases(run->count * PHASES);
     std::atomic<int64_t> result{0};
-    in_parallel(true, [&](int id, int count) {
+    in_parallel(true, true, [&](int id, int count) {
+        Stopwatch clock(id == 0 ? run->seconds : nullptr);
         for (int64_t i = 0; i < run->count; i++) {
             Team team(&phases[i * PHASES], id, count);
             if (int64_t wrong = one(run->ops[i], run->rows, team)) {
                 result = wrong;
                 return;
             }
+            clock(run->ops[i].kind);
         }
     });
     return result;

@@ -13,10 +13,19 @@ from struct import Struct
 
 from hasten.kernels.cpu import native
 
-_RUN = Struct("3q").pack
+_RUN = Struct("4q").pack
 _OP = Struct("2q").pack
-# In the order of plan.cpp.
-RECORDABLE = ("rms_norm", "add_rms_norm", "act_mul", "rope_and_store", "attention", "linear", "quantized_linear")
+# In the order of plan.cpp; the kind of op whose time a kernel's is.
+RECORDABLE = {
+    "rms_norm": "norm",
+    "add_rms_norm": "norm",
+    "act_mul": "activation",
+    "rope_and_store": "rope",
+    "attention": "attention",
+    "linear": "linear",
+    "quantized_linear": "linear",
+}
+_NUMBERS = {name: number for number, name in enumerate(RECORDABLE)}
 
 
 class Tape:
@@ -34,7 +43,7 @@ class Tape:
                 return function(arguments)
             if name not in RECORDABLE:
                 raise RuntimeError(f"{name} cannot be part of a plan")
-            self._calls.append((RECORDABLE.index(name), arguments))
+            self._calls.append((_NUMBERS[name], arguments))
             return 0
 
         return record
@@ -62,10 +71,24 @@ class Segment:
     def __bool__(self) -> bool:
         return self._count > 0
 
-    def run(self, rows: int) -> None:
+    def run(self, rows: int, seconds: KernelSeconds | None = None) -> None:
         """Raises IndexError for a position or slot out of range; nothing from that layer on was computed then."""
-        if self._run(_RUN(self._address, self._count, rows)):
+        if self._run(_RUN(self._address, self._count, rows, 0 if seconds is None else seconds.address)):
             raise IndexError("a position or slot of the step is out of range")
+
+
+class KernelSeconds:
+    """Where runs of segments leave how long each kernel took."""
+
+    def __init__(self) -> None:
+        self._seconds = (ctypes.c_double * len(RECORDABLE))()
+        self.address = ctypes.addressof(self._seconds)
+
+    def by_kind(self) -> dict[str, float]:
+        sums = dict.fromkeys(RECORDABLE.values(), 0.0)
+        for kind, seconds in zip(RECORDABLE.values(), self._seconds, strict=True):
+            sums[kind] += seconds
+        return sums
 
 
 class IndexCell:

@@ -6,6 +6,7 @@
 // where it has any, its zero points. Sums of a row are exact integers added up in one order, so its bits do not depend on the
 // batch or on threads.
 #include "arguments.h"
+#include "half.h"
 #include "scratch.h"
 
 namespace {
@@ -53,7 +54,6 @@ inline ints dot(ints acc, ints w, Four x) {
 
 #if defined(__AVX512F__)
 inline vf to_floats(ints v) { return _mm512_cvtepi32_ps((vi)v); }
-inline vf load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 inline ints load_bytes(const uint8_t *p) { return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 inline ints nearest(vf v) { return (ints)_mm512_cvtps_epi32(v); }
 inline void store_bytes(int8_t *p, ints v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8((vi)v)); }
@@ -61,16 +61,9 @@ inline vf magnitude(vf v) { return _mm512_abs_ps(v); }
 #else
 #if defined(__AVX2__)
 inline vf to_floats(ints v) { return _mm256_cvtepi32_ps((vi)v); }
-inline vf load_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 inline ints load_bytes(const uint8_t *p) { return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 #else
 inline vf to_floats(ints v) { return vf{float(v[0]), float(v[1]), float(v[2]), float(v[3])}; }
-inline float from_half(uint16_t h) {
-    int exponent = h >> 10 & 31, fraction = h & 1023;
-    float size = exponent ? std::ldexp(float(1024 + fraction), exponent - 25) : std::ldexp(float(fraction), -24);
-    return h >> 15 ? -size : size;
-}
-inline vf load_half(const uint16_t *p) { return vf{from_half(p[0]), from_half(p[1]), from_half(p[2]), from_half(p[3])}; }
 inline ints load_bytes(const uint8_t *p) { return ints{p[0], p[1], p[2], p[3]}; }
 #endif
 inline ints nearest(vf v) { return to_ints(round_to_int(v)); }
@@ -294,5 +287,5 @@ HASTEN_PART void part_quantized_linear(const void *args, void *with) {
 }
 
 extern "C" void hasten_quantized_linear(const Quantized *a) {
-    gather(worth_sharing(*a), [&](Team &team) { part_quantized_linear(a, &team); });
+    gather(worth_sharing(*a), a->rows, [&](Team &team) { part_quantized_linear(a, &team); });
 }

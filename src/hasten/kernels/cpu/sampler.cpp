@@ -4,6 +4,7 @@
 
 #include "candidates.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace {
 
@@ -196,14 +197,16 @@ struct Sample {  // as native.py packs it
 };
 
 template <class E> int64_t sample(const Sample &a) {
-#pragma omp parallel for schedule(dynamic, 1) if (a.rows > 1 && a.rows * a.n > 32768)
-    for (int64_t r = 0; r < a.rows; r++) {
-        Work work;
-        size_t bytes = Work::lay(work, nullptr, int(a.n));
-        Work::lay(work, (char *)kept.take(bytes), int(a.n));
-        Row with{a.temperature[r], a.top_p[r], a.min_p[r], a.top_k[r], a.u[r]};
-        a.out[r] = sample_row((const E *)a.logits + r * a.stride, int(a.n), with, work);
-    }
+    bool worth = a.rows > 1 && a.rows * a.n > 32768;
+    gather(worth, a.rows, [&](Team &team) {
+        team.share(a.rows, worth, [&](int64_t r) {
+            Work work;
+            size_t bytes = Work::lay(work, nullptr, int(a.n));
+            Work::lay(work, (char *)kept.take(bytes), int(a.n));
+            Row with{a.temperature[r], a.top_p[r], a.min_p[r], a.top_k[r], a.u[r]};
+            a.out[r] = sample_row((const E *)a.logits + r * a.stride, int(a.n), with, work);
+        });
+    });
     for (int64_t r = 0; r < a.rows; r++)
         if (a.out[r] < 0) return r;
     return -1;

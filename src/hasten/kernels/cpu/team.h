@@ -3,7 +3,8 @@
 // A kernel is a few phases, each a number of jobs that threads claim one by one; a phase is over when its jobs are done, not when
 // every thread has come. So a thread that the system keeps from running holds nobody up: it finds its phases over and passes
 // through them. Phases too small to share are the first thread's; the others go ahead to the next shared one and wait there until
-// the first arrives. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step.
+// the first arrives. A kernel that is called alone gathers a team of its own; `plan.cpp` takes one team through a whole step. With
+// few rows a team does not even wait for who never came.
 #pragma once
 
 #include <omp.h>
@@ -12,6 +13,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+
+#include "pool.h"
 
 namespace {
 
@@ -100,17 +103,21 @@ class Team {
     }
 };
 
-// work(id, count) by all threads, or by this one alone.
-template <class Work> void in_parallel(bool worth, Work work) {
-    if (!worth || omp_get_max_threads() == 1) return work(0, 1);
+constexpr int64_t FEW_ROWS = 64;  // of a step that torch's threads have no part in, as in planned.py
+
+// work(id, count) by all threads, or by this one alone. With few rows some may not come (`pool.h`).
+template <class Work> void in_parallel(bool worth, bool few, Work work) {
+    int threads = omp_get_max_threads();
+    if (!worth || threads == 1) return work(0, 1);
+    if (few) return together([](void *context, int id, int count) { (*(Work *)context)(id, count); }, &work, threads);
 #pragma omp parallel
     work(omp_get_thread_num(), omp_get_num_threads());
 }
 
 // kernel(team), by all threads or by this one alone.
-template <class Kernel> void gather(bool worth, Kernel kernel) {
+template <class Kernel> void gather(bool worth, int64_t rows, Kernel kernel) {
     Phase phases[PHASES];
-    in_parallel(worth, [&](int id, int count) {
+    in_parallel(worth, rows <= FEW_ROWS, [&](int id, int count) {
         Team team(phases, id, count);
         kernel(team);
     });

@@ -19,8 +19,8 @@ from hasten.engine.memory import block_bytes
 from hasten.engine.request import Request, SamplingParams
 from hasten.lab.bench import machine
 
-INSIDE = ("linear", "attention", "norm", "activation", "head", "embedding", "experts")
-"""Kinds of op whose time is spent inside kernels and matmuls; the rest of a step is overhead."""
+READING = ("linear", "experts", "head", "attention")
+"""Kinds of op that read the weights and the KV; all else of a step is the engine's own share."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Point:
     bound_s: float
     share_of_bound: float
     parts: dict[str, float] = field(default_factory=dict)
-    overhead_s: float | None = None
+    own_s: float | None = None
 
 
 def run(
@@ -142,7 +142,7 @@ def _sum(many: list[dict[str, float]]) -> dict[str, float]:
 def _break(point: Point, steps: list[tuple[float, dict[str, float]]]) -> None:
     names = dict.fromkeys(name for _, parts in steps for name in parts)
     point.parts = {name: median(parts.get(name, 0.0) for _, parts in steps) for name in names}
-    point.overhead_s = median(took - sum(parts.get(name, 0.0) for name in INSIDE) for took, parts in steps)
+    point.own_s = median(took - sum(parts.get(name, 0.0) for name in READING) for took, parts in steps)
 
 
 def _judge(built: Built, point: Point, read: float, matmul: float, output: int) -> None:
