@@ -41,7 +41,7 @@ CLAIM = Claim(
     workload="quality: the built-in model, held-out texts and questions of the testbed; speed: random weights of Qwen3-0.6B's "
     "shape, prompts of 32 tokens, decode steps",
     baseline="the plain engine, bfloat16",
-    technique="int8, groups of 128, head included",
+    technique="int8, groups of 128, head and embedding included",
     requirements=(
         Requirement(
             name="perplexity",
