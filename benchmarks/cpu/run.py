@@ -35,7 +35,7 @@ from bandwidth import Arithmetic, Bandwidth, bound_s
 from peer import ENGINES
 
 HERE = Path(__file__).parent
-CASES = ("prefill:512", "prefill:2048", "decode:1x512", "decode:8x128", "decode:32x128")
+CASES = ("prefill:512", "prefill:2048", "decode:1x512", "decode:8x128", "decode:32x128", "decode:32x512")
 QUICK_CASES = ("prefill:512", "decode:1x512", "decode:32x64")
 STEPS = {1: 24, 8: 12, 32: 8}
 """Decode steps measured a round, by sequences."""
