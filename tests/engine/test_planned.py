@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,45 @@ def test_an_attention_policy_in_python_is_called_between_recorded_calls(tmp_path
     with_plan.parts.executor._attention = InPython()  # type: ignore[union-attr]
     assert outputs(with_plan) == outputs(without)
     assert InPython.calls > 0 and isinstance(plans(with_plan)[0], PlannedPass)
+
+
+def test_results_in_python_may_lie_anywhere(tmp_path: Path) -> None:
+    """In the memory an op is given, in some of its own, or where the input lies."""
+
+    class InPlace(PagedAttention):
+        native = False
+
+        def attend(self, site, q, k, v, step):
+            step.empty(*q.shape).fill_(float("nan"))  # given memory, used for something else
+            q.copy_(super().attend(site, q, k, v, step).view(q.shape))
+            return q.reshape(q.shape[0], -1)
+
+    path = tiny.folder(tmp_path)
+    with_plan, without = tiny.engine(path), tiny.engine(path, executor__native=False)
+    with_plan.parts.executor._attention = InPlace()  # type: ignore[union-attr]
+    assert outputs(with_plan) == outputs(without)
+    assert isinstance(plans(with_plan)[0], PlannedPass)
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+def test_a_profiled_step_says_where_its_time_went(in_python: bool, tmp_path: Path) -> None:
+    class InPython(PagedAttention):
+        native = False
+
+    built = tiny.engine(tiny.folder(tmp_path))
+    executor: Any = built.parts.executor
+    executor.profile = True
+    if in_python:
+        executor._attention = InPython()
+    built.engine.add(Request(id="a", prompt=np.arange(1, 9), sampling=SamplingParams(max_tokens=6, ignore_eos=True)))
+    while built.engine.unfinished:
+        began = time.perf_counter()
+        built.engine.step()
+        took, parts = time.perf_counter() - began, dict(built.engine.last_seconds)
+        assert min(parts.values()) >= 0 and sum(parts.values()) <= took
+        assert {"linear", "attention", "norm", "activation", "head"} <= parts.keys()
+        assert min(parts[kind] for kind in ("linear", "attention", "norm", "activation")) > 0
+    assert isinstance(plans(built)[0], PlannedPass)
 
 
 def test_changed_weights_are_recorded_anew(tmp_path: Path) -> None:

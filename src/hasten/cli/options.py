@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="A folder in Hugging Face format or a hub id; the built-in model if left out."),
+    typer.Argument(metavar="[MODEL]", help="A folder (Hugging Face), a GGUF file or a hub id; the built-in model if left out."),
 ]
 With = Annotated[
     list[str] | None,

@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str = BUILTIN
-    """A folder in Hugging Face format, a hub id, or `builtin`."""
+    """A folder in Hugging Face format, a GGUF file, a hub id, or `builtin`."""
     load_format: Literal["auto", "dummy"] = "auto"
     """`dummy`: random weights of the shapes in config.json, for speed work without a checkpoint."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hasten.engine.executors.step import Model
 from hasten.engine.technique import ConfigError
-from hasten.kernels.pages import on_huge_pages
+from hasten.kernels.pages import well_placed
 
 SHARE = 0.4
 """Share of free memory the KV pool takes at most when no size is given. Untouched pages cost nothing on the CPU."""
@@ -49,8 +49,8 @@ class Memory:
         self._host: list[tuple[Tensor, Tensor]] = []
         for site in model.sites:
             shape = (blocks, site.kv_heads, block_size, site.head_dim)
-            site.k = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.device))
-            site.v = on_huge_pages(torch.empty(shape, dtype=model.dtype, device=model.device))
+            site.k = well_placed(torch.empty(shape, dtype=model.dtype, device=model.device))
+            site.v = well_placed(torch.empty(shape, dtype=model.dtype, device=model.device))
         if host_blocks:
             pin = model.device.type == "cuda"
             for site in model.sites:

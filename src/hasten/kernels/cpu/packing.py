@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.kernels.pages import on_huge_pages
+from hasten.kernels.pages import well_placed
 from hasten.kernels.quantized import PANEL, QuantizedWeight
 
 _PANELS = 16
@@ -65,7 +65,7 @@ def packed(weight: QuantizedWeight) -> PackedWeight:
     outputs, inner = weight.levels.shape
     groups, panels = weight.scales.shape[1], -(-outputs // PANEL)
     group_bytes = PANEL * (weight.group * weight.bits // 8 + 2 + (weight.zeros is not None))
-    streams = on_huge_pages(torch.empty(panels, groups, group_bytes, dtype=torch.uint8))
+    streams = well_placed(torch.empty(panels, groups, group_bytes, dtype=torch.uint8))
     # Some panels at a time: copies of all levels of a large head would be most of the memory that a start takes.
     for at in range(0, panels, _PANELS):
         _pack(weight, at * PANEL, streams[at : at + _PANELS])
