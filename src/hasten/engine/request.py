@@ -107,14 +107,13 @@ class SamplingParams:
 
     @property
     def reshapes_logits(self) -> bool:
-        """True when penalties, bias or a constraint change the row of logits before it is drawn from."""
+        """True when penalties, bias or `min_tokens` change the row of logits before it is drawn from."""
         return bool(
             self.repetition_penalty != 1.0
             or self.presence_penalty
             or self.frequency_penalty
             or self.logit_bias
             or self.min_tokens
-            or self.constraint is not None
         )
 
 
