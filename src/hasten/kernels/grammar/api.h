@@ -16,7 +16,8 @@ int32_t hasten_language_states(void *language);  // that lead to acceptance; 0: 
 int64_t hasten_language_match(void *language, const uint8_t *text, int64_t size, int32_t *accepted);
 
 // ---- vocabularies: token i is bytes[offsets[i], offsets[i + 1]); empty ones are never legal by their text. `ends`: tokens that end a text.
-void *hasten_vocabulary_new(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count);
+void *hasten_vocabulary_new(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count, char *error,
+                            int32_t error_size);
 void hasten_vocabulary_free(void *vocabulary);
 
 // ---- grammars (`Grammar.blob`), compiled as far as the first mask needs; the rest is done when it is reached
@@ -31,9 +32,10 @@ void *hasten_state_new(void *grammar);
 void *hasten_state_fork(void *state);
 void hasten_state_free(void *state);
 int32_t hasten_state_advance(void *state, int32_t token);  // 0, or -1: not legal, nothing has changed
-void hasten_state_rollback(void *state, int32_t count);
+int32_t hasten_state_rollback(void *state, int32_t count);  // 0, or -1: there were not so many tokens, nothing has changed
 int32_t hasten_state_ended(void *state);  // whether the text may end here
 void hasten_state_fill(void *state, int32_t *mask);
+void hasten_state_fill_plain(void *state, int32_t *mask);  // the same by walking the whole vocabulary, for tests
 void hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t threads);
 int32_t hasten_state_bytes(void *state, const uint8_t *text, int32_t size);  // how many of the bytes may follow; changes nothing
 int32_t hasten_state_forced(void *state, uint8_t *out, int32_t size);  // bytes that must follow, as far as is certain

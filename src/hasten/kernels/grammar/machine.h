@@ -1,0 +1,78 @@
+// The pushdown machine: where a text stands in its grammar, and what one more byte makes of that.
+//
+// A thread is one way to read the text: the LR stack after its complete lexemes, the frames of its open containers, and what the bytes
+// since may become. Reductions wait until a lexeme's end is certain. There are several threads where a lexeme may end here or go on,
+// where several terminals match it, and where the grammar has conflicts; equal ones are one.
+#pragma once
+
+#include <map>
+#include <unordered_map>
+
+#include "edges.h"
+#include "frames.h"
+#include "lexer.h"
+#include "vocab.h"
+
+struct Thread {
+    int32_t stack, frame, lexer;
+    int32_t text;            // cells of the lexeme's bytes, where what it says matters; -1
+    int32_t scan, characters;  // where a counted string stands, and how many characters it has begun
+
+    bool operator==(const Thread &other) const {
+        return stack == other.stack && frame == other.frame && lexer == other.lexer && text == other.text && scan == other.scan &&
+               characters == other.characters;
+    }
+    bool operator<(const Thread &other) const;
+};
+using Threads = std::vector<Thread>;
+
+class Machine {
+  public:
+    static constexpr size_t MOST_THREADS = 512;
+
+    Machine(Grammar grammar, std::vector<std::shared_ptr<const Dfa>> automata);
+    Machine(const Machine &) = delete;
+
+    Threads begin();
+    // Merged; none where the byte cannot follow, or where there would be more than MOST_THREADS.
+    void step(const Threads &from, uint8_t byte, Threads &out);
+    void token(const Threads &from, int32_t token, Threads &out);  // by its number
+    bool ended(const Threads &threads);
+    // The tokens that may come by their number.
+    void tokens(const Threads &threads, std::vector<int32_t> &out);
+    std::vector<std::string> expected(const Threads &threads);
+
+    const Grammar grammar;
+    Lr lr;
+    Edges edges;
+    Frames frames;
+    Lexer lexer;
+    int64_t crowded = 0;  // how often there were too many threads
+
+    int64_t bytes() const;
+    // Forgets all that can be found again and what no thread in `live` refers to; these are renumbered.
+    void collect(const std::vector<Threads *> &live);
+
+  private:
+    struct After {
+        int32_t stack, frame, t;
+        bool operator<(const After &other) const {
+            if (stack != other.stack) return stack < other.stack;
+            return frame != other.frame ? frame < other.frame : t < other.t;
+        }
+    };
+    int32_t empty_text;
+    std::unordered_map<uint64_t, int32_t> starts;  // (stack, frame) -> lexer state
+    std::map<After, Threads> afters;               // of terminals whose text does not matter
+
+    bool at_start(const Thread &thread) const { return thread.lexer < 0 || lexer[thread.lexer].start; }
+    template <class Each> void each_start(const Threads &threads, Each each);
+    bool start(int32_t stack, int32_t frame, Thread &out);
+    int32_t find_start(int32_t stack, int32_t frame);
+    bool key_follows(int32_t stack, int32_t comma, const View &view);
+    bool go_on(const Thread &from, uint8_t byte, Thread &out);
+    void keep_allowed(Thread &thread, const Scan &scan);
+    // The threads that begin the next lexeme after this one has ended as terminal t.
+    const Threads &after(const Thread &thread, int32_t t, Threads &own);
+    void merge(Threads &threads);
+};

@@ -1,0 +1,57 @@
+#include "vocab.h"
+
+#include <algorithm>
+
+#include "error.h"
+
+Vocabulary::Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count)
+    : tokens(tokens), words((tokens + 31) / 32), ends(ends, ends + end_count) {
+    if (tokens < 1) throw Error{"a vocabulary needs a token"};
+    for (int32_t i = 0; i < tokens; i++)
+        if (offsets[i] > offsets[i + 1] || offsets[0] != 0) throw Error{"offsets of tokens must start at 0 and not decrease"};
+    this->bytes.assign(bytes, bytes + offsets[tokens]);
+    this->offsets.assign(offsets, offsets + tokens + 1);
+    std::sort(this->ends.begin(), this->ends.end());
+    if (end_count && (this->ends.front() < 0 || this->ends.back() >= tokens)) throw Error{"an end is no token of the vocabulary"};
+
+    Pieces pieces;
+    for (int32_t i = 0; i < tokens; i++)
+        if (!text(i).empty() && !is_end(i)) pieces.emplace_back(text(i), i);
+    std::sort(pieces.begin(), pieces.end());
+    // Of equal pieces the first stands for all in every tree.
+    equal.assign(tokens, -1);
+    Pieces kept;
+    for (size_t i = 0; i < pieces.size(); i++) {
+        if (i && pieces[i].first == pieces[i - 1].first) equal[pieces[i - 1].second] = pieces[i].second;
+        else kept.push_back(pieces[i]);
+    }
+    trie = tree(std::move(kept));
+    deepest = 0;
+    for (const Node &node : trie) deepest = std::max<int32_t>(deepest, node.depth);
+}
+
+bool Vocabulary::is_end(int32_t token) const { return std::binary_search(ends.begin(), ends.end(), token); }
+
+Trie Vocabulary::tree(Pieces pieces) {
+    std::sort(pieces.begin(), pieces.end());
+    Trie trie;
+    std::vector<int32_t> path;  // nodes of the piece before
+    std::string_view before;
+    auto leave = [&](size_t depth) {
+        for (; path.size() > depth; path.pop_back()) trie[path.back()].skip = int32_t(trie.size());
+    };
+    for (auto [piece, token] : pieces) {
+        if (piece.size() > UINT16_MAX) throw Error{"a token is longer than 65,535 bytes"};
+        size_t shared = 0;
+        while (shared < before.size() && shared < piece.size() && before[shared] == piece[shared]) shared++;
+        leave(shared);
+        for (size_t i = shared; i < piece.size(); i++) {
+            path.push_back(int32_t(trie.size()));
+            trie.push_back({0, -1, uint16_t(i + 1), uint8_t(piece[i])});
+        }
+        trie[path.back()].token = token;
+        before = piece;
+    }
+    leave(0);
+    return trie;
+}
