@@ -74,7 +74,8 @@ Plan read_plan(Reader &in) {
     plan.array = in.number(0, 1, "a plan's array");
     plan.bits = in.number(0, MOST_BITS, "a plan's bits");
     plan.witnesses = in.number(0, MOST_BITS, "a plan's witnesses");
-    plan.unique = in.number(0, 1, "a plan's unique");
+    int32_t flags = in.number(0, 3, "a plan's flags");
+    plan.unique = flags & 1, plan.ordered = flags & 2;
     plan.rows.resize(in.count("a plan's rows"));
     plan.enough = 0;
     for (Row &row : plan.rows) {

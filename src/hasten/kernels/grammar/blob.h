@@ -21,11 +21,11 @@ struct Row {
 };
 
 struct Plan {
-    bool array, unique;
-    int32_t bits, witnesses;  // witnesses' bits follow those of the keys
+    bool array, unique, ordered;
+    int32_t bits, witnesses;  // witnesses' bits follow those of the keys, then one which says that a key without a bit has come
     std::vector<Row> rows;
     int32_t enough;  // a count beyond this one is like it
-    int32_t words() const { return (bits + witnesses + 63) / 64; }
+    int32_t words() const { return (bits + witnesses + ordered + 63) / 64; }
 };
 
 struct Production {

@@ -36,6 +36,7 @@ int32_t Frames::apply(int32_t number, int32_t t, int32_t text) {
             return finish_value(frame.parent, combine({0, 0}, {plan.array, 1}));
         case KEY:
             if (terminal.argument >= 0) set(frame, plan, terminal.argument);
+            else if (plan.ordered) set(frame, plan, plan.bits + plan.witnesses);
             if (watches(number, t)) frame.key = digest('k', decode_string(text_of(text)));
             if (terminal.distinct) {
                 if (in_list(frame.list, frame.key)) return REFUSED;
@@ -141,13 +142,24 @@ bool View::opens(const Terminal &terminal) const {
 }
 
 bool View::takes_key(int32_t bit) const {
-    if (bit >= 0 && (bit >= plan->bits || has(bit))) return false;
+    if (bit >= plan->bits || (bit >= 0 && has(bit))) return false;
+    if (plan->ordered && bit >= 0) {
+        if (has(plan->bits + plan->witnesses)) return false;
+        for (int32_t later = bit + 1; later < plan->bits; later++)
+            if (has(later)) return false;
+    }
     return std::any_of(rows.begin(), rows.end(), [&](const auto &one) {
         const auto &[row, missing] = one;
         if (bit >= 0 && contains(row->forbidden, bit)) return false;
+        if (plan->ordered && missing && (bit < 0 || skips(*row, bit))) return false;
         bool serves = bit >= 0 && contains(row->required, bit);
         return row->most < 0 || int64_t(count) + 1 + missing - serves <= row->most;
     });
+}
+
+// Whether a required bit below this one is missing.
+bool View::skips(const Row &row, int32_t bit) const {
+    return std::any_of(row.required.begin(), row.required.end(), [&](int32_t one) { return one < bit && !has(one); });
 }
 
 bool View::closes(int32_t count) const {

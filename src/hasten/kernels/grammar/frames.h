@@ -64,5 +64,6 @@ class View {
     bool array_goes_on(const Plan &array, int32_t count, int32_t witnesses_missing) const;
     bool opens(const Terminal &terminal) const;
     bool takes_key(int32_t bit) const;
+    bool skips(const Row &row, int32_t bit) const;
     bool closes(int32_t count) const;
 };

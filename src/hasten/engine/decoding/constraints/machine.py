@@ -61,7 +61,7 @@ def _text_of(function: Any, handle: int) -> str:
 
 
 class Vocabulary:
-    """`pieces`: the bytes of each token, empty for those that are no text. `ends`: tokens that end a text. Raises GrammarError."""
+    """`pieces`: the bytes of each token, empty for what is no text. `ends`: tokens that end a text. Raises GrammarError."""
 
     def __init__(self, pieces: Sequence[bytes], ends: Sequence[int]) -> None:
         self._library = _machine()
@@ -116,7 +116,7 @@ class CompiledGrammar:
 
 
 class State:
-    """Where one sequence stands (decoding.base.ConstraintState). Not thread-safe; different ones may be used by different threads."""
+    """Where one sequence stands (decoding.base.ConstraintState). One thread at a time; others may use other states."""
 
     __slots__ = ("_handle", "_library", "grammar")
 
