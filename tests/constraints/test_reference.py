@@ -223,7 +223,9 @@ def test_masks_are_what_can_be_completed() -> None:
     signs: dict[str, Node] = {sign: Text(text(sign), name=sign) for sign in "ac,()"}
     rules = {
         "root": Either((Ref("item"), Seq((Ref("root"), signs[","], Ref("item"))))),
-        "item": Either((Seq((Repeat(signs["a"], 1, None), Repeat(signs["c"], 0, 1))), Seq((signs["("], Ref("root"), signs[")"])))),
+        "item": Either(
+            (Seq((Repeat(signs["a"], 1, None), Repeat(signs["c"], 0, 1))), Seq((signs["("], Ref("root"), signs[")"])))
+        ),
     }
     texts = {"".join(one).encode() for one in derived(rules, "root", 9)}
     prefixes = {one[:length] for one in texts for length in range(len(one) + 1)}

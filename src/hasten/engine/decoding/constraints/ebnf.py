@@ -9,8 +9,8 @@
 A terminal ends only where it cannot go on; of two that match the same text the higher priority wins, then a literal. What
 Lark would decide by the length of the pattern stays open, and both are followed. Shaping of trees (`?rule`, `!rule`, `_rule`,
 `-> alias`) and priorities of rules change no text and are passed over. Texts that are ignored may stand before every terminal
-and at the end; they are folded into the terminals (`ignoring.py`). Lazy quantifiers make a terminal end at its first end
-(`/\\/\\*(.|\\n)*?\\*\\//`). Not taken: templates, lookaround inside a pattern, imports but those of `common`, `%declare`, `%override`.
+and at the end; they are folded into the terminals (`ignoring.py`). A lazy quantifier makes its pattern end at the first place
+where it can: `/<!--(.|\\n)*?-->/`. Not taken: templates, imports but those of `common`, `%declare`, `%override`, `%extend`.
 """
 
 from __future__ import annotations

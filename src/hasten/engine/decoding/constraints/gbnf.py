@@ -122,7 +122,8 @@ class _Parser(Reader):
                 high = pieces[place + 2][0]
                 place += 2
             if len(low) != 1 or len(high) != 1 or low > high:
-                raise self.fault(f"{low}-{high} is no range of characters" if low != high else f"{low} has no meaning", token.at)
+                what = f"{low} has no meaning" if low == high else f"{low}-{high} is no range of characters"
+                raise self.fault(what, token.at)
             ranges.append((ord(low), ord(high)))
             place += 1
         return but(chars(*ranges)) if inverted else chars(*ranges)

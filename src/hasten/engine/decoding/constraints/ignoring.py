@@ -7,6 +7,8 @@ a comment, never a comment "#" and the name "x". The automaton follows the ignor
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.derivatives import MOST_STATES, Automaton, build, nonempty, trimmed
 from hasten.engine.decoding.constraints.languages import NOTHING, Expr
@@ -62,7 +64,7 @@ class Ignored:
             ranges += [(low, high) for automaton in (self.automaton, terminal) for low, high, _ in automaton.rows[0]]
         cuts = sorted({end for low, high in ranges for end in (low, high + 1)})
         found = []
-        for low, after in zip(cuts, cuts[1:], strict=False):
+        for low, after in pairwise(cuts):
             following = self._step(terminal, pair, low)
             if following == (None, None) and again:
                 following = self._step(terminal, (0, 0), low)

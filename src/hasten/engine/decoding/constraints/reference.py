@@ -115,7 +115,7 @@ class Pushdown:
 
 
 Lexeme = tuple[tuple[int, int, bytes], ...]
-"""Of each terminal that may still match: its number, its automaton's state, and the first bytes of a character not yet whole."""
+"""Of each terminal that may still match: its number, its automaton's state, the first bytes of a character not yet whole."""
 Thread = tuple[Stack, Lexeme]
 
 
@@ -145,7 +145,7 @@ class Matcher:
         if not going or not self.grammar.longest:
             for after in self._ended(thread):
                 fresh, begun = self._between(after)
-                if (begun := self._within(begun, byte)):
+                if begun := self._within(begun, byte):
                     found.append((fresh, begun))
         return found
 

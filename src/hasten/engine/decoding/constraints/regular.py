@@ -6,7 +6,20 @@ from graphlib import CycleError, TopologicalSorter
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, cat, either, repeat
-from hasten.engine.decoding.constraints.rules import Either, Node, Ref, Repeat, Seq, Text, choice, parts_of, refs, sequence, show, text
+from hasten.engine.decoding.constraints.rules import (
+    Either,
+    Node,
+    Ref,
+    Repeat,
+    Seq,
+    Text,
+    choice,
+    parts_of,
+    refs,
+    sequence,
+    show,
+    text,
+)
 
 MOST_SIZE = 5_000
 """Of a merged expression written out, repeats and all. Larger ones stay rules."""
@@ -72,7 +85,8 @@ def merge(rules: dict[str, Node], limits: Limits) -> dict[str, Node]:
     todo = [name for name, others in wanted.items() if not others]
     for name in todo:
         limits.check(len(todo))
-        if (found := _regular(name, rules[name], known)) is not None:
+        found = _regular(name, rules[name], known)
+        if found is not None and found[0] != NOTHING:
             known[name] = found
             for user in users.get(name, ()):
                 wanted[user].discard(name)
@@ -132,7 +146,9 @@ def _merged(node: Node, known: Known, limits: Limits) -> Node:
             for option in options:
                 together = expression(choice([*regular, option]), known) is not None
                 (regular if together else rest).append(option)
-            return choice(([_merged(choice(regular), known, limits)] if regular else []) + [_merged(one, known, limits) for one in rest])
+            return choice(
+                ([_merged(choice(regular), known, limits)] if regular else []) + [_merged(one, known, limits) for one in rest]
+            )
         case Seq(parts):
             out: list[Node] = []
             run: list[Node] = []
@@ -148,4 +164,3 @@ def _merged(node: Node, known: Known, limits: Limits) -> Node:
                 out.append(_merged(sequence(run), known, limits))
             return sequence(out)
     return node
-

@@ -1,4 +1,4 @@
-"""Rules with alternatives, repeats and optional parts, as the readers of `ebnf.py` and `gbnf.py` leave them, become productions.
+"""Rules with alternatives, repeats and optional parts, as `ebnf.py` and `gbnf.py` read them, become productions.
 
 Productions may not be empty, so every symbol stands for what its rule derives *without* the empty text; where the rule may be
 empty, each production that uses it is there with and without the symbol (exact removal of epsilon). `x*` and `x+` become
@@ -17,7 +17,7 @@ from hasten.engine.decoding.constraints.grammar import Grammar, Terminal
 from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr
 
 MOST_INLINE = 16
-"""Alternatives that one sequence may become by writing out the alternatives of its parts; beyond, parts get symbols of their own."""
+"""Alternatives that one sequence may become by writing out those of its parts; beyond, parts get symbols of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +278,7 @@ def _fertile(grammar: Grammar) -> set[int]:
 
 def _refuse_cycles(grammar: Grammar, productions: dict[int, list[tuple[int, ...]]]) -> None:
     """A symbol that derives itself has endlessly many derivations of one text, and a parser endlessly many reductions."""
-    units = {
-        left: {right[0] for right in rights if len(right) == 1 and right[0] < 0} for left, rights in productions.items()
-    }
+    units = {left: {right[0] for right in rights if len(right) == 1 and right[0] < 0} for left, rights in productions.items()}
     try:
         TopologicalSorter(units).prepare()
     except CycleError as fault:

@@ -59,9 +59,7 @@ class ConstraintSpec:
 
                 schema = self.text if self.kind == "json_schema" else {"type": "object"}
                 assert not isinstance(schema, tuple)
-                return compile_schema(
-                    schema, whitespace=self.whitespace, order=self.order, lenient=self.lenient, limits=limits
-                )
+                return compile_schema(schema, whitespace=self.whitespace, order=self.order, lenient=self.lenient, limits=limits)
             case "choice":
                 from hasten.engine.decoding.constraints.languages import words
 
