@@ -67,7 +67,7 @@ class Pre3:
                 return compiling
             # What was not checked by whoever sent it is checked before it is accepted.
             compiling.result()
-        except GrammarError as error:
+        except (GrammarError, RuntimeError) as error:  # or the native library is not there
             raise BadRequest(str(error), "constraint") from None
         return None
 
@@ -87,7 +87,7 @@ class Pre3:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = self._read_vocabulary()
-        return CompiledGrammar(prepared, self._vocabulary, limits)
+        return CompiledGrammar(prepared.blob, self._vocabulary, limits)
 
     def _read_vocabulary(self) -> Vocabulary:
         from hasten.engine.decoding.constraints.machine import Vocabulary

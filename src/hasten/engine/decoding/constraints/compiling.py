@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import xxhash
+
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Grammar
 
@@ -44,12 +46,9 @@ class After:
 class Prepared:
     """A grammar that the front end has accepted, as `Grammar.blob` writes it; what goes to another process."""
 
-    key: Hashable
-    data: bytes
+    key: str
+    blob: bytes
     warnings: tuple[str, ...] = ()
-
-    def blob(self) -> bytes:
-        return self.data
 
 
 def prepare(spec: Spec | Prepared, limits: Limits) -> Prepared:
@@ -57,7 +56,8 @@ def prepare(spec: Spec | Prepared, limits: Limits) -> Prepared:
     if isinstance(spec, Prepared):
         return spec
     grammar = spec.compile(limits)
-    return Prepared(spec.key, grammar.blob(), tuple(grammar.warnings))
+    blob = grammar.blob()
+    return Prepared(xxhash.xxh3_128_hexdigest(blob), blob, tuple(grammar.warnings))
 
 
 def split(constraint: Any) -> tuple[Spec | Prepared, str | None]:
