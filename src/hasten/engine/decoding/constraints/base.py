@@ -39,3 +39,6 @@ class Limits:
             raise GrammarError(f"compiling it takes more than {self.seconds:g} s")
         if nodes > self.nodes:
             raise GrammarError(f"it has more than {self.nodes} parts")
+
+    def left_s(self) -> float:
+        return max(0.0, self._until - time.perf_counter())
