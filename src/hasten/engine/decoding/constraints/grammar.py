@@ -83,13 +83,16 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Of frames. `bits`: of named keys. `witnesses`: how many, all of which must be found. `unique`: the items of an array must
-    differ as JSON values."""
+    differ as JSON values. `ordered`: of an object, keys come in the order of their bits, and those without one (-1) after all
+    others: a KEY is enabled only if no bit from its own on is set and no required one below it is missing, and one with a bit
+    only before any without."""
 
     array: bool
     rows: tuple[Row, ...]
     bits: int = 0
     witnesses: int = 0
     unique: bool = False
+    ordered: bool = False
 
 
 @dataclass(slots=True)
@@ -151,7 +154,8 @@ class Grammar:
             chunk(one.name.encode())
         numbers(len(self.plans))
         for plan in self.plans:
-            numbers(plan.array, plan.bits, plan.witnesses, plan.unique, len(plan.rows))
+            # `ordered` is the second bit of the number that says `unique`.
+            numbers(plan.array, plan.bits, plan.witnesses, plan.unique | plan.ordered << 1, len(plan.rows))
             for row in plan.rows:
                 numbers(row.least, -1 if row.most is None else row.most, len(row.required), *sorted(row.required))
                 numbers(len(row.forbidden), *sorted(row.forbidden))
