@@ -39,13 +39,13 @@ int64_t copy(const std::string &text, char *out, int64_t size) {
 
 void *hasten_vocabulary_new(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count, char *error,
                             int32_t error_size) {
-    return make(error, error_size, [&] { return new Vocabulary(bytes, offsets, tokens, ends, end_count); });
+    return make(error, error_size, [&] { return new VocabularyRows(bytes, offsets, tokens, ends, end_count); });
 }
 
-void hasten_vocabulary_free(void *vocabulary) { delete static_cast<Vocabulary *>(vocabulary); }
+void hasten_vocabulary_free(void *vocabulary) { delete static_cast<VocabularyRows *>(vocabulary); }
 
 void *hasten_grammar_new(void *vocabulary, const uint8_t *blob, int64_t size, double most_s, int64_t most_bytes, char *error, int32_t error_size) {
-    return make(error, error_size, [&] { return new Compiled(*static_cast<Vocabulary *>(vocabulary), blob, size, most_s, most_bytes); });
+    return make(error, error_size, [&] { return new Compiled(*static_cast<VocabularyRows *>(vocabulary), blob, size, most_s, most_bytes); });
 }
 
 void hasten_grammar_free(void *grammar) { delete &compiled(grammar); }
@@ -98,7 +98,7 @@ int32_t hasten_state_ended(void *state) {
 
 void hasten_state_fill_plain(void *state, int32_t *mask) {
     Lock guard(state_of(state).grammar.lock);
-    state_of(state).grammar.fill_plain(state_of(state), mask);
+    state_of(state).grammar.masks.fill_plain(state_of(state).position->threads, mask);
 }
 
 int32_t hasten_state_bytes(void *state, const uint8_t *text, int32_t size) {
@@ -118,7 +118,10 @@ int64_t hasten_state_expected(void *state, char *out, int64_t size) {
     return copy(names, out, size);
 }
 
-void hasten_state_fill(void *state, int32_t *mask) { hasten_state_fill_plain(state, mask); }
+void hasten_state_fill(void *state, int32_t *mask) {
+    Lock guard(state_of(state).grammar.lock);
+    state_of(state).grammar.masks.fill(state_of(state).position->threads, mask);
+}
 
 void hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t) {
     for (int32_t i = 0; i < count; i++) hasten_state_fill(states[i], masks + i * stride);

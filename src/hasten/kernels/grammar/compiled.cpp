@@ -10,7 +10,7 @@ constexpr int32_t MOST_LANGUAGE_STATES = 20'000;
 
 std::vector<std::shared_ptr<const Dfa>> compile(const Grammar &grammar, double most_s) {
     Budget budget{now_s() + most_s, MOST_LANGUAGE_STATES};
-    std::vector<std::shared_ptr<const Dfa>> automata;
+    std::vector<std::shared_ptr<const Dfa>> automata;  // of languages
     for (const Language &language : grammar.languages) automata.push_back(shared_automaton(language, budget));
     return automata;
 }
@@ -37,32 +37,42 @@ State::State(Compiled &grammar) : grammar(grammar), position(std::make_shared<Po
 State::State(const State &other) : grammar(other.grammar), position(other.position) { grammar.states.insert(this); }
 State::~State() { grammar.states.erase(this); }
 
-Compiled::Compiled(const Vocabulary &vocabulary, const uint8_t *blob, int64_t size, double most_s, int64_t most_bytes)
+Compiled::Compiled(VocabularyRows &vocabulary, const uint8_t *blob, int64_t size, double most_s, int64_t most_bytes)
     : Compiled(vocabulary, read_for(vocabulary, blob, size), most_s, most_bytes) {}
 
-Compiled::Compiled(const Vocabulary &vocabulary, Grammar grammar, double most_s, int64_t most_bytes)
-    : vocabulary(vocabulary), machine(grammar, compile(grammar, most_s)), most_bytes(most_bytes), levels(vocabulary.deepest + 1) {}
+Compiled::Compiled(VocabularyRows &vocabulary, const Grammar &grammar, double most_s, int64_t most_bytes)
+    : Compiled(vocabulary, grammar, compile(grammar, most_s), most_bytes) {}
+
+Compiled::Compiled(VocabularyRows &vocabulary, const Grammar &grammar, const Automata &automata, int64_t most_bytes)
+    : vocabulary(vocabulary), machine(grammar, automata), masks(vocabulary, machine, vocabulary.rows, automata), most_bytes(most_bytes) {}
 
 bool Compiled::advance(State &state, int32_t token) {
     if (token < 0 || token >= vocabulary.tokens) return false;
     const Threads &from = state.position->threads;
-    Threads reached, next;
-    if (vocabulary.is_end(token)) {
-        // Nothing can follow; a grammar may have the same token inside a text too.
-        machine.token(from, token, reached);
-        if (reached.empty() && !machine.ended(from)) return false;
-    } else {
-        std::string_view text = vocabulary.text(token);
-        if (!text.empty()) reached = from;
-        for (uint8_t byte : text) {
-            machine.step(reached, byte, next);
-            reached.swap(next);
-        }
-        machine.token(from, token, reached);
-        if (reached.empty()) return false;
-    }
+    Threads reached;
+    if (!vocabulary.is_end(token)) read(from, vocabulary.text(token), reached);
+    machine.token(from, token, reached);
+    // Nothing can follow an end, unless the grammar has the same token inside a text too.
+    if (reached.empty() && !(vocabulary.is_end(token) && machine.ended(from))) return false;
     state.position = std::make_shared<Position>(Position{std::move(reached), state.position});
     return true;
+}
+
+// Each way to go on by itself, as masks are found.
+void Compiled::read(const Threads &from, std::string_view text, Threads &out) {
+    if (text.empty()) return;
+    std::vector<Part> parts;
+    Threads reached, next;
+    machine.spread(from, parts);
+    for (const Part &part : parts) {
+        machine.enter(part, uint8_t(text[0]), reached);
+        for (size_t i = 1; i < text.size() && !reached.empty(); i++) {
+            machine.step(reached, uint8_t(text[i]), next);
+            reached.swap(next);
+        }
+        out.insert(out.end(), reached.begin(), reached.end());
+    }
+    machine.merge(out);
 }
 
 int32_t Compiled::match(const State &state, const uint8_t *text, int32_t size) {
@@ -94,37 +104,12 @@ int32_t Compiled::forced(const State &state, uint8_t *out, int32_t size) {
     }
 }
 
-void Compiled::fill_plain(const State &state, int32_t *mask) {
-    std::fill(mask, mask + vocabulary.words, 0);
-    const Threads &threads = state.position->threads;
-    auto set = [&](int32_t token) { mask[token >> 5] |= int32_t(1u << (token & 31)); };
-    if (machine.ended(threads)) std::for_each(vocabulary.ends.begin(), vocabulary.ends.end(), set);
-    std::vector<int32_t> tokens;
-    machine.tokens(threads, tokens);
-    std::for_each(tokens.begin(), tokens.end(), set);
-    walk(vocabulary.trie, threads, mask);
-}
-
-void Compiled::walk(const Trie &trie, const Threads &from, int32_t *mask) {
-    levels[0] = from;
-    for (size_t i = 0; i < trie.size();) {
-        const Node &node = trie[i];
-        machine.step(levels[node.depth - 1], node.byte, levels[node.depth]);
-        if (levels[node.depth].empty()) {
-            i = size_t(node.skip);
-            continue;
-        }
-        if (node.token >= 0) vocabulary.set(mask, node.token);
-        i++;
-    }
-}
-
 std::string Compiled::report() const {
     auto field = [](const char *name, int64_t value) { return "\"" + std::string(name) + "\": " + std::to_string(value); };
     return "{" + field("terminals", int64_t(machine.grammar.terminals.size())) + ", " +
            field("productions", int64_t(machine.grammar.productions.size())) + ", " + field("states", machine.lr.size()) + ", " +
            field("conflicts", machine.lr.conflicts()) + ", " + field("edges", machine.edges.count()) + ", " +
-           field("lexer_states", machine.lexer.size()) + ", " + field("crowded", machine.crowded) + ", " + field("bytes", bytes()) + "}";
+           field("lexer_states", machine.lexer.size()) + ", " + field("leaves", masks.leaves()) + ", " + field("shared_bytes", vocabulary.rows.bytes()) + ", " + field("crowded", machine.crowded) + ", " + field("bytes", bytes()) + "}";
 }
 
 void Compiled::bound_memory() {
@@ -133,5 +118,6 @@ void Compiled::bound_memory() {
     std::vector<Threads *> live;
     for (State *state : states)
         for (Position *at = state->position.get(); at && seen.insert(at).second; at = at->before.get()) live.push_back(&at->threads);
+    masks.clear();
     machine.collect(live);
 }

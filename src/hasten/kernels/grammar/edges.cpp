@@ -1,7 +1,5 @@
 #include "edges.h"
 
-#include <algorithm>
-
 void Edges::shift(int32_t stack, int32_t t, std::vector<int32_t> &out) {
     auto [root, fresh] = roots.emplace(uint64_t(uint32_t(top(stack))) << 32 | uint32_t(t), int32_t(trie.size()));
     if (fresh) trie.emplace_back();

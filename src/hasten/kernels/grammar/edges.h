@@ -5,6 +5,7 @@
 // fits, the plain actions run on the stack and what they looked at becomes the condition of a new edge.
 #pragma once
 
+#include <algorithm>
 #include <unordered_map>
 #include <vector>
 
@@ -12,7 +13,7 @@
 #include "pool.h"
 
 struct StackNode {
-    int32_t state, parent;
+    int32_t state, parent, depth;
 };
 
 class Edges {
@@ -21,9 +22,16 @@ class Edges {
 
     Pool<StackNode> stacks;
 
-    int32_t bottom() { return stacks.intern({Lr::START, -1}); }
-    int32_t push(int32_t stack, int32_t state) { return stacks.intern({state, stack}); }
-    int32_t top(int32_t stack) const { return stacks[stack].state; }
+    // The depth of the deepest node whose state was looked at since it was set: what lies below had no influence.
+    int32_t lowest = 0;
+
+    int32_t bottom() { return stacks.intern({Lr::START, -1, 0}); }
+    int32_t push(int32_t stack, int32_t state) { return stacks.intern({state, stack, stacks[stack].depth + 1}); }
+    int32_t top(int32_t stack) {
+        StackNode node = stacks[stack];
+        lowest = std::min(lowest, node.depth);
+        return node.state;
+    }
     // The stacks after terminal `t`: none where it has no action, several where the grammar has conflicts.
     void shift(int32_t stack, int32_t t, std::vector<int32_t> &out);
     int64_t count() const { return edges; }

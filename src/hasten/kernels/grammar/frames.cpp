@@ -1,7 +1,5 @@
 #include "frames.h"
 
-#include <algorithm>
-
 namespace {
 
 bool contains(const std::vector<int32_t> &bits, int32_t bit) { return std::find(bits.begin(), bits.end(), bit) != bits.end(); }
@@ -16,31 +14,33 @@ bool can_be_empty(const Plan &plan) {
 
 int32_t Frames::apply(int32_t number, int32_t t, int32_t text) {
     const Terminal &terminal = grammar.terminals[t];
+    if (terminal.act == TOKEN) return number;
+    look_at(number);
     if (terminal.act == OPEN) {
         const Plan &plan = grammar.plans[terminal.argument];
         int32_t watched = plan.unique || (number >= 0 && frames[number].watched);
-        Frame fresh{terminal.argument, number, plan.array && plan.enough, watched, -1, -1, {0, 0}, {0, 0}};
+        Frame fresh{terminal.argument, number, plan.array && plan.enough, watched, -1, -1, depth(number) + 1, 0, {0, 0}, {0, 0}};
         if (plan.array && terminal.witness >= 0) set(fresh, plan, plan.bits + terminal.witness);
-        return frames.intern(fresh);
+        return keep(fresh);
     }
-    if (number < 0 || terminal.act == TOKEN) return number;
+    if (number < 0) return number;
     Frame frame = frames[number];
     const Plan &plan = grammar.plans[frame.plan];
     Digest value;
     switch (terminal.act) {
         case NONE:
-            return frame.watched && scalar_digest(text_of(text), value) ? finish_value(number, value) : number;
+            return frame.watched && scalar_digest(text_of(text), value) ? finish_value(number, value, text) : number;
         case CLOSE:
-            return finish_value(frame.parent, combine(frame.value, {plan.array, 1}));
+            return frame.watched ? finish_value(frame.parent, combine(frame.value, {plan.array, 1}), -1) : frame.parent;
         case EMPTY:
-            return finish_value(frame.parent, combine({0, 0}, {plan.array, 1}));
+            return frame.watched ? finish_value(frame.parent, combine({0, 0}, {plan.array, 1}), -1) : frame.parent;
         case KEY:
             if (terminal.argument >= 0) set(frame, plan, terminal.argument);
             else if (plan.ordered) set(frame, plan, plan.bits + plan.witnesses);
             if (watches(number, t)) frame.key = digest('k', decode_string(text_of(text)));
             if (terminal.distinct) {
-                if (in_list(frame.list, frame.key)) return REFUSED;
-                frame.list = cells.intern({frame.key.a, frame.key.b, frame.list});
+                if (number != trusted && in_list(frame.list, frame.key)) return REFUSED;
+                frame.list = cells.intern({frame.key.a, frame.key.b, frame.list, text});
             }
             if (!frame.watched) frame.key = {0, 0};
     }
@@ -48,11 +48,17 @@ int32_t Frames::apply(int32_t number, int32_t t, int32_t text) {
         frame.count = std::min(frame.count + 1, plan.enough);
         if (terminal.witness >= 0) set(frame, plan, plan.bits + terminal.witness);
     }
+    return keep(frame);
+}
+
+int32_t Frames::keep(Frame &frame) {
+    frame.shape = shapes.intern({frame.plan, frame.count, frame.watched, frame.seen, frame.list >= 0});
     return frames.intern(frame);
 }
 
 // The frame in which a value has ended.
-int32_t Frames::finish_value(int32_t number, const Digest &value) {
+int32_t Frames::finish_value(int32_t number, const Digest &value, int32_t text) {
+    look_at(number);
     if (number < 0 || !frames[number].watched) return number;
     Frame frame = frames[number];
     const Plan &plan = grammar.plans[frame.plan];
@@ -60,30 +66,50 @@ int32_t Frames::finish_value(int32_t number, const Digest &value) {
     frame.key = {0, 0};
     if (plan.unique) {
         if (in_list(frame.list, value)) return REFUSED;
-        frame.list = cells.intern({value.a, value.b, frame.list});
+        frame.list = cells.intern({value.a, value.b, frame.list, text});
     }
-    return frames.intern(frame);
+    return keep(frame);
 }
 
-bool Frames::in_list(int32_t list, const Digest &one) const {
-    for (int64_t at = list; at >= 0; at = cells[int32_t(at)].parent)
-        if (cells[int32_t(at)].a == one.a && cells[int32_t(at)].b == one.b) return true;
+bool Frames::in_list(int32_t list, const Digest &one) {
+    consulted |= list >= 0;
+    for (int32_t at = list; at >= 0; at = cells[at].parent)
+        if (cells[at].a == one.a && cells[at].b == one.b) return true;
     return false;
 }
 
 void Frames::set(Frame &frame, const Plan &plan, int32_t bit) {
     std::vector<uint64_t> words(plan.words());
-    int64_t cell = frame.seen;
-    for (size_t i = words.size(); i-- > 0 && cell >= 0; cell = cells[int32_t(cell)].parent) words[i] = cells[int32_t(cell)].a;
+    int32_t cell = frame.seen;
+    for (size_t i = words.size(); i-- > 0 && cell >= 0; cell = cells[cell].parent) words[i] = cells[cell].a;
     words[bit / 64] |= uint64_t(1) << (bit % 64);
     frame.seen = -1;
-    for (uint64_t word : words) frame.seen = cells.intern({word, 0, frame.seen});
+    for (uint64_t word : words) frame.seen = cells.intern({word, 0, frame.seen, -1});
 }
 
 std::string Frames::text_of(int32_t text) const {
     std::string bytes;
-    for (int64_t at = text; at > 0; at = cells[int32_t(at)].parent) bytes += char(cells[int32_t(at)].a);
+    for (int32_t at = text; cells[at].parent >= 0; at = cells[at].parent) bytes += char(cells[at].a);
     return {bytes.rbegin(), bytes.rend()};
+}
+
+void Frames::compact(std::vector<uint8_t> &opened, std::vector<uint8_t> &marked, std::vector<int32_t> &frame_of, std::vector<int32_t> &cell_of) {
+    auto mark = [](std::vector<uint8_t> &marks, int32_t at) {
+        if (at >= 0) marks[at] = 1;
+    };
+    auto renumber = [](const std::vector<int32_t> &numbers, int32_t &at) {
+        if (at >= 0) at = numbers[at];
+    };
+    for (int32_t i = frames.size(); i-- > 0;)
+        if (opened[i]) mark(opened, frames[i].parent), mark(marked, frames[i].seen), mark(marked, frames[i].list);
+    for (int32_t i = cells.size(); i-- > 0;)
+        if (marked[i]) mark(marked, cells[i].parent), mark(marked, cells[i].text);
+    cell_of = cells.compact(marked, [&](Cell &one, const auto &now) { renumber(now, one.parent), renumber(now, one.text); });
+    shapes = {};
+    frame_of = frames.compact(opened, [&](Frame &one, const auto &now) {
+        renumber(now, one.parent), renumber(cell_of, one.seen), renumber(cell_of, one.list);
+        one.shape = shapes.intern({one.plan, one.count, one.watched, one.seen, one.list >= 0});
+    });
 }
 
 // ---------------------------------------------------------------- what is enabled
@@ -94,8 +120,8 @@ View::View(const Grammar &grammar, const Frames &frames, int32_t number) : gramm
     plan = &grammar.plans[frame.plan];
     count = frame.count;
     seen.resize(plan->words());
-    int64_t cell = frame.seen;
-    for (size_t i = seen.size(); i-- > 0 && cell >= 0; cell = frames.cells[int32_t(cell)].parent) seen[i] = frames.cells[int32_t(cell)].a;
+    int32_t cell = frame.seen;
+    for (size_t i = seen.size(); i-- > 0 && cell >= 0; cell = frames.cells[cell].parent) seen[i] = frames.cells[cell].a;
     for (int32_t i = 0; i < plan->witnesses; i++) witnesses_missing += !has(plan->bits + i);
     for (const Row &row : plan->rows) {
         int32_t missing = 0;

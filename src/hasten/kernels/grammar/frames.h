@@ -1,6 +1,7 @@
 // What is remembered of the containers that are open (grammar.py says what each action means).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -9,9 +10,9 @@
 #include "content.h"
 #include "pool.h"
 
-struct Cell {  // of a text (a: byte), of a list of digests, of the words of a bit set (a: word)
+struct Cell {  // of a text (a: byte), of a list of values (a, b: digest; text: as it was written, -1 of containers), of words (a)
     uint64_t a, b;
-    int64_t parent;
+    int32_t parent, text;
 };
 
 struct Frame {
@@ -19,6 +20,8 @@ struct Frame {
     int32_t watched;    // its value is needed: it is an array of different items, or lies in one
     int32_t seen;       // cells, last word first; -1: no bit is set
     int32_t list;       // cells: an array's items, or an object's distinct keys; -1: none
+    int32_t depth;      // 1 of the outermost
+    int32_t shape;      // equal of frames that enable the same terminals until a list is consulted
     Digest value, key;  // of what is complete; of the key whose value comes
 };
 
@@ -31,19 +34,34 @@ class Frames {
     Pool<Frame> frames;
     Pool<Cell> cells;
 
+    // The depth of the outermost frame that was looked at since it was set, and whether a list was.
+    int32_t lowest = 0;
+    bool consulted = false;
+    // Of this frame's next key no one asks whether it is distinct.
+    int32_t trusted = REFUSED;
+
     // The frame after terminal `t` of the text in cells `text`, which is only read where the text is watched. REFUSED: a duplicate.
     int32_t apply(int32_t frame, int32_t t, int32_t text);
     // Whether the frame depends on what the terminal's text is.
     bool watches(int32_t frame, int32_t t) const { return grammar.terminals[t].distinct || (frame >= 0 && frames[frame].watched); }
     bool is_object(int32_t frame) const { return frame >= 0 && !grammar.plans[frames[frame].plan].array; }
+    int32_t depth(int32_t frame) const { return frame < 0 ? 0 : frames[frame].depth; }
+    void look_at(int32_t frame) { lowest = std::min(lowest, depth(frame)); }
+    // Keeps what is marked; `opened` and `marked` are of frames and cells.
+    void compact(std::vector<uint8_t> &opened, std::vector<uint8_t> &marked, std::vector<int32_t> &frame_of, std::vector<int32_t> &cell_of);
     std::string text_of(int32_t text) const;
 
   private:
+    struct Shape {
+        int32_t plan, count, watched, seen, listed;
+    };
     const Grammar &grammar;
+    Pool<Shape> shapes;
 
+    int32_t keep(Frame &frame);
     void set(Frame &frame, const Plan &plan, int32_t bit);
-    bool in_list(int32_t list, const Digest &one) const;
-    int32_t finish_value(int32_t number, const Digest &value);
+    bool in_list(int32_t list, const Digest &one);
+    int32_t finish_value(int32_t number, const Digest &value, int32_t text);
 };
 
 // A frame's answer to which terminals may come next.

@@ -59,8 +59,16 @@ std::vector<int32_t> Lexer::compact(const std::vector<uint8_t> &live) {
     return renumbered;
 }
 
+namespace {
+
+// Before the first quotation mark, between characters, in an escape; after the first of a pair of surrogates, and in its second.
+enum { BEFORE, PLAIN, ESCAPE, U, UD, HEX3, HEX2, HEX1, HIGH2, HIGH1, LOW, LOW_ESCAPE, LOW4, LOW3, LOW2, LOW1 };
+
+}  // namespace
+
+bool Scan::between(int32_t state) { return state == PLAIN; }
+
 Scan Scan::step(int32_t state, uint8_t byte) {
-    enum { BEFORE, PLAIN, ESCAPE, U, UD, HEX3, HEX2, HEX1, HIGH2, HIGH1, LOW, LOW_ESCAPE, LOW4, LOW3, LOW2, LOW1 };
     switch (state) {
         case BEFORE:
             return {byte == '"' ? PLAIN : BEFORE, false, false};

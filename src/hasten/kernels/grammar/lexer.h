@@ -61,4 +61,5 @@ struct Scan {
     bool begins, closes;  // a character, the string
 
     static Scan step(int32_t state, uint8_t byte);
+    static bool between(int32_t state);  // two characters of a string
 };

@@ -21,7 +21,7 @@ std::vector<uint8_t> usable(const Grammar &grammar, const std::vector<std::share
 
 Machine::Machine(Grammar read, std::vector<std::shared_ptr<const Dfa>> automata)
     : grammar(std::move(read)), lr(grammar, usable(grammar, automata)), edges(lr), frames(grammar), lexer(grammar, std::move(automata)),
-      empty_text(frames.cells.intern({0, 0, -1})) {}
+      empty_text(frames.cells.intern({0, 0, -1, -1})) {}
 
 Threads Machine::begin() {
     Thread first;
@@ -32,19 +32,31 @@ Threads Machine::begin() {
 
 // ---------------------------------------------------------------- the start of a lexeme
 
+template <class Find> void Machine::track(int32_t &stack_lowest, int32_t &frame_lowest, Find find) {
+    int32_t stack_before = edges.lowest, frame_before = frames.lowest;
+    edges.lowest = frames.lowest = INT32_MAX;
+    find();
+    stack_lowest = edges.lowest, frame_lowest = frames.lowest;
+    edges.lowest = stack_before, frames.lowest = frame_before;
+}
+
 bool Machine::start(int32_t stack, int32_t frame, Thread &out) {
-    auto [at, fresh] = starts.emplace(uint64_t(uint32_t(stack)) << 32 | uint32_t(frame), Lexer::NOTHING);
-    if (fresh) {
-        int32_t found = find_start(stack, frame);
-        at = starts.insert_or_assign(uint64_t(uint32_t(stack)) << 32 | uint32_t(frame), found).first;
+    uint64_t key = uint64_t(uint32_t(stack)) << 32 | uint32_t(frame);
+    auto found = starts.find(key);
+    if (found == starts.end()) {
+        Start fresh;
+        track(fresh.stack_lowest, fresh.frame_lowest, [&] { fresh.lexer = find_start(stack, frame); });
+        found = starts.emplace(key, fresh).first;
     }
-    if (at->second < 0) return false;
-    bool read = lexer[at->second].distinct || (frame >= 0 && frames.frames[frame].watched);
-    out = {stack, frame, at->second, read ? empty_text : -1, 0, 0};
+    look_at(found->second.stack_lowest, found->second.frame_lowest);
+    if (found->second.lexer < 0) return false;
+    bool read = lexer[found->second.lexer].distinct || (frame >= 0 && frames.frames[frame].watched);
+    out = {stack, frame, found->second.lexer, read ? empty_text : -1, 0, 0};
     return true;
 }
 
 int32_t Machine::find_start(int32_t stack, int32_t frame) {
+    frames.look_at(frame);
     View view(grammar, frames, frame);
     std::vector<int32_t> terminals;
     for (int32_t t : lr.terminals(edges.top(stack))) {
@@ -66,13 +78,33 @@ bool Machine::key_follows(int32_t stack, int32_t comma, const View &view) {
 
 // ---------------------------------------------------------------- a byte
 
+void Machine::spread(const Threads &threads, std::vector<Part> &out) {
+    out.clear();
+    for (const Thread &thread : threads) {
+        if (thread.lexer < 0) continue;
+        out.push_back({thread});
+        if (at_start(thread)) continue;
+        for (int32_t t : lexer[thread.lexer].accepted) {
+            Threads own;
+            for (const Thread &begun : after(thread, t, own))
+                if (begun.lexer >= 0) out.push_back({begun, grammar.longest ? thread.lexer : Lexer::NOTHING});
+        }
+    }
+}
+
+void Machine::enter(const Part &part, uint8_t byte, Threads &out) {
+    out.clear();
+    Thread next;
+    if (part.barred >= 0 && lexer.step(part.barred, byte) >= 0) return;
+    if (go_on(part.thread, byte, next)) out.push_back(next);
+}
+
 void Machine::step(const Threads &from, uint8_t byte, Threads &out) {
     out.clear();
     Thread next;
     for (const Thread &thread : from) {
-        bool goes_on = go_on(thread, byte, next);
-        if (goes_on) out.push_back(next);
-        if ((goes_on && grammar.longest) || at_start(thread)) continue;
+        if (go_on(thread, byte, next)) out.push_back(next);
+        if (at_start(thread) || (grammar.longest && lexer.step(thread.lexer, byte) >= 0)) continue;
         for (int32_t t : lexer[thread.lexer].accepted) {
             Threads own;
             for (const Thread &begun : after(thread, t, own))
@@ -92,7 +124,7 @@ bool Machine::go_on(const Thread &from, uint8_t byte, Thread &out) {
         out.scan = scan.state;
         out.characters = from.characters + scan.begins;
     }
-    if (from.text >= 0) out.text = frames.cells.intern({byte, 0, from.text});
+    if (from.text >= 0) out.text = frames.cells.intern({byte, 0, from.text, -1});
     if (scan.begins || scan.closes || (out.text >= 0 && !lexer[next].complete.empty())) keep_allowed(out, scan);
     if (out.lexer < 0) return false;
     if (!lexer[out.lexer].counted) out.scan = out.characters = 0;
@@ -117,26 +149,39 @@ void Machine::keep_allowed(Thread &thread, const Scan &scan) {
 }
 
 const Threads &Machine::after(const Thread &thread, int32_t t, Threads &own) {
-    bool read = thread.text >= 0 && frames.watches(thread.frame, t);
-    if (!read)
-        if (auto found = afters.find({thread.stack, thread.frame, t}); found != afters.end()) return found->second;
-    int32_t frame = frames.apply(thread.frame, t, thread.text);
-    std::vector<int32_t> stacks;
-    if (frame != Frames::REFUSED) edges.shift(thread.stack, t, stacks);
-    Thread begun;
-    for (int32_t stack : stacks) {
-        // Where the text ends here no terminal can start.
-        if (!start(stack, frame, begun)) begun = {stack, frame, Lexer::NOTHING, -1, 0, 0};
-        own.push_back(begun);
+    auto find = [&](Threads &out) {
+        int32_t frame = frames.apply(thread.frame, t, thread.text);
+        if (frame == Frames::REFUSED) return;
+        std::vector<int32_t> stacks;
+        edges.shift(thread.stack, t, stacks);
+        for (int32_t stack : stacks) {
+            Thread begun;
+            // Where the text ends here no terminal can start.
+            if (!start(stack, frame, begun)) begun = {stack, frame, Lexer::NOTHING, -1, 0, 0};
+            out.push_back(begun);
+        }
+    };
+    if (thread.text >= 0 && frames.watches(thread.frame, t)) {
+        find(own);
+        return own;
     }
-    return read ? own : afters[{thread.stack, thread.frame, t}] = own;
+    auto &known = afters[uint64_t(uint32_t(thread.stack)) << 32 | uint32_t(thread.frame)];
+    auto found = std::find_if(known.begin(), known.end(), [&](const auto &one) { return one.first == t; });
+    if (found == known.end()) {
+        After fresh;
+        track(fresh.stack_lowest, fresh.frame_lowest, [&] { find(fresh.threads); });
+        known.emplace_back(t, std::move(fresh));
+        found = std::prev(known.end());
+    }
+    look_at(found->second.stack_lowest, found->second.frame_lowest);
+    return found->second.threads;
 }
 
 void Machine::merge(Threads &threads) {
     if (threads.size() < 2) return;
     std::sort(threads.begin(), threads.end());
     threads.erase(std::unique(threads.begin(), threads.end()), threads.end());
-    if (threads.size() > MOST_THREADS) crowded++, threads.clear();
+    if (threads.size() > MOST_THREADS) crowded++, threads.resize(MOST_THREADS);
 }
 
 // ---------------------------------------------------------------- between bytes
@@ -203,44 +248,33 @@ std::vector<std::string> Machine::expected(const Threads &threads) {
 // ---------------------------------------------------------------- memory
 
 int64_t Machine::bytes() const {
-    return lr.bytes() + edges.bytes() + lexer.bytes() + frames.frames.bytes() + frames.cells.bytes() + int64_t(starts.size()) * 40 +
-           int64_t(afters.size()) * 120;
+    return lr.bytes() + edges.bytes() + lexer.bytes() + frames.frames.bytes() + frames.cells.bytes() + int64_t(starts.size()) * 48 +
+           int64_t(afters.size()) * 160;
 }
 
 void Machine::collect(const std::vector<Threads *> &live) {
     starts.clear();
     afters.clear();
     edges.clear();
-    std::vector<uint8_t> stacks(edges.stacks.size()), opened(frames.frames.size()), cells(frames.cells.size());
-    std::vector<uint8_t> lexers(lexer.size());
-    cells[empty_text] = 1;
-    auto mark = [](std::vector<uint8_t> &marks, int64_t at) {
+    std::vector<uint8_t> stacks(edges.stacks.size()), opened(frames.frames.size()), cells(frames.cells.size()), lexers(lexer.size());
+    auto mark = [](std::vector<uint8_t> &marks, int32_t at) {
         if (at >= 0) marks[at] = 1;
     };
+    cells[empty_text] = 1;
     for (Threads *threads : live)
         for (const Thread &thread : *threads) {
             mark(stacks, thread.stack), mark(opened, thread.frame), mark(cells, thread.text), mark(lexers, thread.lexer);
         }
     for (int32_t i = edges.stacks.size(); i-- > 0;)
         if (stacks[i]) mark(stacks, edges.stacks[i].parent);
-    for (int32_t i = frames.frames.size(); i-- > 0;)
-        if (opened[i]) {
-            Frame frame = frames.frames[i];
-            mark(opened, frame.parent), mark(cells, frame.seen), mark(cells, frame.list);
-        }
-    for (int32_t i = frames.cells.size(); i-- > 0;)
-        if (cells[i]) mark(cells, frames.cells[i].parent);
 
     using Numbers = std::vector<int32_t>;
-    auto renumber = [](const Numbers &numbers, auto &at) {
+    auto renumber = [](const Numbers &numbers, int32_t &at) {
         if (at >= 0) at = numbers[at];
     };
     Numbers stack_of = edges.stacks.compact(stacks, [&](StackNode &one, const Numbers &now) { renumber(now, one.parent); });
-    Numbers cell_of = frames.cells.compact(cells, [&](Cell &one, const Numbers &now) { renumber(now, one.parent); });
-    Numbers frame_of = frames.frames.compact(opened, [&](Frame &one, const Numbers &now) {
-        renumber(now, one.parent), renumber(cell_of, one.seen), renumber(cell_of, one.list);
-    });
-    Numbers lexer_of = lexer.compact(lexers);
+    Numbers frame_of, cell_of, lexer_of = lexer.compact(lexers);
+    frames.compact(opened, cells, frame_of, cell_of);
     empty_text = cell_of[empty_text];
     for (Threads *threads : live)
         for (Thread &thread : *threads) {

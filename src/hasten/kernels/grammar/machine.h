@@ -5,7 +5,7 @@
 // where several terminals match it, and where the grammar has conflicts; equal ones are one.
 #pragma once
 
-#include <map>
+#include <list>
 #include <unordered_map>
 
 #include "edges.h"
@@ -26,6 +26,12 @@ struct Thread {
 };
 using Threads = std::vector<Thread>;
 
+// A thread of which no lexeme may end before its first byte, nor may that be one with which lexer state `barred` goes on.
+struct Part {
+    Thread thread;
+    int32_t barred = Lexer::NOTHING;
+};
+
 class Machine {
   public:
     static constexpr size_t MOST_THREADS = 512;
@@ -34,8 +40,12 @@ class Machine {
     Machine(const Machine &) = delete;
 
     Threads begin();
-    // Merged; none where the byte cannot follow, or where there would be more than MOST_THREADS.
+    // The ways to go on, whose readings do not depend on each other: each thread, and what it begins where its lexeme ends here.
+    void spread(const Threads &threads, std::vector<Part> &out);
+    void enter(const Part &part, uint8_t byte, Threads &out);
     void step(const Threads &from, uint8_t byte, Threads &out);
+    // Sorted, equal ones are one; beyond MOST_THREADS the rest is left out.
+    void merge(Threads &threads);
     void token(const Threads &from, int32_t token, Threads &out);  // by its number
     bool ended(const Threads &threads);
     // The tokens that may come by their number.
@@ -54,16 +64,17 @@ class Machine {
     void collect(const std::vector<Threads *> &live);
 
   private:
+    // What was found, and how far down it was looked for it.
+    struct Start {
+        int32_t lexer, stack_lowest, frame_lowest;
+    };
     struct After {
-        int32_t stack, frame, t;
-        bool operator<(const After &other) const {
-            if (stack != other.stack) return stack < other.stack;
-            return frame != other.frame ? frame < other.frame : t < other.t;
-        }
+        Threads threads;
+        int32_t stack_lowest, frame_lowest;
     };
     int32_t empty_text;
-    std::unordered_map<uint64_t, int32_t> starts;  // (stack, frame) -> lexer state
-    std::map<After, Threads> afters;               // of terminals whose text does not matter
+    std::unordered_map<uint64_t, Start> starts;                             // by (stack, frame)
+    std::unordered_map<uint64_t, std::list<std::pair<int32_t, After>>> afters;  // by (stack, frame), for each terminal
 
     bool at_start(const Thread &thread) const { return thread.lexer < 0 || lexer[thread.lexer].start; }
     template <class Each> void each_start(const Threads &threads, Each each);
@@ -74,5 +85,9 @@ class Machine {
     void keep_allowed(Thread &thread, const Scan &scan);
     // The threads that begin the next lexeme after this one has ended as terminal t.
     const Threads &after(const Thread &thread, int32_t t, Threads &own);
-    void merge(Threads &threads);
+    // Runs `find`, which looks at the stack and frames; writes how far down it looked.
+    template <class Find> void track(int32_t &stack_lowest, int32_t &frame_lowest, Find find);
+    void look_at(int32_t stack_lowest, int32_t frame_lowest) {
+        edges.lowest = std::min(edges.lowest, stack_lowest), frames.lowest = std::min(frames.lowest, frame_lowest);
+    }
 };

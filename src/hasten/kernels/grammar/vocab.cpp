@@ -3,6 +3,18 @@
 #include <algorithm>
 
 #include "error.h"
+#include "utf8.h"
+
+namespace {
+
+bool is_utf8(std::string_view text) {
+    Utf8 state;
+    for (uint8_t byte : text)
+        if (!state.step(byte)) return false;
+    return state.at == Utf8::BETWEEN;
+}
+
+}  // namespace
 
 Vocabulary::Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count)
     : tokens(tokens), words((tokens + 31) / 32), ends(ends, ends + end_count) {
@@ -25,15 +37,38 @@ Vocabulary::Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tok
         if (i && pieces[i].first == pieces[i - 1].first) equal[pieces[i - 1].second] = pieces[i].second;
         else kept.push_back(pieces[i]);
     }
-    trie = tree(std::move(kept));
+    trie = tree(kept);
     deepest = 0;
     for (const Node &node : trie) deepest = std::max<int32_t>(deepest, node.depth);
+    sign(kept);
 }
 
 bool Vocabulary::is_end(int32_t token) const { return std::binary_search(ends.begin(), ends.end(), token); }
 
-Trie Vocabulary::tree(Pieces pieces) {
-    std::sort(pieces.begin(), pieces.end());
+void Vocabulary::sign(const Pieces &pieces) {
+    whole.assign(words, 0);
+    containing.resize(129);
+    Pieces specials;
+    for (auto [piece, token] : pieces) {
+        if (is_utf8(piece)) set(whole.data(), token);
+        Signature own{};
+        for (uint8_t byte : piece) own.add(byte);
+        for (int32_t byte = 0; byte < 128; byte++)
+            if (own.ascii[byte / 64] >> (byte % 64) & 1) containing[byte].push_back(token);
+        if (own.other) containing[128].push_back(token);
+        if (piece.find_first_of("\"\\") != std::string_view::npos) specials.emplace_back(piece, token);
+    }
+    special = tree(specials);
+    signatures.assign(trie.size(), {});
+    for (size_t i = trie.size(); i-- > 0;) {
+        const Node &node = trie[i];
+        signatures[i].add(node.byte);
+        if (node.token >= 0 && !(whole[node.token >> 5] >> (node.token & 31) & 1)) signatures[i].broken = true;
+        for (int32_t child = int32_t(i) + 1; child < node.skip; child = trie[child].skip) signatures[i].add(signatures[child]);
+    }
+}
+
+Trie Vocabulary::tree(const Pieces &pieces) {
     Trie trie;
     std::vector<int32_t> path;  // nodes of the piece before
     std::string_view before;

@@ -13,6 +13,21 @@ struct Node {
 };
 using Trie = std::vector<Node>;
 
+// The bytes below a node, itself included: what a language must allow for all of its tokens to be legal.
+struct Signature {
+    uint64_t ascii[2];
+    bool other;   // bytes beyond ASCII
+    bool broken;  // some token is not UTF-8 of its own
+    void add(uint8_t byte) {
+        if (byte < 128) ascii[byte / 64] |= uint64_t(1) << (byte % 64);
+        else other = true;
+    }
+    void add(const Signature &more) {
+        ascii[0] |= more.ascii[0], ascii[1] |= more.ascii[1];
+        other |= more.other, broken |= more.broken;
+    }
+};
+
 // A piece and the token it belongs to.
 using Pieces = std::vector<std::pair<std::string_view, int32_t>>;
 
@@ -25,6 +40,11 @@ struct Vocabulary {
     std::vector<int32_t> equal;    // the next token of the same bytes, -1: none
     Trie trie;
     int32_t deepest;  // bytes of the longest token
+    // For finding out which tokens a language allows (rows.cpp), over the tokens in the tree:
+    std::vector<Signature> signatures;             // of nodes
+    std::vector<int32_t> whole;                    // a mask: tokens that are UTF-8 of their own
+    std::vector<std::vector<int32_t>> containing;  // byte below 128, or 128 for all others -> tokens that contain it
+    Trie special;                                  // tokens with a quotation mark or a backslash
 
     Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count);
     // Of tokens that are legal by their text: not empty, and no end.
@@ -32,9 +52,15 @@ struct Vocabulary {
         return {(const char *)bytes.data() + offsets[token], size_t(offsets[token + 1] - offsets[token])};
     }
     bool is_end(int32_t token) const;
-    // The tree of some of the tokens, no two of them of equal bytes.
-    static Trie tree(Pieces pieces);
+    // The tree of some of the tokens, sorted, no two of equal bytes.
+    static Trie tree(const Pieces &pieces);
     void set(int32_t *mask, int32_t token) const {
         for (; token >= 0; token = equal[token]) mask[token >> 5] |= int32_t(1u << (token & 31));
     }
+    void clear(int32_t *mask, int32_t token) const {
+        for (; token >= 0; token = equal[token]) mask[token >> 5] &= int32_t(~(1u << (token & 31)));
+    }
+
+  private:
+    void sign(const Pieces &pieces);
 };
