@@ -246,7 +246,7 @@ class Evaluator {
         Automaton out;
         int32_t states = reader.count(4);
         for (int32_t state = 0; state < states; state++) {
-            budget.check(states);
+            budget.check(0);
             std::vector<Edge> row;
             for (int32_t edges = reader.count(12); edges > 0; edges--) {
                 std::vector<int32_t> labels = alphabet.labels(reader.spans(1));
