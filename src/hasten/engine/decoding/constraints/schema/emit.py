@@ -20,7 +20,7 @@ from typing import Any
 from hasten.engine.decoding.constraints import numbers
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Act, Form, Grammar, Plan, Row, Terminal
-from hasten.engine.decoding.constraints.languages import EMPTY, EVERYTHING, Expr, cat, chars, repeat, text, words
+from hasten.engine.decoding.constraints.languages import EMPTY, Expr, cat, chars, repeat, text, words
 from hasten.engine.decoding.constraints.schema.containers import ENDLESS
 from hasten.engine.decoding.constraints.schema.emptiness import Nodes
 from hasten.engine.decoding.constraints.schema.formulas import Formula
@@ -157,7 +157,7 @@ class Emitter:
         for bit, (type_, value) in enumerate(shape.values):
             language, form = text({None: "null", True: "true", False: "false"}.get(value, "")), Form.TEXT
             if type_ == "number":
-                language = numbers.among(frozenset((value,)))
+                language = numbers.literal(value)
             elif type_ == "string":
                 language, form = words([value]), Form.STRING
             grammar.produce(item, self._terminal(language, form, Act.KEY, bit, name=repr(value)))

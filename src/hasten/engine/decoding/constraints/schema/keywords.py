@@ -31,7 +31,7 @@ class Keywords:
         self._patterns: dict[str, Expr] = {}
         self._rules = [rule for rule in _RULES if rule.first <= self.draft <= rule.last]
         self._words = frozenset(word for rule in self._rules for word in rule.words)
-        self.root = self.schema(root, "", self._references.base)
+        self.root = self.schema(root, "", "")
 
     def schema(self, value: Json, where: str, base: str) -> Formula:
         if isinstance(value, bool):
@@ -82,7 +82,7 @@ class Keywords:
             try:
                 self._patterns[pattern] = regex.parse(pattern, search=True)
             except GrammarError as error:
-                raise GrammarError(f"{pattern!r}: {error}", word, where) from None
+                raise GrammarError(str(error).removeprefix("pattern: "), word, where) from None
         return self._patterns[pattern]
 
     def equal(self, value: Json, where: str, word: str, depth: int = 0) -> Formula:
@@ -308,13 +308,13 @@ def _get(place: Place, word: str, kind: Any, default: Any = None) -> Any:
 
 def _count(place: Place, word: str) -> int:
     value = number(place.schema[word], word, place.where)
-    if not isinstance(value, int) or not 0 <= value:
-        raise GrammarError(f"it counts, and cannot be {_shown(value)}", word, place.where)
-    return min(value, 2**31 - 2)
+    if value < 0 or value % 1:
+        raise GrammarError(f"it counts, and cannot be {_shown(place.schema[word])}", word, place.where)
+    return int(min(value, 2**31 - 2))
 
 
 def number(value: Json, word: str, where: str) -> int | Decimal:
-    """Exact; an integer always as int, so that equal numbers are equal objects of one type."""
+    """Exact."""
     if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         raise GrammarError(f"it is a number, not {_shown(value)}", word, where)
     exact = value if isinstance(value, int | Decimal) else Decimal(repr(value))
@@ -322,4 +322,4 @@ def number(value: Json, word: str, where: str) -> int | Decimal:
         return exact
     if not exact.is_finite() or abs(exact.adjusted()) > 1000 or len(exact.as_tuple().digits) > 1000:
         raise GrammarError(f"{_shown(str(value))} is no number that can be told apart", word, where)
-    return int(exact) if exact == exact.to_integral_value() else exact
+    return exact

@@ -67,14 +67,15 @@ class Normal:
         if kind is Kind.TRUE:
             return [FREE]
         if kind is Kind.ALL:
-            return self._all(formula.parts, type_)
+            return self._all(formula, type_)
         if kind is Kind.ANY:
             return self._reduced([one for part in formula.parts for one in self._find(part, type_)], type_)
         if kind is Kind.ONE:
-            return self._one(formula, type_)
+            return self._one([FREE], formula, type_) if formula.positive else self._not_one(formula, type_)
+        if kind is Kind.REFERENCE and formula.positive:
+            return self._all(formula, type_)
         if kind is Kind.REFERENCE:
-            definition = self._keywords.definition(formula.payload)
-            return self._find(definition if formula.positive else self.formulas.negate(definition), type_)
+            return self._find(self.formulas.negate(self._keywords.definition(formula.payload)), type_)
         if kind is Kind.FALSE:
             return []
         if formula.positive:
@@ -84,30 +85,48 @@ class Normal:
             return negated(formula.payload[2], self)
         return kept(formula.payload, type_, self.conditions)
 
-    def _all(self, parts: Iterable[Formula], type_: str) -> Iterable[Alternative]:
+    def _all(self, formula: Formula, type_: str) -> list[Alternative]:
         together: set[Alternative] = set()
-        branches = []
-        for part in parts:
+        factors, choices = [], []
+        for part in self._flat(formula):
             if part.kind is Kind.LITERAL and part.positive:
                 one = self.conditions.when(part.payload, type_)
                 if one is None:
                     return []
                 together.add(one)
+            elif part.kind is Kind.ONE and part.positive:
+                choices.append(part)
             else:
-                branches.append(part)
+                factors.append(self._find(part, type_))
+                if not factors[-1]:
+                    return []
         start = FREE.union(*together)
-        if not self.possible(start, type_):
-            return []
-        factors = []
-        for part in branches:
-            found = self._find(part, type_)
-            if not found:
-                return []
-            factors.append(found)
-        current: list[Alternative] = [start]
+        current = [start] if self.possible(start, type_) else []
         for factor in sorted(factors, key=len):
             current = self._product(current, factor, type_)
+        for choice in choices:
+            current = self._one(current, choice, type_)
         return current
+
+    def _flat(self, formula: Formula) -> Iterable[Formula]:
+        """What the formula is the conjunction of, looking into definitions."""
+        found: dict[Formula, None] = {}
+        inside: set[Formula] = set()
+        todo = [(formula, False)]
+        while todo:
+            part, done = todo.pop()
+            if done:
+                inside.discard(part)
+            elif part.kind is Kind.ALL:
+                todo += [(one, False) for one in reversed(part.parts)]
+            elif part.kind is Kind.REFERENCE and part.positive:
+                if part in inside:
+                    raise _Unfinished
+                inside.add(part)
+                todo += [(part, True), (self._keywords.definition(part.payload), False)]
+            elif part.kind is not Kind.TRUE:
+                found[part] = None
+        return found
 
     def _product(self, left: list[Alternative], right: tuple[Alternative, ...], type_: str) -> list[Alternative]:
         found: dict[Alternative, None] = {}
@@ -137,32 +156,31 @@ class Normal:
             return left
         return self.scalars.joined(left)
 
-    def _one(self, formula: Formula, type_: str) -> list[Alternative]:
-        live = [part for part in formula.parts if self._find(part, type_)]
-        meets: list[list[Formula]] = [[] for _ in live]
-        for at, one in enumerate(live):
-            for other_at, other in enumerate(live[:at]):
-                if not self._apart(one, other, type_):
-                    meets[at].append(other)
-                    meets[other_at].append(one)
-        negate, found = self.formulas.negate, []
-        if formula.positive:
-            for one, others in zip(live, meets, strict=True):
-                found += self._find(self.formulas.all([one, *map(negate, others)]), type_)
-        else:
-            found += self._find(self.formulas.all(map(negate, live)), type_)
-            for one, others in zip(live, meets, strict=True):
-                for other in others:
-                    if other.number <= one.number:
-                        found += self._find(self.formulas.all([one, other]), type_)
+    def _one(self, start: list[Alternative], formula: Formula, type_: str) -> list[Alternative]:
+        """Exactly one of the parts, of values that satisfy one of `start`. What is known of the values matters: branches for the
+        values of some key exclude each other only where the key is there."""
+        parts, found = [self._find(part, type_) for part in formula.parts], []
+        for context in start:
+            ways = [[context | one for one in part if self.possible(context | one, type_)] for part in parts]
+            for at, mine in enumerate(ways):
+                for other, theirs in enumerate(ways):
+                    if other != at and self._meet(mine, theirs, type_):
+                        mine = self._product(mine, self._find(self.formulas.negate(formula.parts[other]), type_), type_)
+                found += mine
         return self._reduced(found, type_)
 
-    def _apart(self, one: Formula, other: Formula, type_: str) -> bool:
-        """Whether no value of the type is seen to satisfy both; a definition that is not complete yet proves nothing."""
-        try:
-            return not self._find(self.formulas.all([one, other]), type_)
-        except _Unfinished:
-            return False
+    def _not_one(self, formula: Formula, type_: str) -> list[Alternative]:
+        """None of the parts, or two."""
+        found = list(self._find(self.formulas.all(map(self.formulas.negate, formula.parts)), type_))
+        parts = [self._find(part, type_) for part in formula.parts]
+        for at, one in enumerate(parts):
+            for other in parts[:at]:
+                found += self._product(list(one), other, type_)
+        return self._reduced(found, type_)
+
+    def _meet(self, ones: Iterable[Alternative], others: Iterable[Alternative], type_: str) -> bool:
+        """Whether some value may be of both."""
+        return any(self.possible(one | other, type_) for one in ones for other in others)
 
     def vacant(self, formula: Formula) -> bool:
         """Whether it is quickly seen that nothing satisfies the formula."""

@@ -42,12 +42,12 @@ class References:
     def __init__(self, root: Json, draft: int, limits: Limits) -> None:
         self._root, self._draft, self._limits = root, draft, limits
         self._places: dict[int, Place] = {}
-        self._named: dict[str, Place] | None = None
-        """By absolute identifier, the anchor after "#"."""
-        self.base = self._identifier(root, "") if isinstance(root, dict) else ""
+        self._named: dict[str, tuple[Json, str, str]] | None = None
+        """By absolute identifier, the anchor after "#": as `follow` returns them."""
+        self._base = self._identifier(root, "") if isinstance(root, dict) else ""
 
     def place(self, schema: dict[str, Json], where: str, base: str) -> Place:
-        """The one of this schema; what it was first found as stays."""
+        """The one of this schema; what it was first found as stays. `base`: of what the schema stands in."""
         found = self._places.get(id(schema))
         if found is None:
             found = self._places[id(schema)] = Place(schema, where, self._identifier(schema, base))
@@ -60,35 +60,36 @@ class References:
         return urldefrag(urljoin(base, name)).url
 
     def follow(self, reference: str, at: Place) -> tuple[Json, str, str]:
-        """(schema, pointer, base) of what `reference`, which stands in `at`, means."""
+        """(schema, pointer, base of what it stands in) of what `reference`, which stands in `at`, means."""
         address, fragment = urldefrag(urljoin(at.base, reference) if not reference.startswith("#") else at.base + reference)
         fragment = unquote(fragment)
         pointer = not fragment or fragment.startswith("/")
-        if address == self.base and pointer:
-            return self._walk(self._root, "", self.base, fragment, reference, at)
+        if address == self._base and pointer:
+            return self._walk((self._root, "", ""), fragment, reference, at)
         if self._named is None:
             self._named = self._collect()
         found = self._named.get(address if pointer else f"{address}#{fragment}")
         if found is None:
-            kind = "anchor of that name is" if address == self.base else "such schema is in the document, and none is fetched; it is"
+            kind = "anchor of that name is" if address == self._base else "such schema is in the document, and none is fetched; it is"
             raise GrammarError(f"no {kind} there: {reference!r}", "$ref", at.where)
-        return self._walk(found.schema, found.where, found.base, fragment if pointer else "", reference, at)
+        return self._walk(found, fragment if pointer else "", reference, at)
 
-    def _walk(self, value: Json, where: str, base: str, pointer: str, reference: str, at: Place) -> tuple[Json, str, str]:
+    def _walk(self, start: tuple[Json, str, str], pointer: str, reference: str, at: Place) -> tuple[Json, str, str]:
+        value, where, base = start
         for name in pointer.split("/")[1:]:
             name = name.replace("~1", "/").replace("~0", "~")
+            if isinstance(value, dict):
+                base = self._identifier(value, base)
             try:
                 value = value[int(name)] if isinstance(value, list) else value[name]
             except (KeyError, IndexError, TypeError, ValueError):
                 raise GrammarError(f"{reference!r} leads nowhere", "$ref", at.where) from None
             where = step(where, name)
-            if isinstance(value, dict):
-                base = self._identifier(value, base)
         return value, where, base
 
-    def _collect(self) -> dict[str, Place]:
+    def _collect(self) -> dict[str, tuple[Json, str, str]]:
         """Every resource and anchor. Not recursive: a schema may be nested as deep as its writer likes."""
-        named: dict[str, Place] = {}
+        named: dict[str, tuple[Json, str, str]] = {}
         todo: list[tuple[Json, str, str]] = [(self._root, "", "")]
         while todo:
             self._limits.check()
@@ -99,10 +100,10 @@ class References:
                 continue
             inner = self._identifier(value, base)
             if inner != base or not where:
-                named.setdefault(inner, Place(value, where, inner))
+                named.setdefault(inner, (value, where, base))
             for key in ("$id", "id", "$anchor", "$dynamicAnchor"):
                 anchor = value.get(key)
                 if isinstance(anchor, str) and (anchor.startswith("#") or key.endswith("nchor")):
-                    named.setdefault(f"{inner}#{anchor.lstrip('#')}", Place(value, where, inner))
+                    named.setdefault(f"{inner}#{anchor.lstrip('#')}", (value, where, base))
             todo += [(one, step(where, key), inner) for key, one in value.items() if key not in _DATA]
         return named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from hasten.engine.decoding.constraints import numbers
@@ -63,13 +64,13 @@ class Scalars:
         if kind == "length":
             return data[0] <= len(value) and (data[1] is None or len(value) <= data[1])
         if kind == "integer":
-            return isinstance(value, int) is data[0]
+            return (Fraction(value).denominator == 1) is data[0]
         if kind == "low":
             return bool(value > data[0] if data[1] else value >= data[0])
         if kind == "high":
             return bool(value < data[0] if data[1] else value <= data[0])
         assert kind == "multiple", kind
-        return numbers.divides(data[0], value) is data[1]
+        return (Fraction(value) % Fraction(data[0]) == 0) is data[1]
 
     def values(self, alternative: Alternative, type_: str) -> frozenset[Any] | None:
         """All values of the alternative, where its conditions list them."""
@@ -146,26 +147,28 @@ class Scalars:
 
     def numerals(self, alternatives: Iterable[Alternative]) -> Expr:
         """The texts of the numbers of all the alternatives."""
-        found = [numbers.ANY if one == FREE else self._numeral(one) for one in alternatives]
+        found = [numbers.NUMBER if one == FREE else self._numeral(one) for one in alternatives]
         return either(*(expr for expr in found if not self.empty(expr)))
 
     def _numeral(self, alternative: Alternative) -> Expr:
         values = self.values(alternative, "number")
         if values is not None:
-            return numbers.among(values)
+            return either(*map(numbers.literal, sorted(values)))
         low, high = _interval(alternative)
-        parts = [numbers.interval(low, high)] if low or high else []
+        parts = [numbers.at_least(*low)] if low else []
+        parts += [numbers.at_most(*high)] if high else []
         for one in sorted(alternative, key=lambda one: one.number):
             if one.kind == "integer":
-                parts.append(numbers.INTEGER if one.data[0] else without(numbers.INTEGER))
+                parts.append(numbers.INTEGER if one.data[0] else without(numbers.INTEGRAL))
             elif one.kind == "multiple":
-                multiple = numbers.multiple(one.data[0])
+                multiple = numbers.multiple_of(one.data[0])
                 parts.append(multiple if one.data[1] else without(multiple))
             elif one.kind == "except":
-                parts.append(without(numbers.among(one.data[0])))
+                parts.append(without(either(*map(numbers.equal, sorted(one.data[0])))))
             elif one.kind == "union":
                 parts.append(either(*map(self._numeral, one.data[0])))
-        return both(numbers.PLAIN, *parts)
+        # What is not asked for may be any text at all, unless something else says that it is a number.
+        return both(*parts) if any(part[0] != "without" for part in parts) else both(numbers.DECIMAL, *parts)
 
 
 def _long(span: Span) -> bool:
