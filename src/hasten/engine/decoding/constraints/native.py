@@ -6,7 +6,7 @@ import ctypes
 import functools
 from pathlib import Path
 
-import hasten.kernels
+import hasten  # not hasten.kernels, which imports torch: a server's own process does without
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Form
 from hasten.engine.decoding.constraints.languages import Expr, program
@@ -18,7 +18,7 @@ ERROR_BYTES = 512
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library. Raises RuntimeError where it is not built or of other sources."""
-    path = Path(hasten.kernels.__path__[0], "grammar", "libhasten_grammar.so")
+    path = Path(hasten.__path__[0], "kernels", "grammar", "libhasten_grammar.so")
     if not path.exists():
         raise RuntimeError(f"grammars need the native library {path.name}, which is not built (make native)")
     try:

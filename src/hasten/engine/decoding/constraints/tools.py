@@ -150,7 +150,7 @@ class CallReader:
         if self._state == "name":
             self.calls += 1
             found.append(("call", before))
-        self._state = "arguments" if self._state == "name" else "text"
+        self._state, self._said = ("arguments" if self._state == "name" else "text"), False
         return True
 
     def _cut(self, wanted: str) -> tuple[str, bool, str]:
@@ -158,17 +158,21 @@ class CallReader:
         return (before, True, after) if there else ("", False, self._left)
 
     def _text(self, found: list[Found]) -> bool:
-        opening, text = self._form.open, self._left
-        at = text.find(opening)
-        if at >= 0 and (self._form.marker or (at == 0 and not self._said) or self.calls):
+        text = self._left
+        opening = self._form.between + self._form.open if self.calls else self._form.open
+        anywhere = bool(self._form.marker) and not self.calls  # otherwise a call begins right here or not at all
+        at = text.find(opening) if anywhere else 0 if text.startswith(opening) and not self._said else -1
+        if at >= 0:
             self._tell(text[:at].rstrip(), found)
             self._left, self._state = text[at + len(opening) :], "name"
             return True
-        held = next((n for n in range(min(len(text), len(opening) - 1), 0, -1) if opening.startswith(text[-n:])), 0)
-        if not self._form.marker and self._said:
-            held = 0
+        held = 0
+        if anywhere:
+            held = next((n for n in range(min(len(text), len(opening) - 1), 0, -1) if opening.startswith(text[-n:])), 0)
+        elif opening.startswith(text) and not self._said:
+            held = len(text)
         sure = text[: len(text) - held]
-        kept = sure.rstrip()  # a call may follow, and blanks before it are no part of what is said
+        kept = sure.rstrip() if anywhere else sure  # blanks before a call are no part of what is said
         self._tell(kept, found)
         self._left = text[len(kept) :]
         return False
