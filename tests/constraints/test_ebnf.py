@@ -50,6 +50,10 @@ def same_as_lark(source: str, alphabet: str, most: int) -> int:
         ('start: "a" | b*\nb: "b" a?\na: "a" b | "c"', "abc", 6),
         ('start: A B | "y" A\nA: "x"\nB.2: "x" | "y"', "xy", 4),
         ('!start: "aB"i | /b/ "é"', "aAbBé", 3),
+        ('start: (A | B)+\nA: /a.c*/i\nB: /b[^a\\n]{1,2}/', "abC\n", 5),
+        ('start: (A | B)+\nA: /a.*?b/s\nB: "c" /\\/b+?/', "abc/\n", 5),
+        ('start: NAME NUMBER? | "if" NUMBER\nNAME: /[a-z_]\\w*/\nNUMBER: /0|[1-9]\\d*/\n%ignore /\\s+/', "if01 ", 6),
+        ('start: "x"+\n%ignore /\\/\\*(.|\\n)*?\\*\\//', "x/*\n", 6),
         ("start: a | b // comment\n# another\na: \"a\"\nb: \"b\" |", "ab", 3),
     ],
 )  # fmt: skip
@@ -102,6 +106,8 @@ def _has(language: Expr, word: str) -> bool:
         ('start: "b".."a"', '"b".."a" is no range of characters (at line 1, column 8)'),
         ('start: _sep{"a", ","}', "_sep: templates are not supported (at line 1, column 8)"),
         ('_sep{x}: x\nstart: "a"', "_sep: templates are not supported (at line 1, column 1)"),
+        ("start: /a(/", "/a(/: pattern: "),
+        ("start: /a/x", "/a/x: the flag 'x' is not supported; i, s and u are (at line 1, column 8)"),
         ("%declare A", "%declare: is not supported; %ignore and %import are (at line 1, column 1)"),
         ("%import python.NAME", "%import: only `common` can be imported from (at line 1, column 9)"),
         ("start: A\n%import common.A", f"`common` has no A; it has {', '.join(COMMON)} (at line 2, column 16)"),
@@ -110,7 +116,7 @@ def _has(language: Expr, word: str) -> bool:
 def test_refuses(source: str, message: str) -> None:
     with pytest.raises(GrammarError) as refused:
         ebnf.parse(source)
-    assert str(refused.value) == message
+    assert str(refused.value).startswith(message)
 
 
 def test_warns() -> None:

@@ -95,6 +95,8 @@ def _refused(error: GrammarError, source: str) -> None:
     typer.echo(f"refused: {error}")
     if place := re.fullmatch(r"line (\d+), column (\d+)", error.where):
         _point(source, int(place[1]), int(place[2]))
+    elif place := re.match(r"position (\d+) of ", error.where):
+        _point(source, 1, int(place[1]) + 1)
 
 
 def _point(source: str, line: int, column: int) -> None:

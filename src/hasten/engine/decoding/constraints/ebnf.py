@@ -9,7 +9,8 @@
 A terminal ends only where it cannot go on; of two that match the same text the higher priority wins, then a literal. What
 Lark would decide by the length of the pattern stays open, and both are followed. Shaping of trees (`?rule`, `!rule`, `_rule`,
 `-> alias`) and priorities of rules change no text and are passed over. Texts that are ignored may stand before every terminal
-and at the end; they are folded into the terminals (`ignoring.py`). A lazy quantifier makes its pattern end at the first place
+and at the end; they are folded into the terminals (`ignoring.py`). Patterns are JSON Schema's (`regex.py`), but a dot is all
+but a line feed, and everything with the flag s. A lazy quantifier makes its pattern end at the first place
 where it can: `/<!--(.|\\n)*?-->/`. Not taken: templates, imports but those of `common`, `%declare`, `%override`, `%extend`.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import re
 
+from hasten.engine.decoding.constraints import regex
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.common import COMMON, any_case
 from hasten.engine.decoding.constraints.grammar import Grammar
@@ -54,7 +56,8 @@ _TOKENS = re.compile(
     re.VERBOSE,
 )
 _REPEATS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
-_LAZY = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|(?P<lazy>[*+?}]\?)", re.DOTALL)
+_PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|[*+?}]\?|.", re.DOTALL)
+"""Of a pattern: what is escaped, sets of characters, and lazy quantifiers are one piece."""
 _ATOMS = ("rule", "terminal", "string", "regex")
 
 
@@ -194,16 +197,16 @@ class _Parser(Reader):
         return chars((ord(low), ord(high)))
 
     def pattern(self, token: Token) -> Expr:
-        from hasten.engine.decoding.constraints import regex
-
         body, _, flags = token.text[1:].rpartition("/")
-        if wrong := set(flags) - set("imslu"):
-            raise self.fault(f"the flag {min(wrong)!r} is not supported", token.at, token.text)
+        if wrong := set(flags) - set("isu"):
+            raise self.fault(f"the flag {min(wrong)!r} is not supported; i, s and u are", token.at, token.text)
+        pieces = [piece[0] for piece in _PIECES.finditer(body)]
+        dot = "[^]" if "s" in flags else "[^\\n]"
         try:
-            found = regex.parse(body.replace("\\/", "/"), self.limits)
+            found = regex.parse("".join(dot if piece == "." else piece for piece in pieces), search=False)
         except GrammarError as fault:
             raise self.fault(str(fault), token.at, token.text) from None
-        if any(one["lazy"] for one in _LAZY.finditer(body)):
+        if any(piece in ("*?", "+?", "??", "}?") for piece in pieces):
             found = both(found, without(cat(found, repeat(ANY, 1))))
         return any_case(found) if "i" in flags else found
 

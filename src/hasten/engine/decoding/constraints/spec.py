@@ -67,7 +67,7 @@ class ConstraintSpec:
             case "regex":
                 from hasten.engine.decoding.constraints import regex
 
-                return _single(regex.parse(str(self.text)))
+                return _single(regex.parse(str(self.text), search=False))
             case "ebnf":
                 from hasten.engine.decoding.constraints import ebnf
 
