@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from struct import pack
+from typing import Any
 
-Expr = tuple
+Expr = tuple[Any, ...]
 Ranges = tuple[tuple[int, int], ...]
 LAST = 0x10FFFF
 
