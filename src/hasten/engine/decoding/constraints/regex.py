@@ -100,7 +100,7 @@ class _Parser:
             atom = self.atom()
             repeats = self.repeats()
             expr = atom[0].segments[0]
-            if repeats is None and is_plain(atom) and expr[0] == "words":
+            if repeats is None and is_plain(atom) and expr[0] == "words" and len(expr[1]) == 1:
                 literal.append(expr[1][0])
                 continue
             settle()
