@@ -44,6 +44,11 @@ FREE: Alternative = frozenset()
 """Any value of the type."""
 
 
+def in_order(alternative: Alternative) -> list[Condition]:
+    """The same in every run."""
+    return sorted(alternative, key=lambda one: one.number)
+
+
 class Conditions:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Condition] = {}

@@ -35,6 +35,7 @@ class Emitter:
         self._nodes, self._ordered, self._limits = nodes, order == "schema", limits
         self._known: dict[Terminal, int] = {}
         self._values: dict[Formula, int] = {}
+        self._containers: dict[tuple[Any, ...], int] = {}
         self._todo: deque[tuple[Shape, int]] = deque()
         blank = {"any": repeat(_BLANK), "compact": EMPTY, "spaced": EMPTY}.get(str(whitespace)) or repeat(_BLANK, 0, int(whitespace))
         after = text(" ") if whitespace == "spaced" else blank
@@ -73,13 +74,21 @@ class Emitter:
             symbols = [self._add(terminal) for terminal in node.scalars]
             for shape in node.shapes:
                 if self._nodes.rows(shape):
-                    symbols.append(self.grammar.nonterminal("object" if isinstance(shape, ObjectShape) else "array"))
-                    self._todo.append((shape, symbols[-1]))
+                    symbols.append(self._container(shape))
             found = symbols[0] if len(symbols) == 1 else self.grammar.nonterminal("value")
             if len(symbols) > 1:
                 for symbol in symbols:
                     self.grammar.produce(found, symbol)
             self._values[formula] = found
+        return found
+
+    def _container(self, shape: Shape) -> int:
+        key = shape.key()
+        found = self._containers.get(key)
+        if found is None:
+            name = "object" if isinstance(shape, ObjectShape) else "array"
+            found = self._containers[key] = self.grammar.nonterminal(name)
+            self._todo.append((shape, found))
         return found
 
     def _open(self, bracket: str, plan: int, witness: int = -1) -> int:

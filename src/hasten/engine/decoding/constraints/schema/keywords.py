@@ -29,8 +29,9 @@ class Keywords:
         self._references = References(root, self.draft, limits)
         self._definitions: dict[Place, Formula] = {}
         self._patterns: dict[str, Expr] = {}
-        self._rules = [rule for rule in _RULES if rule.first <= self.draft <= rule.last]
+        self._rules = [rule for rule in _RULES if rule.first <= self.draft]
         self._words = frozenset(word for rule in self._rules for word in rule.words)
+        self._outer = frozenset(word for rule in self._rules if rule.outer for word in rule.words)
         self.root = self.schema(root, "", "")
 
     def schema(self, value: Json, where: str, base: str) -> Formula:
@@ -41,7 +42,9 @@ class Keywords:
         # Most schemas inside others have a keyword; one that has none is worth knowing as "anything".
         if self._words.isdisjoint(value):
             return self._all.true
-        return self._all.reference(self._references.place(value, where, base))
+        place = self._references.place(value, where, base)
+        # Where no other schema is inside there is nothing to put off, and what says the same becomes the same.
+        return self.definition(place) if self._outer.isdisjoint(value) else self._all.reference(place)
 
     def definition(self, place: Place) -> Formula:
         """The conjunction of the keywords that stand in `place`."""
@@ -265,12 +268,16 @@ _COUNTS = (
 
 
 class _Rule:
-    def __init__(self, read: Callable[[Keywords, Place], Iterator[Formula]], *words: str, first: int = 4, last: int = 2020) -> None:
-        self.read, self.words, self.first, self.last = read, words, first, last
+    """`words`: the keywords that it reads, known from draft `first` on. `outer`: there are schemas inside."""
+
+    def __init__(
+        self, read: Callable[[Keywords, Place], Iterator[Formula]], *words: str, first: int = 4, outer: bool = False
+    ) -> None:
+        self.read, self.words, self.first, self.outer = read, words, first, outer
 
 
 _RULES = [
-    _Rule(Keywords._reference, "$ref"),
+    _Rule(Keywords._reference, "$ref", outer=True),
     _Rule(Keywords._type, "type"),
     _Rule(Keywords._enum, "enum"),
     _Rule(Keywords._const, "const", first=6),
@@ -279,17 +286,17 @@ _RULES = [
     _Rule(Keywords._pattern, "pattern"),
     _Rule(Keywords._format, "format"),
     _Rule(Keywords._counts, *(word for line in _COUNTS for word in line[2:])),
-    _Rule(Keywords._items, "items", "prefixItems", "additionalItems"),
+    _Rule(Keywords._items, "items", "prefixItems", "additionalItems", outer=True),
     _Rule(Keywords._unique, "uniqueItems"),
-    _Rule(Keywords._contains, "contains", "minContains", "maxContains", first=6),
-    _Rule(Keywords._properties, "properties", "patternProperties", "additionalProperties"),
+    _Rule(Keywords._contains, "contains", "minContains", "maxContains", first=6, outer=True),
+    _Rule(Keywords._properties, "properties", "patternProperties", "additionalProperties", outer=True),
     _Rule(Keywords._required, "required"),
-    _Rule(Keywords._names, "propertyNames", first=6),
-    _Rule(Keywords._dependencies, "dependencies", "dependentRequired", "dependentSchemas"),
-    _Rule(Keywords._branches, "allOf", "anyOf", "oneOf"),
-    _Rule(Keywords._not, "not"),
-    _Rule(Keywords._if, "if", "then", "else", first=7),
-    _Rule(Keywords._unevaluated, "unevaluatedProperties", "unevaluatedItems", first=2019),
+    _Rule(Keywords._names, "propertyNames", first=6, outer=True),
+    _Rule(Keywords._dependencies, "dependencies", "dependentRequired", "dependentSchemas", outer=True),
+    _Rule(Keywords._branches, "allOf", "anyOf", "oneOf", outer=True),
+    _Rule(Keywords._not, "not", outer=True),
+    _Rule(Keywords._if, "if", "then", "else", first=7, outer=True),
+    _Rule(Keywords._unevaluated, "unevaluatedProperties", "unevaluatedItems", first=2019, outer=True),
     _Rule(Keywords._dynamic, "$dynamicRef", "$recursiveRef", first=2019),
 ]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.languages import Expr, either
-from hasten.engine.decoding.constraints.schema.conditions import FREE, TYPES, Alternative, Condition, Conditions, kept
+from hasten.engine.decoding.constraints.schema.conditions import FREE, TYPES, Alternative, Condition, Conditions, in_order, kept
 from hasten.engine.decoding.constraints.schema.containers import Fields, Items, Part, negated
 from hasten.engine.decoding.constraints.schema.formulas import Formula, Formulas, Kind
 from hasten.engine.decoding.constraints.schema.keywords import Keywords
@@ -34,6 +34,7 @@ class Normal:
         self._keywords, self._limits = keywords, limits
         self._known: dict[tuple[Formula, str], tuple[Alternative, ...]] = {}
         self._open: set[tuple[Formula, str]] = set()
+        self._conjunctions: dict[Formula, Iterable[Formula]] = {}
         self._possible: dict[tuple[str, Alternative], bool] = {}
         self._fields: dict[Alternative, Fields] = {}
         self._parts: dict[Condition, Part] = {}
@@ -110,6 +111,9 @@ class Normal:
 
     def _flat(self, formula: Formula) -> Iterable[Formula]:
         """What the formula is the conjunction of, looking into definitions."""
+        known = self._conjunctions.get(formula)
+        if known is not None:
+            return known
         found: dict[Formula, None] = {}
         inside: set[Formula] = set()
         todo = [(formula, False)]
@@ -126,6 +130,7 @@ class Normal:
                 todo += [(part, True), (self._keywords.definition(part.payload), False)]
             elif part.kind is not Kind.TRUE:
                 found[part] = None
+        self._conjunctions[formula] = found
         return found
 
     def _product(self, left: list[Alternative], right: tuple[Alternative, ...], type_: str) -> list[Alternative]:
@@ -239,8 +244,3 @@ class Normal:
     def keys(self, names: Formula) -> Expr:
         """The strings that satisfy the formula."""
         return either(*(self.scalars.text(one) for one in self._find(names, "string")))
-
-
-def in_order(alternative: Alternative) -> list[Condition]:
-    """The same in every run."""
-    return sorted(alternative, key=lambda one: one.number)

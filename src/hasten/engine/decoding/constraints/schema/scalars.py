@@ -12,7 +12,7 @@ from hasten.engine.decoding.constraints.base import Limits
 from hasten.engine.decoding.constraints.grammar import Form
 from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, Expr, both, either, repeat, without, words
 from hasten.engine.decoding.constraints.native import Language
-from hasten.engine.decoding.constraints.schema.conditions import FREE, Alternative, Condition, Conditions
+from hasten.engine.decoding.constraints.schema.conditions import Alternative, Condition, Conditions, in_order
 
 _COUNTED = 4
 """Shortest length up to which a language counts characters by itself, where nothing else is said of the string."""
@@ -117,10 +117,15 @@ class Scalars:
         values = self.values(alternative, "string")
         if values is not None:
             return words(values), (0, None)
-        parts = [one.data[0] for one in alternative if one.kind == "text"]
-        parts += [without(words(one.data[0])) for one in alternative if one.kind == "except"]
-        parts += [either(*map(self.text, one.data[0])) for one in alternative if one.kind == "union"]
-        return both(*sorted(parts, key=repr) if len(parts) > 1 else parts), _span(alternative)
+        parts = []
+        for one in in_order(alternative):
+            if one.kind == "text":
+                parts.append(one.data[0])
+            elif one.kind == "except":
+                parts.append(without(words(one.data[0])))
+            elif one.kind == "union":
+                parts.append(either(*map(self.text, one.data[0])))
+        return both(*parts), _span(alternative)
 
     def texts(self, alternatives: Iterable[Alternative]) -> dict[Span, Expr]:
         """The strings of all the alternatives: languages by the lengths that are counted beside them."""
@@ -147,8 +152,13 @@ class Scalars:
 
     def numerals(self, alternatives: Iterable[Alternative]) -> Expr:
         """The texts of the numbers of all the alternatives."""
-        found = [numbers.NUMBER if one == FREE else self._numeral(one) for one in alternatives]
-        return either(*(expr for expr in found if not self.empty(expr)))
+        found = []
+        for one in alternatives:
+            expr = self._numeral(one) if one else numbers.NUMBER
+            # Between bounds that `possible` has compared there is a number.
+            if all(part.kind in ("low", "high", "among") for part in one) or not self.empty(expr):
+                found.append(expr)
+        return either(*found)
 
     def _numeral(self, alternative: Alternative) -> Expr:
         values = self.values(alternative, "number")
@@ -157,7 +167,7 @@ class Scalars:
         low, high = _interval(alternative)
         parts = [numbers.at_least(*low)] if low else []
         parts += [numbers.at_most(*high)] if high else []
-        for one in sorted(alternative, key=lambda one: one.number):
+        for one in in_order(alternative):
             if one.kind == "integer":
                 parts.append(numbers.INTEGER if one.data[0] else without(numbers.INTEGRAL))
             elif one.kind == "multiple":
@@ -202,6 +212,8 @@ def _inhabited(expr: Expr) -> bool:
     todo = [expr]
     while todo:
         kind, *rest = todo.pop()
+        if kind == "without" and rest[0][0] in ("words", "empty"):
+            continue  # there are endless others
         if kind in ("both", "without", "none", "automaton"):
             return False
         if kind in ("cat", "either"):

@@ -13,10 +13,10 @@ from typing import Any
 
 from hasten.engine.decoding.constraints.base import GrammarError
 from hasten.engine.decoding.constraints.languages import EVERYTHING, Expr, both, either, without, words
-from hasten.engine.decoding.constraints.schema.conditions import TYPES, Alternative, Condition
+from hasten.engine.decoding.constraints.schema.conditions import TYPES, Alternative, Condition, in_order
 from hasten.engine.decoding.constraints.schema.containers import ENDLESS, Fields
 from hasten.engine.decoding.constraints.schema.formulas import Formula
-from hasten.engine.decoding.constraints.schema.normal import MOST, Normal, in_order
+from hasten.engine.decoding.constraints.schema.normal import MOST, Normal
 
 _CELLS = 64
 """Classes of keys that the patterns of one object may make."""
@@ -50,6 +50,10 @@ class ObjectShape:
     witnesses: int
     rows: list[Presence] = field(default_factory=list)
 
+    def key(self) -> tuple[Any, ...]:
+        """Shapes of equal keys are written alike."""
+        return ("object", tuple(self.keys.items()), tuple(self.classes), tuple(self.rows))
+
 
 @dataclass(slots=True)
 class ArrayShape:
@@ -61,6 +65,9 @@ class ArrayShape:
     unique: bool
     rows: list[Presence] = field(default_factory=list)
 
+    def key(self) -> tuple[Any, ...]:
+        return ("array", self.prefix, self.rest, self.witnesses, self.unique, tuple(self.rows))
+
 
 @dataclass(slots=True)
 class SetShape:
@@ -68,6 +75,9 @@ class SetShape:
 
     values: list[tuple[str, Any]]
     rows: list[Presence] = field(default_factory=list)
+
+    def key(self) -> tuple[Any, ...]:
+        return ("set", tuple(self.values), tuple(self.rows))
 
 
 Shape = ObjectShape | ArrayShape | SetShape
