@@ -81,7 +81,7 @@ def test_schemas_that_cannot_be_enforced() -> None:
         ToolSpec((Tool("f", odd, True),)).compile(Limits())
     assert ToolSpec((Tool("f", odd),)).compile(Limits()).warnings
     assert judge(ToolSpec((Tool("f", odd),)), call(HERMES, "f", '{"a": 1}'))
-    wrong = Tool("f", '{"type": "object", "properties": {"a": {"type": "pear"}}}')
+    wrong = Tool("f", '{"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}')
     assert judge(ToolSpec((wrong,)), call(HERMES, "f", '{"a": 1}'))
 
 

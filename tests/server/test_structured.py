@@ -16,6 +16,7 @@ from hasten.engine.decoding.constraints.compiling import After, Prepared, prepar
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"]}
+ODD = {"unevaluatedProperties": False}
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_template_that_opens_a_thought_puts_the_constraint_after_it(make_serve
             "missing_required_parameter",
         ),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"unevaluatedProperties": False}, "strict": True}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": ODD, "strict": True}}},
             "response_format",
             "invalid_json_schema",
         ),
