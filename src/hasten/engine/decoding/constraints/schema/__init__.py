@@ -13,12 +13,14 @@ from typing import Any
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Grammar
 from hasten.engine.decoding.constraints.schema.conditions import Conditions
-from hasten.engine.decoding.constraints.schema.emit import Emitter
+from hasten.engine.decoding.constraints.schema.emit import Emitter, Unsatisfiable
 from hasten.engine.decoding.constraints.schema.emptiness import Nodes
 from hasten.engine.decoding.constraints.schema.formulas import Formulas
 from hasten.engine.decoding.constraints.schema.keywords import Keywords
 from hasten.engine.decoding.constraints.schema.normal import Normal
 from hasten.engine.decoding.constraints.schema.scalars import Scalars
+
+__all__ = ["Unsatisfiable", "compile_schema"]
 
 
 def compile_schema(

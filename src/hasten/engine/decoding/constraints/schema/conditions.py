@@ -118,5 +118,3 @@ def type_of(value: Any) -> str:
     if isinstance(value, int | Decimal):
         return "number"
     return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-
-

@@ -135,5 +135,3 @@ def negated(condition: Payload, normal: Normal) -> list[Alternative]:
         return [single("items", (all_.true,) * data[0], negate(data[1]))]
     assert kind == "unique", kind
     raise GrammarError("that items are not unique cannot be asked for", "uniqueItems")
-
-

@@ -29,6 +29,10 @@ from hasten.engine.decoding.constraints.schema.shapes import ArrayShape, ObjectS
 _BLANK = chars((0x20, 0x20), (0x09, 0x0A), (0x0D, 0x0D))
 
 
+class Unsatisfiable(GrammarError):
+    """The schema is understood, and nothing satisfies it."""
+
+
 class Emitter:
     def __init__(self, nodes: Nodes, whitespace: str | int, order: str, limits: Limits) -> None:
         self.grammar = Grammar()
@@ -37,13 +41,15 @@ class Emitter:
         self._values: dict[Formula, int] = {}
         self._containers: dict[tuple[Any, ...], int] = {}
         self._todo: deque[tuple[Shape, int]] = deque()
-        blank = {"any": repeat(_BLANK), "compact": EMPTY, "spaced": EMPTY}.get(str(whitespace)) or repeat(_BLANK, 0, int(whitespace))
+        blank = {"any": repeat(_BLANK), "compact": EMPTY, "spaced": EMPTY}.get(str(whitespace)) or repeat(
+            _BLANK, 0, int(whitespace)
+        )
         after = text(" ") if whitespace == "spaced" else blank
         self._blank, self._comma, self._colon = blank, cat(blank, text(","), after), cat(blank, text(":"), after)
 
     def emit(self, root: Formula) -> Grammar:
         if root not in self._nodes.satisfied:
-            raise GrammarError("no value satisfies the schema")
+            raise Unsatisfiable("no value satisfies the schema")
         start = self.grammar.start = self.grammar.nonterminal("root")
         self.grammar.produce(start, self._value(root))
         while self._todo:
@@ -177,7 +183,12 @@ class Emitter:
 
 
 def _plan(
-    rows: list[Presence], bits: dict[str, int], witnesses: int = 0, ordered: bool = False, array: bool = False, unique: bool = False
+    rows: list[Presence],
+    bits: dict[str, int],
+    witnesses: int = 0,
+    ordered: bool = False,
+    array: bool = False,
+    unique: bool = False,
 ) -> Plan:
     found = tuple(
         Row(
@@ -189,5 +200,3 @@ def _plan(
         for row in rows
     )
     return Plan(array, found, len(bits), witnesses, unique, ordered)
-
-

@@ -35,7 +35,9 @@ class Nodes:
         self.satisfied: set[Formula] = set()
         self._find(root, Shapes(normal))
         shapes = [shape for node in self._nodes.values() for shape in node.shapes]
-        if any(isinstance(one, ArrayShape) and one.unique for one in shapes) and any(isinstance(one, SetShape) for one in shapes):
+        if any(isinstance(one, ArrayShape) and one.unique for one in shapes) and any(
+            isinstance(one, SetShape) for one in shapes
+        ):
             # Arrays inside arrays of different items are compared, and a set does not know its order.
             self._nodes.clear()
             self._find(root, Shapes(normal, sets=False))
@@ -131,11 +133,11 @@ def scalars(formula: Formula, normal: Normal) -> list[Terminal]:
     numerals = normal.scalars.numerals(normal.alternatives(formula, "number"))
     if numerals != NOTHING:
         found.append(Terminal(numerals, name="a number"))
-    booleans = {value for one in normal.alternatives(formula, "boolean") for value in normal.scalars.values(one, "boolean") or ()}
+    booleans = {
+        value for one in normal.alternatives(formula, "boolean") for value in normal.scalars.values(one, "boolean") or ()
+    }
     if booleans:
         found.append(Terminal(words("true" if value else "false" for value in booleans), name="true or false"))
     if normal.alternatives(formula, "null"):
         found.append(Terminal(text("null"), name="null"))
     return found
-
-

@@ -208,7 +208,9 @@ class Keywords:
             for key in _get(place, "patternProperties", dict, {})
         )
         closed = "additionalProperties" in schema
-        yield self.only("object", "part", named, patterns, self.inner(place, "additionalProperties") if closed else self._all.true)
+        yield self.only(
+            "object", "part", named, patterns, self.inner(place, "additionalProperties") if closed else self._all.true
+        )
 
     def _required(self, place: Place) -> Iterator[Formula]:
         yield from self._has(_get(place, "required", list), "required", place)

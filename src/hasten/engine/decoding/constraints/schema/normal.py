@@ -29,7 +29,9 @@ class _Unfinished(Exception):
 
 
 class Normal:
-    def __init__(self, formulas: Formulas, conditions: Conditions, keywords: Keywords, scalars: Scalars, limits: Limits) -> None:
+    def __init__(
+        self, formulas: Formulas, conditions: Conditions, keywords: Keywords, scalars: Scalars, limits: Limits
+    ) -> None:
         self.formulas, self.conditions, self.scalars = formulas, conditions, scalars
         self._keywords, self._limits = keywords, limits
         self._known: dict[tuple[Formula, str], tuple[Alternative, ...]] = {}

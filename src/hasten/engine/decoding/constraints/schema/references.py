@@ -70,7 +70,11 @@ class References:
             self._named = self._collect()
         found = self._named.get(address if pointer else f"{address}#{fragment}")
         if found is None:
-            kind = "anchor of that name is" if address == self._base else "such schema is in the document, and none is fetched; it is"
+            kind = (
+                "anchor of that name is"
+                if address == self._base
+                else "such schema is in the document, and none is fetched; it is"
+            )
             raise GrammarError(f"no {kind} there: {reference!r}", "$ref", at.where)
         return self._walk(found, fragment if pointer else "", reference, at)
 

@@ -35,9 +35,7 @@ class Presence:
     most: int = ENDLESS
 
     def implies(self, other: Presence) -> bool:
-        return (
-            other.has <= self.has and other.lacks <= self.lacks and other.least <= self.least and self.most <= other.most
-        )
+        return other.has <= self.has and other.lacks <= self.lacks and other.least <= self.least and self.most <= other.most
 
 
 @dataclass(slots=True)
