@@ -67,8 +67,8 @@ def graph(pushdown: Pushdown) -> str:
             stack += [f"push {_pushes(edge)}"] if len(edge.push) > 1 and not accepts else []
             arrows.setdefault((top, target, ", ".join(stack)), []).append(_reads(pushdown, terminal, edge))
     lines = ["digraph grammar {", "  rankdir=LR; node [shape=circle];", "  end [shape=doublecircle];"]
-    for (top, target, stack), reads in arrows.items():
-        label = ", ".join(reads) + (f"\n{stack}" if stack else "")
+    for (top, target, what), reads in arrows.items():
+        label = ", ".join(reads) + (f"\n{what}" if what else "")
         lines.append(f"  {top} -> {target} [label={_quoted(label)}];")
     return "\n".join([*lines, "}", ""])
 

@@ -149,7 +149,8 @@ def build(expr: Expr, limits: Limits | None = None) -> Automaton:
     """The automaton of the language."""
     limits = limits or Limits()
     states = {expr: 0}
-    order, rows = [expr], []
+    order = [expr]
+    rows: list[list[tuple[int, int, int]]] = []
     while len(rows) < len(order):
         if len(order) > MOST_STATES:
             raise GrammarError(f"a terminal needs more than {MOST_STATES} states")

@@ -36,7 +36,8 @@ class Ignored:
     def _fold(self, terminal: Automaton, *, alone: bool) -> Expr:
         start: Pair = (0, 0)
         states: dict[Pair, int] = {start: 0}
-        order, rows = [start], []
+        order = [start]
+        rows: list[list[tuple[int, int, int]]] = []
         while len(rows) < len(order):
             if len(order) > MOST_STATES:
                 raise GrammarError(f"a terminal with what is ignored before it needs more than {MOST_STATES} states")

@@ -125,7 +125,8 @@ class Automaton:
 
     def step(self, stack: Stack, terminal: int) -> set[Stack]:
         """The stacks after a terminal; none if it may not come, several after a conflict. The end mark: the stack as it is."""
-        found, todo = set(), [stack]
+        todo = [stack]
+        found: set[Stack] = set()
         while todo:
             current = todo.pop()
             state = self.states[current[-1]]
@@ -141,7 +142,7 @@ class Automaton:
         return found
 
     def accepts(self, terminals: tuple[int, ...]) -> bool:
-        stacks = {(0,)}
+        stacks: set[Stack] = {(0,)}
         for terminal in (*terminals, self.end):
             stacks = {after for stack in stacks for after in self.step(stack, terminal)}
         return bool(stacks)

@@ -99,7 +99,8 @@ class Pushdown:
 
     def step(self, stack: Stack, terminal: int) -> set[Stack]:
         """As `Automaton.step`, by edges alone."""
-        found, todo = set(), [stack]
+        todo = [stack]
+        found: set[Stack] = set()
         while todo:
             current = todo.pop()
             for edge in self.edges.get((current[-1], terminal), ()):
@@ -108,7 +109,7 @@ class Pushdown:
         return found
 
     def accepts(self, terminals: Sequence[int]) -> bool:
-        stacks = {(0,)}
+        stacks: set[Stack] = {(0,)}
         for terminal in (*terminals, self.lr.end):
             stacks = {after for stack in stacks for after in self.step(stack, terminal)}
         return bool(stacks)

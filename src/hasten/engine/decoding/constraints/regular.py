@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, cat, either, repeat
+from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, cat, either, repeat, words
 from hasten.engine.decoding.constraints.rules import (
     Either,
     Node,
@@ -43,7 +44,9 @@ def expression(node: Node, known: Known) -> tuple[Expr, int] | None:
         case Seq():
             language = cat(*(one for one, _ in inner))
         case Either():
-            language = either(*(one for one, _ in inner))
+            words_of = [one for one, _ in inner if one[0] == "words"]
+            others = [one for one, _ in inner if one[0] != "words"]
+            language = either(words(word for one in words_of for word in one[1]), *others)
         case Repeat(_, least, most):
             language = repeat(inner[0][0], least, most)
             size *= max(least, most or 1, 1)
@@ -141,26 +144,26 @@ def _merged(node: Node, known: Known, limits: Limits) -> Node:
         case Repeat(part, least, most):
             return Repeat(_merged(part, known, limits), least, most)
         case Either(options):
-            regular: list[Node] = []
-            rest: list[Node] = []
-            for option in options:
-                together = expression(choice([*regular, option]), known) is not None
-                (regular if together else rest).append(option)
-            return choice(
-                ([_merged(choice(regular), known, limits)] if regular else []) + [_merged(one, known, limits) for one in rest]
-            )
+            sizes = [expression(option, known) for option in options]
+            regular = [option for option, size in zip(options, sizes, strict=True) if size is not None]
+            rest = [option for option, size in zip(options, sizes, strict=True) if size is None]
+            together = [choice(run) for run in _runs(regular, known)]
+            return choice([_merged(one, known, limits) for one in [*together, *rest]])
         case Seq(parts):
-            out: list[Node] = []
-            run: list[Node] = []
-            for part in parts:
-                if expression(sequence([*run, part]), known) is not None:
-                    run.append(part)
-                    continue
-                if run:
-                    out.append(_merged(sequence(run), known, limits))
-                    run = []
-                out.append(_merged(part, known, limits))
-            if run:
-                out.append(_merged(sequence(run), known, limits))
-            return sequence(out)
+            return sequence([_merged(sequence(run), known, limits) for run in _runs(parts, known)])
     return node
+
+
+def _runs(nodes: Iterable[Node], known: Known) -> list[list[Node]]:
+    """Neighbours that are regular and together not too large; each of the others alone."""
+    out: list[list[Node]] = []
+    room = 0
+    for node in nodes:
+        found = expression(node, known)
+        if found is not None and found[1] <= room:
+            out[-1].append(node)
+            room -= found[1]
+        else:
+            out.append([node])
+            room = 0 if found is None else MOST_SIZE - found[1]
+    return out

@@ -53,6 +53,12 @@ class ConstraintSpec:
 
     def compile(self, limits: Limits) -> Grammar:
         """Raises GrammarError."""
+        try:
+            return self._compile(limits)
+        except RecursionError:
+            raise GrammarError("it is nested too deep", self.kind) from None
+
+    def _compile(self, limits: Limits) -> Grammar:
         match self.kind:
             case "json_schema" | "json_object":
                 from hasten.engine.decoding.constraints.schema import compile_schema
