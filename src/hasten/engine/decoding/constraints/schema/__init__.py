@@ -1,7 +1,7 @@
 """JSON Schema to a grammar.
 
-`keywords.py` reads a schema as a formula, `normal.py` makes alternatives of it, `shapes.py` says how their containers are written,
-`emptiness.py` finds what cannot be finished, and `emit.py` writes the productions.
+`keywords.py` reads a schema as a formula, `normal.py` makes alternatives of it, `shapes.py` says how their containers are
+written, `emptiness.py` finds what cannot be finished, and `emit.py` writes the productions.
 """
 
 from __future__ import annotations

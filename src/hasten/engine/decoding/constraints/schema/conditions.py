@@ -11,7 +11,7 @@ A `Condition` limits the values of one JSON type; a set of them is a conjunction
     part (properties, patterns, additional)   object: what one schema says of the values of keys
     has / lacks (key)                object
     names (formula)                  object: every key satisfies it
-    some key (language, but, formula)   object: of the keys in the language that are not in `but`, one has a value that satisfies it
+    some key (language, but, formula)   object: one of the keys in the language but not in `but` has a value that satisfies it
     items (prefix, rest)             array
     some item (first, formula)       array: an item from that position on satisfies it
     unique                           array

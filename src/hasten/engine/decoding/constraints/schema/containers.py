@@ -18,13 +18,12 @@ ENDLESS = 2**31 - 1
 
 
 class Part:
-    """What one schema says of the values of an object: those of its properties, of keys that match its patterns, of all others."""
+    """What one schema says of the values of an object: of its properties, of keys that match its patterns, of all others."""
 
     def __init__(self, condition: Condition) -> None:
-        properties, self.patterns, self.additional = condition.data
-        self.properties: dict[str, Formula] = dict(properties)
-        self.patterns: tuple[tuple[Expr, Formula], ...]
-        self.additional: Formula
+        self.properties: dict[str, Formula] = dict(condition.data[0])
+        self.patterns: tuple[tuple[Expr, Formula], ...] = condition.data[1]
+        self.additional: Formula = condition.data[2]
 
 
 def _counts(conditions: list[Condition]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Which formulas some value satisfies, and which ways of being complete a container has, so that a grammar has no dead ends.
 
-The least fixpoint: a container can be finished if its required parts can, so a schema that only ever needs another one of itself
-has no values.
+The least fixpoint: a container can be finished if its required parts can, so a schema that only ever needs another one of
+itself has no values.
 """
 
 from __future__ import annotations

@@ -164,8 +164,8 @@ class Normal:
         return self.scalars.joined(left)
 
     def _one(self, start: list[Alternative], formula: Formula, type_: str) -> list[Alternative]:
-        """Exactly one of the parts, of values that satisfy one of `start`. What is known of the values matters: branches for the
-        values of some key exclude each other only where the key is there."""
+        """Exactly one of the parts, of values that satisfy one of `start`. What is known of the values matters: branches for
+        the values of some key exclude each other only where the key is there."""
         parts, found = [self._find(part, type_) for part in formula.parts], []
         for context in start:
             ways = [[context | one for one in part if self.possible(context | one, type_)] for part in parts]

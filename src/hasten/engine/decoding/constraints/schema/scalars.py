@@ -204,7 +204,7 @@ def _interval(alternative: Alternative) -> tuple[Bound | None, Bound | None]:
     highs = [one.data for one in alternative if one.kind == "high"]
     low = max(lows, key=lambda bound: (bound[0], bound[1]), default=None)
     high = min(highs, key=lambda bound: (bound[0], not bound[1]), default=None)
-    return low, high  # type: ignore[return-value]
+    return low, high
 
 
 def _inhabited(expr: Expr) -> bool:

@@ -1,8 +1,9 @@
 """Containers as they are written: which keys or items there are, what each may hold, and which of them must be there.
 
 Alternatives that differ only in what must be there become the rows of one shape. A condition that some item or property must
-satisfy becomes alternatives in which it is one with a name or a position, and one in which it is any of the others: a *witness*,
-which is guessed when it begins. Several witnesses may be the same item or property: one alternative for each way to share.
+satisfy becomes alternatives in which it is one with a name or a position, and one in which it is any of the others: a
+*witness*, which is guessed when it begins. Several witnesses may be the same item or property: one alternative for each way
+to share.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Presence:
 
 @dataclass(slots=True)
 class ObjectShape:
-    """`classes`: of keys that have no name here, disjoint: the keys, what their values satisfy, and for each witness what the value
-    satisfies if it is that one (None: it cannot be)."""
+    """`classes`: of keys that have no name here, disjoint: the keys, what their values satisfy, and for each witness what the
+    value satisfies if it is that one (None: it cannot be)."""
 
     keys: dict[str, Formula]
     classes: list[tuple[Expr, Formula, tuple[Formula | None, ...]]]
@@ -95,15 +96,15 @@ class Shapes:
     # Objects.
 
     def _objects(self, formula: Formula) -> list[ObjectShape]:
-        groups: dict[tuple[Any, ...], tuple[ObjectShape, list[Fields]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[Fields, dict[str, None]]]] = {}
         for alternative in self._expanded(formula, "object", "some key", self._named_witness):
             fields = self._normal.fields(alternative)
             kept = tuple(one for one in fields.conditions if one.kind in ("part", "names", "some key"))
             named = self._named(fields)
             # Which keys have names matters to a witness only, which must have none.
             witnesses = any(one.kind == "some key" for one in kept)
-            groups.setdefault((kept, tuple(named) if witnesses else None), []).append((fields, named))  # type: ignore[attr-defined]
-        return [self._object(members) for members in groups.values()]  # type: ignore[arg-type]
+            groups.setdefault((kept, tuple(named) if witnesses else None), []).append((fields, named))
+        return [self._object(members) for members in groups.values()]
 
     def _named(self, fields: Fields) -> dict[str, None]:
         found: dict[str, None] = {}
@@ -230,7 +231,7 @@ class Shapes:
             if not witnesses:
                 yield alternative
                 continue
-            found = [(alternative - set(witnesses), ())]
+            found: list[tuple[Alternative, tuple[Condition, ...]]] = [(alternative - set(witnesses), ())]
             for witness in witnesses:
                 ways = list(places(alternative, witness))
                 found = [(one | way, open_) for one, open_ in found for way in ways] + [
