@@ -40,17 +40,17 @@ def sent(server: Running) -> Any:
         ({"guided_regex": "[a-z]+"}, ConstraintSpec("regex", "[a-z]+")),
         ({"guided_grammar": 'root ::= "a"+'}, ConstraintSpec("gbnf", 'root ::= "a"+')),
         ({"guided_grammar": 'start: "a"+'}, ConstraintSpec("ebnf", 'start: "a"+')),
-        ({"guided_json": PERSON}, ConstraintSpec.of_schema(PERSON)),
-        ({"guided_json": json.dumps(PERSON)}, ConstraintSpec.of_schema(PERSON)),
+        ({"guided_json": PERSON}, ConstraintSpec.of_schema(PERSON, whitespace=16)),
+        ({"guided_json": json.dumps(PERSON)}, ConstraintSpec.of_schema(PERSON, whitespace=16)),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, ConstraintSpec.of_choices(["yes", "no"])),
         (
             {"structured_outputs": {"json": PERSON, "whitespace": "compact", "order": "schema"}},
             ConstraintSpec.of_schema(PERSON, whitespace="compact", order="schema"),
         ),
-        ({"response_format": {"type": "json_object"}}, ConstraintSpec("json_object")),
+        ({"response_format": {"type": "json_object"}}, ConstraintSpec("json_object", whitespace=16)),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON, "strict": True}}},
-            ConstraintSpec.of_schema(PERSON),
+            ConstraintSpec.of_schema(PERSON, whitespace=16),
         ),
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": None, "guided_json": None}, None),
@@ -69,7 +69,7 @@ def test_every_way_to_ask(server: Running, endpoint: str, fields: dict, spec: Co
 def test_the_official_client_asks_with_a_schema(client: OpenAI, server: Running) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     client.chat.completions.create(model="fake", messages=HI, max_tokens=2, response_format=form)
-    assert sent(server).blob == blob(ConstraintSpec.of_schema(PERSON))
+    assert sent(server).blob == blob(ConstraintSpec.of_schema(PERSON, whitespace=16))
     client.chat.completions.create(model="fake", messages=HI, max_tokens=2, extra_body={"guided_choice": ["a"]})
     assert sent(server).blob == blob(ConstraintSpec.of_choices(["a"]))
 

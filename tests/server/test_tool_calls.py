@@ -99,14 +99,17 @@ def test_only_calls_have_no_content(client: OpenAI, server: Running) -> None:
 @pytest.mark.parametrize(
     ("fields", "spec"),
     [
-        ({}, ToolSpec(OFFERED)),
-        ({"tool_choice": "auto", "parallel_tool_calls": False}, ToolSpec(OFFERED, parallel=False)),
-        ({"tool_choice": "required"}, ToolSpec(OFFERED, required=True)),
+        ({}, ToolSpec(OFFERED, whitespace=16)),
+        ({"tool_choice": "auto", "parallel_tool_calls": False}, ToolSpec(OFFERED, parallel=False, whitespace=16)),
+        ({"tool_choice": "required"}, ToolSpec(OFFERED, required=True, whitespace=16)),
         (
             {"tool_choice": {"type": "function", "function": {"name": "clock"}}},
-            ToolSpec(OFFERED[1:], required=True, parallel=False),
+            ToolSpec(OFFERED[1:], required=True, parallel=False, whitespace=16),
         ),
-        ({"response_format": {"type": "json_object"}}, ToolSpec(OFFERED, answer=ConstraintSpec("json_object"))),
+        (
+            {"response_format": {"type": "json_object"}},
+            ToolSpec(OFFERED, answer=ConstraintSpec("json_object", whitespace=16), whitespace=16),
+        ),
         ({"tool_choice": "none"}, None),
     ],
 )

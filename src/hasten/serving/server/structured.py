@@ -16,6 +16,9 @@ from hasten.serving.server.strict import Strict
 
 Schema = dict[str, Any] | bool | str
 """A JSON Schema, or its text."""
+WHITESPACE = 16
+"""Blanks that JSON may have in one place, if the client says nothing: enough for indentation, and an end to the loops of blanks
+that models fall into where any number is legal."""
 
 
 class JsonSchema(Strict):
@@ -69,6 +72,8 @@ class StructuredBody(Strict):
             raise invalid(f"{found[0][0]} and {found[1][0]} cannot go together: one constraint at a time", found[1][0])
         after = self.structured_outputs.after if self.structured_outputs is not None else None
         for param, kind, text, options in found:
+            if kind in ("json_schema", "json_object"):
+                options = {"whitespace": WHITESPACE, **options}
             try:
                 return Wanted(ConstraintSpec(kind, text, **options), param, after)
             except GrammarError as error:

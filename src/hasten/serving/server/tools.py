@@ -13,6 +13,7 @@ from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.decoding.constraints.tools import CallReader, Tool, ToolFormat, ToolSpec
 from hasten.serving.server.errors import invalid
 from hasten.serving.server.strict import Strict
+from hasten.serving.server.structured import WHITESPACE
 
 _MOST_TOOLS = 128
 """As at OpenAI."""
@@ -100,6 +101,7 @@ class ToolsBody(Strict):
             required=named is not None or self.tool_choice == "required",
             parallel=named is None and self.parallel_tool_calls is not False,
             answer=answer,
+            whitespace=WHITESPACE,
         )
 
 
