@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import pickle
+from typing import Any
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.compiling import After, Compilations, Prepared, Spec, prepare
@@ -50,7 +51,7 @@ class Grammars:
 
 
 @functools.cache
-def _letters():  # type: ignore[no-untyped-def]
+def _letters() -> Any:
     from hasten.engine.decoding.constraints.machine import Vocabulary
 
     return Vocabulary([bytes([byte]) for byte in range(256)], [])
