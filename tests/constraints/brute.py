@@ -247,12 +247,21 @@ class Brute:
         going = (t for t in reading.candidates if t in self.languages and self.goes_on(reading.frames, t, text))
         return Reading(reading.terminals, reading.frames, text, frozenset(going))
 
+    def longer(self, reading: Reading, byte: bytes) -> bool:
+        """Whether a terminal could match more, whatever counts and frames make of that."""
+        text = reading.text + byte
+        return any(
+            self.languages[t].match(text)[0] == len(text) and self.languages[t].states
+            for t in reading.candidates
+            if t in self.languages
+        )
+
     def step(self, config: Config, byte: bytes) -> Config:
         out = set()
         for reading in config:
             further = self.go_on(reading, byte)
             out.add(further)
-            if reading.text and not (self.grammar.longest and further.candidates):
+            if reading.text and not (self.grammar.longest and self.longer(reading, byte)):
                 out |= {self.go_on(begun, byte) for begun in self.ends(reading)}
         return frozenset(reading for reading in out if reading.candidates)
 
@@ -275,11 +284,10 @@ class Brute:
         for reading in config:
             if any(self.is_text(begun.terminals) for begun in self.ends(reading)):
                 return True
-            if not reading.terminals and any(
-                t in self.languages and self.match(t, b"")[1] and self.is_text((t,))
-                for t in reading.candidates
-                if not reading.text
-            ):
+            if reading.terminals or reading.text:
+                continue
+            # A terminal matches the empty text only where that is all there is.
+            if any(t in self.languages and self.match(t, b"")[1] and self.is_text((t,)) for t in reading.candidates):
                 return True
         return False
 

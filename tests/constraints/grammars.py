@@ -162,7 +162,9 @@ def objects(rows: tuple[Row, ...], other: bool = True, ordered: bool = False) ->
 def arrays(rows: tuple[Row, ...], witnesses: int = 0, unique: bool = False) -> Grammar:
     """Items are scalars, such an array again or {"a": item}; with witnesses, `true` is the one that is looked for."""
     if witnesses:
-        productions = "v: number | string\nl: [ [] | [ v i ] | [ v ] | [w word ]\nl: [w word i ] | [ i2\ni2: v ]\ni: , v | ,w word | i , v | i ,w word"
+        productions = """v: number | string
+            l: [ [] | [ v i ] | [ v ] | [w word ] | [w word i ]
+            i: , v | ,w word | i , v | i ,w word"""
     else:
         productions = "l: [ [] | [ i ]\ni: v | i , v\nv: number | string | word | l | { k : v }"
     terminals = {**STRUCTURE, "[": opening("[", 0), "{": opening("{", 1), "k": key("a", 0)}
@@ -188,7 +190,8 @@ def two_objects() -> Grammar:
            p2: kind2 : two | a2 : string | a2 : o""",
         {
             **STRUCTURE, "{1": opening("{", 0), "{2": opening("{", 1), "kind1": key("kind", 0), "kind2": key("kind", 0),
-            "a1": key("a", 1), "a2": key("a", 1), "one": Terminal(text("one"), Form.STRING), "two": Terminal(text("on"), Form.STRING),
+            "a1": key("a", 1), "a2": key("a", 1),
+            "one": Terminal(text("one"), Form.STRING), "two": Terminal(text("on"), Form.STRING),
         },
         (Plan(False, (Row(frozenset({0, 1})),), bits=2), Plan(False, (Row(frozenset({0})),), bits=2)),
     )  # fmt: skip

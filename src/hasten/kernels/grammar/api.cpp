@@ -1,9 +1,11 @@
 #include "api.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <thread>
 
 #include "compiled.h"
 #include "error.h"
@@ -123,6 +125,14 @@ void hasten_state_fill(void *state, int32_t *mask) {
     state_of(state).grammar.masks.fill(state_of(state).position->threads, mask);
 }
 
-void hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t) {
-    for (int32_t i = 0; i < count; i++) hasten_state_fill(states[i], masks + i * stride);
+void hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t threads) {
+    // States of one grammar wait for each other, so only those of different ones gain.
+    std::atomic<int32_t> next{0};
+    auto work = [&] {
+        for (int32_t i; (i = next++) < count;) hasten_state_fill(states[i], masks + i * stride);
+    };
+    std::vector<std::thread> helpers;
+    for (int32_t i = 1; i < std::min(threads, count); i++) helpers.emplace_back(work);
+    work();
+    for (std::thread &helper : helpers) helper.join();
 }

@@ -37,7 +37,7 @@ class Frames {
     // The depth of the outermost frame that was looked at since it was set, and whether a list was.
     int32_t lowest = 0;
     bool consulted = false;
-    // Of this frame's next key no one asks whether it is distinct.
+    // The scalar or key that comes next in this frame is taken to be no duplicate.
     int32_t trusted = REFUSED;
 
     // The frame after terminal `t` of the text in cells `text`, which is only read where the text is watched. REFUSED: a duplicate.

@@ -20,7 +20,9 @@ void Masks::fill(const Threads &threads, int32_t *mask) {
     machine.spread(threads, parts);
     bool first = true;
     for (const Part &part : parts) {
-        add(leaf_of(part), part, first, mask);
+        suspects.clear();
+        bool trusted = part.thread.text >= 0 && trust(part.thread);
+        add(leaf_of(part, trusted), part, first, mask);
         first = false;
     }
     if (first) std::fill(mask, mask + vocabulary.words, 0);
@@ -64,10 +66,10 @@ struct Masks::Looker {
     }
 };
 
-const Masks::Leaf &Masks::leaf_of(const Part &part) {
+const Masks::Leaf &Masks::leaf_of(const Part &part, bool trusted) {
     const Thread &thread = part.thread;
     bool tight = is_tight(thread);
-    Root root{thread.lexer, part.barred, tight ? thread.scan : 0, tight ? thread.characters : -1};
+    Root root{thread.lexer, part.barred, tight ? thread.scan : 0, tight ? thread.characters : -1, trusted};
     auto [at, fresh] = roots.emplace(root, int32_t(questions.size()));
     if (fresh) questions.emplace_back();
     int32_t question = at->second, states = 0, frames = 0;
@@ -80,7 +82,9 @@ const Masks::Leaf &Masks::leaf_of(const Part &part) {
     if (questions[question].kind == Question::LEAF) return kept[questions[question].leaf];
 
     machine.edges.lowest = machine.frames.lowest = INT32_MAX;
+    machine.frames.trusted = trusted ? thread.frame : Frames::REFUSED;
     Leaf leaf = resolve(part);
+    machine.frames.trusted = Frames::REFUSED;
     auto levels_above = [](int32_t lowest, int32_t depth) { return lowest > depth ? 0 : depth + 1 - lowest; };
     int32_t states_seen = levels_above(machine.edges.lowest, machine.edges.stacks[thread.stack].depth);
     int32_t frames_seen = levels_above(machine.frames.lowest, machine.frames.depth(thread.frame));
@@ -111,18 +115,20 @@ int32_t Masks::next_question(int32_t question, int32_t answer) {
 
 void Masks::add(const Leaf &leaf, const Part &part, bool first, int32_t *mask) {
     const std::vector<int32_t> *dense = leaf.base ? &leaf.base->dense : leaf.dense.empty() ? nullptr : &leaf.dense;
-    if (first) {
-        if (dense) std::memcpy(mask, dense->data(), dense->size() * sizeof(int32_t));
-        else std::fill(mask, mask + vocabulary.words, 0);
-        for (int32_t token : leaf.remove) unset(mask, token);
-    } else if (dense) {
-        saved.clear();  // of what this leaf does not have, what others do
-        for (int32_t token : leaf.remove)
-            if (!has(mask, token)) saved.push_back(token);
+    saved.clear();  // what neither this leaf has nor others
+    auto leave_out = [&](int32_t token) {
+        if (first || !has(mask, token)) saved.push_back(token);
+    };
+    for (int32_t token : leaf.remove) leave_out(token);
+    for (int32_t token : suspects)
+        if (!allows(part, token))
+            for (; token >= 0; token = vocabulary.equal[token]) leave_out(token);
+    if (first && dense) std::memcpy(mask, dense->data(), dense->size() * sizeof(int32_t));
+    else if (first) std::fill(mask, mask + vocabulary.words, 0);
+    else if (dense)
         for (int32_t i = 0; i < vocabulary.words; i++) mask[i] |= (*dense)[i];
-        for (int32_t token : saved) unset(mask, token);
-    }
     for (int32_t token : leaf.add) set(mask, token);
+    for (int32_t token : saved) unset(mask, token);
     if (!leaf.recheck.empty()) walk(leaf.recheck, part, mask, nullptr);
 }
 
@@ -241,6 +247,7 @@ Masks::Leaf Masks::compress(const std::vector<std::shared_ptr<const TokenRow>> &
         if (!row->dense.empty() && (!leaf.base || row->count > leaf.base->count)) leaf.base = row;
     for (int32_t i = 0; i < vocabulary.words && leaf.add.size() + leaf.remove.size() <= MOST_CHANGES; i++) {
         uint32_t base = leaf.base ? uint32_t(leaf.base->dense[i]) : 0, wanted = uint32_t(scratch[i]);
+        if (base == wanted) continue;
         for (uint32_t more = wanted & ~base; more; more &= more - 1) leaf.add.push_back(i * 32 + __builtin_ctz(more));
         for (uint32_t less = base & ~wanted; less; less &= less - 1) leaf.remove.push_back(i * 32 + __builtin_ctz(less));
     }

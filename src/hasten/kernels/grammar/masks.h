@@ -29,14 +29,15 @@ class Masks {
         Trie recheck;  // tokens of which it depends on the values in a list
     };
     struct Root {
-        int32_t lexer, barred, scan, characters;
+        int32_t lexer, barred, scan, characters, trusted;
         bool operator==(const Root &other) const {
-            return lexer == other.lexer && barred == other.barred && scan == other.scan && characters == other.characters;
+            return lexer == other.lexer && barred == other.barred && scan == other.scan && characters == other.characters &&
+                   trusted == other.trusted;
         }
     };
     struct HashRoot {
         size_t operator()(const Root &root) const {
-            return mix(mix(mix(uint32_t(root.lexer), uint32_t(root.barred)), uint32_t(root.scan)), uint32_t(root.characters));
+            return mix(mix(mix(uint32_t(root.lexer), uint32_t(root.barred)), uint32_t(root.scan)), uint64_t(uint32_t(root.characters)) * 2 + root.trusted);
         }
     };
     struct Question {
@@ -57,11 +58,14 @@ class Masks {
 
     std::vector<Threads> levels;  // of a walk, by depth
     std::vector<uint8_t> unsure;
-    std::vector<int32_t> scratch, saved, named;
+    std::vector<int32_t> scratch, saved, named, suspects;
     std::vector<Part> parts;
     std::vector<std::vector<int32_t>> longer;  // [n]: tokens that begin more than n characters, none with a quotation mark or a backslash
 
-    const Leaf &leaf_of(const Part &part);
+    // Whether what comes may be taken to be no duplicate, but for the tokens `suspects`, which are to be tried (duplicates.cpp).
+    bool trust(const Thread &thread);
+    bool allows(const Part &part, int32_t token);
+    const Leaf &leaf_of(const Part &part, bool trusted);
     int32_t next_question(int32_t question, int32_t answer);
     Leaf resolve(const Part &part);
     bool is_tight(const Thread &thread) const;

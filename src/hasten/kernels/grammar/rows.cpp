@@ -21,10 +21,20 @@ struct Safe {
     }
 };
 
-// All states that safe bytes lead to must be alive on safe bytes; what one is dead on leaves the set, for good.
+// How many of the safe ASCII bytes a state is dead on.
+int32_t count_dead(const Dfa &dfa, int32_t state, const Safe &safe) {
+    int32_t dead = 0;
+    for (int32_t byte = 0; byte < 128; byte++) dead += safe.has(uint8_t(byte)) && dfa.step(state, uint8_t(byte)) < 0;
+    return dead;
+}
+
+// All states that safe bytes lead to must be alive on safe bytes. A byte that a state is dead on leaves the set, and so does one that
+// leads to a state which is dead on most of the others, such as the end of a string.
 Safe find_safe(const Dfa &dfa, int32_t start, bool with_other) {
     Safe safe;
     safe.other = with_other;
+    for (int32_t byte = 0; byte < 128; byte++)
+        if (dfa.step(start, uint8_t(byte)) < 0) safe.ascii[byte / 64] &= ~(uint64_t(1) << (byte % 64));
     std::vector<uint8_t> seen(size_t(dfa.states) * Utf8::COUNT);
     std::vector<std::pair<int32_t, Utf8::At>> reached{{start, Utf8::BETWEEN}};
     seen[size_t(start) * Utf8::COUNT] = 1;
@@ -34,11 +44,12 @@ Safe find_safe(const Dfa &dfa, int32_t start, bool with_other) {
         for (int32_t byte = at == Utf8::BETWEEN ? 0 : 128; byte < (with_other ? 256 : 128); byte++) {
             Utf8 next{at};
             if (!safe.has(uint8_t(byte)) || !next.step(uint8_t(byte))) continue;
-            int32_t to = dfa.step(state, uint8_t(byte));
-            if (to < 0) {
+            int32_t to = dfa.step(state, uint8_t(byte)), left = __builtin_popcountll(safe.ascii[0]) + __builtin_popcountll(safe.ascii[1]);
+            bool fresh = to >= 0 && !seen[size_t(to) * Utf8::COUNT + next.at];
+            if (to < 0 || (fresh && next.at == Utf8::BETWEEN && count_dead(dfa, to, safe) * 2 > left)) {
                 if (byte >= 128) return find_safe(dfa, start, false);
                 safe.ascii[byte / 64] &= ~(uint64_t(1) << (byte % 64));
-            } else if (!seen[size_t(to) * Utf8::COUNT + next.at]) {
+            } else if (fresh) {
                 seen[size_t(to) * Utf8::COUNT + next.at] = 1;
                 reached.emplace_back(to, next.at);
             }

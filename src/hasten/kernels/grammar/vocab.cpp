@@ -45,6 +45,17 @@ Vocabulary::Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tok
 
 bool Vocabulary::is_end(int32_t token) const { return std::binary_search(ends.begin(), ends.end(), token); }
 
+void Vocabulary::beginning_with(std::string_view text, std::vector<int32_t> &out) const {
+    int32_t at = 0, end = int32_t(trie.size());  // children of the node that was reached
+    for (uint8_t byte : text) {
+        while (at < end && trie[at].byte != byte) at = trie[at].skip;
+        if (at == end) return;
+        end = trie[at++].skip;
+    }
+    for (at = text.empty() ? at : at - 1; at < end; at++)
+        if (trie[at].token >= 0) out.push_back(trie[at].token);
+}
+
 void Vocabulary::sign(const Pieces &pieces) {
     whole.assign(words, 0);
     containing.resize(129);
@@ -57,6 +68,7 @@ void Vocabulary::sign(const Pieces &pieces) {
             if (own.ascii[byte / 64] >> (byte % 64) & 1) containing[byte].push_back(token);
         if (own.other) containing[128].push_back(token);
         if (piece.find_first_of("\"\\") != std::string_view::npos) specials.emplace_back(piece, token);
+        if (piece.find('"') != std::string_view::npos && piece.find('\\') != std::string_view::npos) escaping.push_back(token);
     }
     special = tree(specials);
     signatures.assign(trie.size(), {});

@@ -45,6 +45,7 @@ struct Vocabulary {
     std::vector<int32_t> whole;                    // a mask: tokens that are UTF-8 of their own
     std::vector<std::vector<int32_t>> containing;  // byte below 128, or 128 for all others -> tokens that contain it
     Trie special;                                  // tokens with a quotation mark or a backslash
+    std::vector<int32_t> escaping;                 // tokens with both
 
     Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count);
     // Of tokens that are legal by their text: not empty, and no end.
@@ -52,6 +53,8 @@ struct Vocabulary {
         return {(const char *)bytes.data() + offsets[token], size_t(offsets[token + 1] - offsets[token])};
     }
     bool is_end(int32_t token) const;
+    // The tokens in the tree that begin with a text.
+    void beginning_with(std::string_view text, std::vector<int32_t> &out) const;
     // The tree of some of the tokens, sorted, no two of equal bytes.
     static Trie tree(const Pieces &pieces);
     void set(int32_t *mask, int32_t token) const {
