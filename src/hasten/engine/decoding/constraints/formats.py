@@ -28,8 +28,8 @@ _DURATION = f"P(?:{_CALENDAR}(?:{_CLOCK})?|{_CLOCK}|[0-9]+W)"
 
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HOSTNAME = f"{_LABEL}(?:\\.{_LABEL})*"
-_WIDE = "\\p{L}\\p{M}\\p{N}\\u00b7\\u0375\\u05f3\\u05f4\\u200c\\u200d\\u30fb"
-_IDN_LABEL = f"[{_WIDE}](?:[{_WIDE}-]*[{_WIDE}])?"
+_WIDE = "\\p{L}\\p{N}\\u00b7\\u0375\\u05f3\\u05f4\\u200c\\u200d\\u30fb"
+_IDN_LABEL = f"[{_WIDE}](?:[{_WIDE}\\p{{M}}-]*[{_WIDE}\\p{{M}}])?"
 _IDN_HOSTNAME = f"{_IDN_LABEL}(?:[.\\u3002\\uff0e\\uff61]{_IDN_LABEL})*"
 
 _BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
