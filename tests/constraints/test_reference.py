@@ -14,7 +14,7 @@ from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.derivatives import build, nullable
 from hasten.engine.decoding.constraints.grammar import Grammar
 from hasten.engine.decoding.constraints.languages import NOTHING, both, cat, chars, either, repeat, text, without
-from hasten.engine.decoding.constraints.lr import Automaton
+from hasten.engine.decoding.constraints.lr import Automaton, Stack
 from hasten.engine.decoding.constraints.reference import Matcher, Pushdown
 from hasten.engine.decoding.constraints.rules import Either, Node, Ref, Repeat, Seq, Text, grammar_of
 
@@ -38,14 +38,15 @@ def check(rules: dict[str, Node], most: int, depth: int = 32) -> Pushdown:
     """That LR(1) and the edges accept what the rules derive, but for the empty text."""
     grammar = grammar_of(rules, "S", Limits(), longest=False)
     automaton = Automaton(grammar)
-    pushdown = Pushdown(automaton, depth=depth)
+    pushdown, growing = Pushdown(automaton, depth=depth), Pushdown(automaton, depth=depth, absorb=False)
     numbers = {one.name: number for number, one in enumerate(grammar.terminals)}
     expected = {tuple(numbers[name] for name in one) for one in derived(rules, "S", most) if one}
     for length in range(1, most + 1):
         for word in product(range(len(grammar.terminals)), repeat=length):
             assert automaton.accepts(word) == (word in expected), (grammar, word)
             assert pushdown.accepts(word) == (word in expected), (grammar, word)
-    return pushdown
+            assert growing.accepts(word) == (word in expected), (grammar, word)
+    return growing
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,43 @@ def test_partial_edges_change_nothing(depth: int) -> None:
         assert any(edge.partial for edges in check(rules, 7, depth).edges.values() for edge in edges)
 
 
-def test_right_recursion_deeper_than_any_edge() -> None:
+@pytest.mark.parametrize(
+    ("rules", "most"),
+    [
+        (plain(S="a S | b"), 3),
+        (plain(S="a T | a", T="b S | b"), 6),
+        (plain(S="T a S | T", T="F b T | F", F="c | d S d"), 8),
+        (plain(S="T S | T", T="a | b S c"), 5),  # a lap without a terminal of its own
+        (plain(S="a S | a b"), 5),  # entered with two items
+    ],
+)
+def test_laps_of_right_recursion_are_forgotten(rules: dict[str, Node], most: int) -> None:
+    automaton = Automaton(grammar_of(rules, "S", Limits(), longest=False))
+    edges = [edge for several in Pushdown(automaton).edges.values() for edge in several]
+    assert not any(edge.partial for edge in edges)
+    assert max(len(edge.required) for edge in edges) <= most
+    assert any(edge.partial for edges in Pushdown(automaton, absorb=False).edges.values() for edge in edges)
+
+
+def test_laps_that_something_waits_for_stay() -> None:
+    for rules in (plain(S="a S c | a S | b"), plain(S="a S a | b"), plain(S="a S b T | c", T="d T | d")):
+        pushdown = check(rules, 6)
+        after_a = {state.shifts[0] for state in pushdown.lr.states if 0 in state.shifts}
+        assert pushdown.lr.grammar.terminals[0].name == "a"
+        assert not after_a & Pushdown(pushdown.lr).laps.keys()
+
+
+def test_stacks_of_right_recursion_do_not_grow() -> None:
     pushdown = Pushdown(Automaton(grammar_of(plain(S="a S | b"), "S", Limits(), longest=False)))
+    a = next(n for n, one in enumerate(pushdown.lr.grammar.terminals) if one.name == "a")
+    stack: Stack = (0,)
+    for _ in range(50):
+        [stack] = pushdown.step(stack, a)
+    assert len(stack) == 2
+
+
+def test_right_recursion_deeper_than_any_edge() -> None:
+    pushdown = Pushdown(Automaton(grammar_of(plain(S="a S | b"), "S", Limits(), longest=False)), absorb=False)
     a, b = (next(n for n, one in enumerate(pushdown.lr.grammar.terminals) if one.name == name) for name in "ab")
     for length in (30, 31, 32, 33, 34, 200):
         assert pushdown.accepts([a] * length + [b])

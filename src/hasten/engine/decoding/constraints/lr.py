@@ -118,6 +118,10 @@ class Automaton:
         self.states.append(State(items))
         self.before.append([])
 
+    def of(self, nonterminal: int) -> list[int]:
+        """Its productions."""
+        return self._of[nonterminal]
+
     def accepted(self, state: int) -> set[int]:
         """Terminals, and perhaps the end mark, that may come when this state is on top."""
         one = self.states[state]

@@ -5,10 +5,9 @@ reductions that a terminal causes, and its shift, into one *prefix-conditioned e
 many to pop, states to push). A step is then one look-up. Where a reduction needs to see deeper, one edge is made for each way
 in which the stack may go on below, found by walking the automaton backwards; at most one of them fits a stack.
 
-Left recursion keeps conditions finite. Right recursion (`a: b a | b`) would need one edge for each depth: beyond `DEPTH`
-required states or `EDGES` edges, a *partial* edge stops between reductions, reads nothing and leaves the rest to the next
-look-up. The paper's absorption of cycles (shifting round a loop pops the previous lap) is left out: it is sound only where all
-that can be reduced across a lap's border belongs to the loop, and partial edges cover the same grammars without that proof.
+Left recursion keeps conditions finite. Right recursion (`a: b a | b`) would need one edge for each depth. Going round its loop
+takes the previous lap off the stack, where that changes nothing (`laps.py`). Where it would, beyond `DEPTH` required states or
+`EDGES` edges, a *partial* edge stops between reductions, reads nothing and leaves the rest to the next look-up.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from hasten.engine.decoding.constraints import laps
 from hasten.engine.decoding.constraints.base import Limits
 from hasten.engine.decoding.constraints.derivatives import build
 from hasten.engine.decoding.constraints.grammar import Act, Form, Grammar
@@ -47,8 +47,9 @@ class Edge:
 class Pushdown:
     """Edges of all states that a terminal leads to, and of the start; more come where partial edges end."""
 
-    def __init__(self, lr: Automaton, limits: Limits | None = None, depth: int = DEPTH) -> None:
+    def __init__(self, lr: Automaton, limits: Limits | None = None, depth: int = DEPTH, *, absorb: bool = True) -> None:
         self.lr, self.depth, self._limits = lr, depth, limits or Limits()
+        self.laps = laps.find(lr, self._limits) if absorb else {}
         self.edges: dict[tuple[int, int], list[Edge]] = {}
         tops = {0} | {to for state in lr.states for symbol, to in state.shifts.items() if symbol >= 0}
         todo = sorted(tops)
@@ -70,7 +71,7 @@ class Pushdown:
             current = edge.push[-1] if edge.push else edge.required[edge.pop]
             state = lr.states[current]
             if terminal in state.shifts:
-                found.append(Edge(edge.required, edge.pop, (*edge.push, state.shifts[terminal])))
+                found += self._absorb(Edge(edge.required, edge.pop, (*edge.push, state.shifts[terminal])))
             for production in state.reductions.get(terminal, ()):
                 left, right = lr.productions[production]
                 if left == -1 - len(lr.grammar.names):
@@ -89,13 +90,40 @@ class Pushdown:
         pop = edge.pop + max(size - len(edge.push), 0)
         walks = [edge.required]
         while walks and len(walks[0]) <= pop:
-            walks = [(*walk, below) for walk in walks for below in self.lr.before[walk[-1]]]
+            walks = [deeper for walk in walks for deeper in self._deeper(walk)]
         return [
-            Edge(walk, pop, (*push, self.lr.states[push[-1] if push else walk[pop]].shifts[left]))
+            after
             for walk in walks
             # Walking backwards may leave the ways on which the production can stand.
-            if left in self.lr.states[push[-1] if push else walk[pop]].shifts
+            if left in (shifts := self.lr.states[push[-1] if push else walk[pop]].shifts)
+            for after in self._absorb(Edge(walk, pop, (*push, shifts[left])))
         ]
+
+    def _deeper(self, walk: Stack) -> list[Stack]:
+        """One state further down the stack; laps that would have been absorbed are not there."""
+        walks = [(*walk, below) for below in self.lr.before[walk[-1]]]
+        return [one for one in walks if not any(one[: -len(lap) - 1 : -1] == lap for lap in self.laps.get(one[-1], ()))]
+
+    def _absorb(self, edge: Edge) -> list[Edge]:
+        """The edge without the lap that its last push completes, for stacks on which it does, and as it is for the others."""
+        found: list[Edge] = []
+        todo = [edge]
+        for one in todo:
+            known = one.required[: one.pop - 1 if one.pop else None : -1] + one.push
+            for lap in self.laps.get(edge.push[-1], ()):
+                shared = min(len(lap), len(known))
+                if known[-shared:] != lap[-shared:] or (shared < len(lap) and one.required[-1] == 0):
+                    continue
+                if shared < len(lap):
+                    todo += [Edge(walk, one.pop, one.push) for walk in self._deeper(one.required)]
+                else:
+                    # The lower state of the lap is popped too and pushed again, for an edge pushes its destination.
+                    push = one.push[: max(len(one.push) - len(lap), 0)]
+                    found.append(Edge(one.required, one.pop + max(len(lap) - len(one.push), 0), (*push, lap[0])))
+                break
+            else:
+                found.append(one)
+        return found
 
     def step(self, stack: Stack, terminal: int) -> set[Stack]:
         """As `Automaton.step`, by edges alone."""

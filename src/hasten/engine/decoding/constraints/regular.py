@@ -157,7 +157,7 @@ def _merged(node: Node, known: Known, limits: Limits) -> Node:
 def _runs(nodes: Iterable[Node], known: Known) -> list[list[Node]]:
     """Neighbours that are regular and together not too large; each of the others alone."""
     out: list[list[Node]] = []
-    room = 0
+    room = -1  # no empty text joins an irregular one
     for node in nodes:
         found = expression(node, known)
         if found is not None and found[1] <= room:
@@ -165,5 +165,5 @@ def _runs(nodes: Iterable[Node], known: Known) -> list[list[Node]]:
             room -= found[1]
         else:
             out.append([node])
-            room = 0 if found is None else MOST_SIZE - found[1]
+            room = -1 if found is None else MOST_SIZE - found[1]
     return out
