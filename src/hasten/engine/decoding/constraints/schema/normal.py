@@ -58,11 +58,16 @@ class Normal:
         self._limits.check(len(self._known) // len(TYPES))
         self._open.add(key)
         try:
-            found = self._known[key] = tuple(self._make(formula, type_))
+            found = tuple(self._make(formula, type_))
+            if len(found) > MOST:
+                raise GrammarError(f"the combinations of its parts are more than {MOST} alternatives")
+        except GrammarError as error:
+            if error.where or formula.kind is not Kind.REFERENCE:
+                raise
+            raise GrammarError(str(error).removeprefix(f"{error.part}: "), error.part, formula.payload.where or "/") from None
         finally:
             self._open.discard(key)
-        if len(found) > MOST:
-            raise GrammarError(f"the combinations of its parts are more than {MOST} alternatives")
+        self._known[key] = found
         return found
 
     def _make(self, formula: Formula, type_: str) -> Iterable[Alternative]:

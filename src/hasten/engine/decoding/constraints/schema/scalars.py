@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from hasten.engine.decoding.constraints import numbers
-from hasten.engine.decoding.constraints.base import Limits
+from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Form
 from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, Expr, both, either, repeat, without, words
 from hasten.engine.decoding.constraints.native import Language
@@ -18,6 +18,9 @@ _COUNTED = 4
 """Shortest length up to which a language counts characters by itself, where nothing else is said of the string."""
 _PRODUCT = 20_000
 """States of a pattern times characters, up to which a language counts them by itself."""
+
+_QUICK = 1_000
+"""States in which two patterns are seen to have nothing in common, or not at all."""
 
 Span = tuple[int, int | None]
 """Least and most code points."""
@@ -32,7 +35,11 @@ class Scalars:
     def language(self, expr: Expr) -> Language:
         found = self._languages.get(expr)
         if found is None:
-            found = self._languages[expr] = Language(expr, Form.TEXT, self._limits)
+            try:
+                found = self._languages[expr] = Language(expr, Form.TEXT, self._limits)
+            except GrammarError as error:
+                message = str(error).removeprefix("language: ")
+                raise GrammarError(f"what is asked of a string or number cannot be enforced: {message}", "pattern") from None
         return found
 
     def matches(self, expr: Expr, text: str) -> bool:
@@ -89,14 +96,23 @@ class Scalars:
         if values is not None:
             return bool(values)
         if type_ == "string":
-            texts = {one.data[0] for one in alternative if one.kind == "text"}
+            texts = [one.data[0] for one in in_order(alternative) if one.kind == "text"]
             least, most = _span(alternative)
-            return (most is None or least <= most) and not any(without(text) in texts for text in texts)
+            return (most is None or least <= most) and (len(texts) < 2 or not self._apart(texts))
         low, high = _interval(alternative)
         asked = {one.data for one in alternative if one.kind in ("integer", "multiple")}
         if low and high and (low[0] > high[0] or (low[0] == high[0] and (low[1] or high[1]))):
             return False
         return not any((*rest, not wanted) in asked for *rest, wanted in asked)
+
+    def _apart(self, texts: list[Expr]) -> bool:
+        """Whether it is quickly seen that no string is in all of the languages."""
+        if any(without(text) in texts for text in texts):
+            return True
+        try:
+            return Language(both(*texts), Form.TEXT, Limits(nodes=_QUICK)).states == 0
+        except GrammarError:
+            return False
 
     def joined(self, alternatives: list[Alternative]) -> list[Alternative]:
         """As one alternative, but for those whose characters are better counted apart."""
