@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.engine.test_decoding_seam import NoisyOracle
 from tests.engine.test_loop import gather, request
 
 from hasten.engine.decoding.base import Row
+from hasten.engine.decoding.constraints import kept
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.compiling import Prepared, prepare
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
@@ -166,6 +168,35 @@ def test_the_latest_grammars_are_kept() -> None:
         made.prepare(request("r", [1], constraint=ConstraintSpec.of_choices(["1" * (i + 1)])))
     assert len(made._grammars._found) < 4
     assert made.start(request("r", [1], constraint=ConstraintSpec.of_choices(["1"]))).forced_bytes() == b"1"
+
+
+def test_what_took_long_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept, "LEAST_S", 0.0)
+    slow = Slow()
+    slow.go.set()
+    first = prepare(slow, Limits())
+    assert prepare(slow, Limits()) == first and slow.compiled == 1
+    [file] = (tmp_path / "grammars").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert prepare(slow, Limits()) == first and slow.compiled == 2, "a broken file is none"
+    monkeypatch.setattr(kept, "MOST_FILES", 3)
+    for i in range(5):
+        prepare(ConstraintSpec.of_choices(["a" * (i + 1)]), Limits())
+    assert len(list((tmp_path / "grammars").iterdir())) == 3
+    monkeypatch.setenv("HASTEN_CACHE", "/dev/null")
+    assert prepare(slow, Limits()) == first
+
+
+def test_a_grammar_follows_one_text() -> None:
+    made = engine()
+    made.add(request("r", [1], max_tokens=20, constraint=GRAMMAR))
+    made.step()
+    with pytest.raises(ValueError, match="joined"):
+        made.join(list(made.ledger.sequences.values()), [1])
+    with pytest.raises(ValueError, match="legal"):
+        made.inject(next(iter(made.ledger.sequences.values())), [END])
+    assert made.run()[-1].error is None
 
 
 # -- where a text may end ----------------------------------------------------------------------------------------------

@@ -421,15 +421,17 @@ class Engine:
         if sequence.state is not State.RUNNING:
             raise ValueError(f"{sequence} takes no tokens: it is not running")
         for token in tokens:
-            sequence.append(token)
             if sequence.constraint is not None:
                 sequence.constraint.advance(token)
+            sequence.append(token)
         self._out.append(TokenDelta(sequence.request.id, sequence.index, list(tokens), [None] * len(tokens)))
         if sequence.length >= self.max_length:
             self.ledger.close(sequence, Finish.LENGTH)
 
     def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:
         first = sequences[0]
+        if first.constraint is not None:
+            raise ValueError(f"{first} cannot be joined: a grammar follows one text")
         group = self.ledger.groups.get(first.request.id)
         child = self.ledger.join(sequences, tokens, mix(first.seed, len(group.sequences) if group is not None else 0))
         self._out.append(TokenDelta(child.request.id, child.index, list(tokens), [None] * len(tokens)))

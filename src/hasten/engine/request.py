@@ -62,7 +62,8 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off; the three filters apply in that order, after the
     temperature. Penalties act on the raw logits: repetition (multiplicative, over prompt and output; Keskar et al., 2019),
     presence and frequency (additive, over the output, as in the OpenAI API). `max_tokens` None means until the context is
-    full. `constraint`: a `ConstraintSpec` (decoding/constraints/spec.py), or a dict that is a JSON Schema. `logprobs` asks for the chosen token's log-probability and that many alternatives, taken from the raw logits.
+    full. `constraint`: a `ConstraintSpec` (decoding/constraints/spec.py), or a dict that is a JSON Schema. `logprobs` asks for
+    the chosen token's log-probability and that many alternatives, taken from the raw logits.
     """
 
     max_tokens: int | None = None

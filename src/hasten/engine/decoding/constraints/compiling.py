@@ -7,6 +7,7 @@ server's process, which then sends the engine a `Prepared` grammar, or in `Engin
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import xxhash
 
+from hasten.engine.decoding.constraints import kept
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Grammar
 
@@ -55,19 +57,38 @@ def prepare(spec: Spec | Prepared, limits: Limits) -> Prepared:
     """Raises GrammarError."""
     if isinstance(spec, Prepared):
         return spec
-    grammar = spec.compile(limits)
-    blob = grammar.blob()
-    return Prepared(xxhash.xxh3_128_hexdigest(blob), blob, tuple(grammar.warnings))
+    warnings: list[str] = []
+    if (blob := kept.find(spec.key)) is None:
+        began = time.perf_counter()
+        grammar = spec.compile(limits)
+        blob, warnings = grammar.blob(), grammar.warnings
+        # Warnings are to be heard each time.
+        if time.perf_counter() - began > kept.LEAST_S and not warnings:
+            kept.keep(spec.key, blob)
+    return Prepared(xxhash.xxh3_128_hexdigest(blob), blob, tuple(warnings))
 
 
 def split(constraint: Any) -> tuple[Spec | Prepared, str | None]:
     """What `SamplingParams.constraint` holds as (grammar, text after which it begins). Raises GrammarError."""
     spec, after = (constraint.constraint, constraint.text) if isinstance(constraint, After) else (constraint, None)
-    if not isinstance(spec, Prepared) and not (hasattr(spec, "compile") and hasattr(spec, "key")):
+    if not isinstance(spec, Prepared) and not is_spec(spec):
         raise GrammarError(f"a constraint is a ConstraintSpec or a dict that holds a JSON Schema, not {type(spec).__name__}")
     if after == "":
         raise GrammarError("the text after which a constraint begins is empty")
     return spec, after
+
+
+def is_spec(constraint: Any) -> bool:
+    return hasattr(constraint, "compile") and hasattr(constraint, "key")
+
+
+def made_ready(constraint: Any) -> Any:
+    """A constraint as it should go to another process; kinds that are not known here as they are. Raises GrammarError."""
+    if not is_spec(constraint.constraint if isinstance(constraint, After) else constraint):
+        return constraint
+    spec, after = split(constraint)
+    prepared = prepare(spec, Limits())
+    return prepared if after is None else After(after, prepared)
 
 
 class Compilations(Generic[T]):
