@@ -21,39 +21,9 @@ ENDS = {3}
 NUMBERED = [b"<none>", b"", b"", b"</s>"]
 STRINGS = ['"', "a", "b", "ab", ":", ",", "{", "}", "[", "]", " ", "1", "0.", "-", "é", "😀", "\\n", "\\u00", "\\ud83d\\ude00"]
 STRINGS += ["+", "(", ")", "true", "list", "en", "ed", "if", "<a>", "</a>", '"a":', '":', '",', '"a', '{"', '"}', "]]", ', "']
-VALUES = [
-    b"1",
-    b"1.0",
-    b"10",
-    b",",
-    b", ",
-    b'"a"',
-    b'"b"',
-    b'"\\u00',
-    b'\\u0061"',
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b'{"a":1',
-    b":",
-]
-VALUES += [
-    b'"c":',
-    b'"c',
-    b'":2',
-    b'"ab":"x"',
-    b'"b":{',
-    b"true",
-    b'"a":1',
-    b'},{"a":',
-    b"1,1",
-    b'"c":1,',
-    b"],[",
-    b"[]",
-    b"0}",
-]
+VALUES = [b"1", b"1.0", b"10", b",", b", ", b'"a"', b'"b"', b'"\\u00', b'\\u0061"', b'"', b"{", b"}", b"[", b"]", b'{"a":1']
+VALUES += [b":", b'"c":', b'"c', b'":2', b'"ab":"x"', b'"b":{', b"true", b'"a":1', b'},{"a":', b"1,1", b'"c":1,', b"],["]
+VALUES += [b"[]", b"0}"]
 
 
 def mixed(seed: int) -> list[bytes]:
@@ -121,16 +91,9 @@ def test_masks_when_memory_is_short() -> None:
 
 SYMBOLS = st.sampled_from(["A", "B", "C", "x", "y", "z"])
 RULES = st.lists(st.lists(SYMBOLS, min_size=1, max_size=3), min_size=1, max_size=3)
+A_OR_B = chars((97, 98))
 LANGUAGES = st.sampled_from(
-    [
-        text("a"),
-        text("b"),
-        text("ab"),
-        repeat(text("a"), 1),
-        words(["a", "ba"]),
-        repeat(chars((97, 98)), 1),
-        words(["ab", "abab"]),
-    ]
+    [*map(text, ("a", "b", "ab")), words(["a", "ba"]), words(["ab", "abab"]), repeat(text("a"), 1), repeat(A_OR_B, 1)]
 )
 
 
@@ -185,7 +148,7 @@ def test_what_is_not_legal_changes_nothing() -> None:
     for piece in (b"{", b'"a":1', b","):
         state.advance(token[piece])
     before = legal(state)
-    with pytest.raises(ValueError, match="expected .*ab, b") as caught:
+    with pytest.raises(ValueError, match=r"expected .*ab, b") as caught:
         state.advance(token[b'"a":1'])
     assert "other" not in str(caught.value)
     for bad in (-1, table.tokens, 3):
@@ -194,7 +157,7 @@ def test_what_is_not_legal_changes_nothing() -> None:
     with pytest.raises(ValueError, match="4 tokens cannot be undone"):
         state.rollback(4)
     assert legal(state) == before and not state.ended
-    assert state.match(b'"b":{"x":1}}') == 6 and state.match(b'"b":{"ab":"","a":1},"ab":"","a":1') == 28
+    assert state.match(b'"b":{"x":1}}') == 6 and state.match(b'"b":{"ab":"","a":1},"ab":"","a":1') == 27
 
 
 def test_the_end_of_a_text() -> None:
@@ -223,7 +186,7 @@ def test_forced_bytes() -> None:
 
 
 def test_many_masks_at_once() -> None:
-    table, token = vocabulary()
+    table, _ = vocabulary()
     grammars = [CompiledGrammar(GRAMMARS[name], table) for name in ("json", "objects any", "counted")]
     states = [compiled.start() for compiled in grammars * 5]
     for state in states[::2]:
@@ -253,7 +216,7 @@ def test_what_no_grammar_is_refused() -> None:
         CompiledGrammar(rules("s", "s: t", {"t": Terminal(text("a"), act=Act.TOKEN, argument=9999)}), table)
     with pytest.raises(GrammarError, match="only strings' characters are counted"):
         CompiledGrammar(rules("s", "s: t", {"t": Terminal(text("a"), most=3)}), table)
-    with pytest.raises(GrammarError, match="offsets|token"):
+    with pytest.raises(GrammarError, match="needs a token"):
         Vocabulary([], [])
     with pytest.raises(GrammarError, match="no token of the vocabulary"):
         Vocabulary([b"a"], [1])
