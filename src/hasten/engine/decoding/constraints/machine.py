@@ -173,7 +173,8 @@ class State:
     def forced_bytes(self) -> bytes:
         """What must come next, as far as it is certain."""
         out = ctypes.create_string_buffer(MOST_FORCED)
-        return out.raw[: self._library.hasten_state_forced(self._handle, out, MOST_FORCED)]
+        length = self._library.hasten_state_forced(self._handle, out, MOST_FORCED)
+        return out.raw[:length]
 
     def match(self, text: bytes) -> int:
         """How many bytes of `text` may follow."""
