@@ -67,7 +67,7 @@ def test_lookahead(parts, strings):
     try:
         language, matched = Language(parse(pattern, search=True)), Language(parse(pattern, search=False))
     except GrammarError as refused:
-        assert "lookahead" in str(refused)
+        assert "lookahead" in str(refused) or "states" in str(refused)
         return
     python = re.compile(in_python(pattern), re.ASCII)
     for string in strings:

@@ -184,10 +184,10 @@ def ahead(value: Value, negative: bool) -> Value:
 
 def resolve(value: Value, before: bool, after: bool) -> Expr:
     """The subjects in which it is found: with any text before or after it, where no anchor forbids that."""
-    found = []
+    free, bound = [], []
     for part in value:
         text = part.segments[-1] if part.ends or not after else cat(part.segments[-1], EVERYTHING)
         for segment, look in zip(reversed(part.segments[:-1]), reversed(part.looks), strict=True):
             text = cat(segment, both(text, look))
-        found.append(cat(EVERYTHING, text) if before and not part.begins else text)
-    return _either(found)
+        (bound if part.begins or not before else free).append(text)
+    return _either([cat(EVERYTHING, _either(free)), *bound])
