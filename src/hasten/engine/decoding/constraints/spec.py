@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.grammar import Grammar, Terminal
+from hasten.engine.decoding.constraints.grammar import Grammar
+from hasten.engine.decoding.constraints.languages import Expr, words
+from hasten.engine.decoding.constraints.rules import grammar_of, text
 
 Kind = Literal["json_schema", "json_object", "regex", "ebnf", "gbnf", "choice"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -67,13 +69,11 @@ class ConstraintSpec:
                 assert not isinstance(schema, tuple)
                 return compile_schema(schema, whitespace=self.whitespace, order=self.order, lenient=self.lenient, limits=limits)
             case "choice":
-                from hasten.engine.decoding.constraints.languages import words
-
-                return _single(words(self.text))
+                return _single(words(self.text), limits)
             case "regex":
                 from hasten.engine.decoding.constraints import regex
 
-                return _single(regex.parse(str(self.text), search=False))
+                return _single(regex.parse(str(self.text), search=False), limits)
             case "ebnf":
                 from hasten.engine.decoding.constraints import ebnf
 
@@ -84,13 +84,6 @@ class ConstraintSpec:
                 return gbnf.parse(str(self.text), limits)
 
 
-def _single(language: tuple[Any, ...]) -> Grammar:
+def _single(language: Expr, limits: Limits) -> Grammar:
     """Texts of one language."""
-    from hasten.engine.decoding.constraints.derivatives import nonempty, nullable
-
-    grammar = Grammar()
-    grammar.start = grammar.nonterminal("text")
-    grammar.produce(grammar.start, grammar.terminal(Terminal(nonempty(language), name="text")))
-    if nullable(language):
-        grammar.warnings.append("it may be empty; the empty text is left out")
-    return grammar
+    return grammar_of({"text": text(language, "text")}, "text", limits, longest=False)
