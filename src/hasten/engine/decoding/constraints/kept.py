@@ -5,6 +5,7 @@ follows from a vocabulary is not kept: it is made as it is needed, in microsecon
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -51,7 +52,8 @@ def keep(key: Any, blob: bytes) -> None:
         unfinished.write_bytes(xxhash.xxh3_128_digest(blob) + blob)
         os.replace(unfinished, path)
     except OSError:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no folder at all
+            unfinished.unlink(missing_ok=True)
 
 
 def _path(key: Any) -> Path:
