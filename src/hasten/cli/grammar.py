@@ -61,7 +61,7 @@ def check(
     from hasten.engine.decoding.constraints.spec import ConstraintSpec
 
     source = _read(file)
-    named = kind or SUFFIXES.get(file.suffix)
+    named = kind or SUFFIXES.get(file.suffix, "")
     if named not in SUFFIXES.values():
         raise ConfigError(f"{file}: its suffix tells no kind of grammar; --kind is one of json_schema, ebnf, gbnf, regex")
     texts = {path: _read(path) for path in instance or ()}
