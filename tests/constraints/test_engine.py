@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.constraints.world import END, GRAMMAR, VOCABULARY, engine, follows, policy, text_of, tokenizer
+from tests.constraints.world import END, GRAMMAR, VOCABULARY, engine, follows, parts, policy, text_of, tokenizer
 from tests.engine.test_decoding_seam import NoisyOracle
 from tests.engine.test_loop import gather, request
 
@@ -20,7 +20,9 @@ from hasten.engine.decoding.base import Row
 from hasten.engine.decoding.constraints import kept
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.compiling import Prepared, prepare
+from hasten.engine.decoding.constraints.machine import State
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
+from hasten.engine.decoding.forced_tokens import ForcedTokens, Options
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.events import Kind
 from hasten.engine.executors.base import StepResult
@@ -89,6 +91,43 @@ def test_forced_tokens_save_steps() -> None:
     got, made = answers([one], forced=True)
     assert got == plain and made.executor.steps < without.executor.steps
     assert made.events.sums[Kind.DRAFTED] > 0
+
+
+def drafted(choices: list[str], said: str) -> str:
+    """What is drafted after a part of a choice."""
+    one = request("r", [1], constraint=ConstraintSpec.of_choices(choices))
+    held = policy()
+    held.prepare(one)
+    state = held.start(one)
+    tokens = tokenizer().encode(said)
+    for token in tokens:
+        state.advance(token)
+    seq = SimpleNamespace(id=0, constraint=state, tokens=np.array([1, *tokens], dtype=np.int32))
+    proposer = ForcedTokens(parts(), Options()).around(None)
+    if not (budget := proposer.lookahead(seq)):  # type: ignore[arg-type]
+        return ""
+    [draft] = proposer.propose([seq], [budget], None)  # type: ignore[list-item]
+    assert draft is not None
+    return text_of(draft.tokens.tolist())
+
+
+def test_forced_text_is_cut_where_a_longer_token_may_come() -> None:
+    assert drafted(["true", "false"], "t") == "rue"
+    assert drafted(["true", "truetrue"], "") == "true"
+    assert drafted(["a[b]10", "a[b]1"], "a") == "[b]", "10 is one token"
+    assert drafted(['ab":', 'ab",'], "a") == "b", "and so are both that follow the quote"
+    assert drafted(['ab":', 'ab"0'], "a") == "b"
+    assert drafted(['ab"1', 'ab"0'], "a") == 'b"'
+    assert drafted(["true", "false"], "") == ""
+
+
+def test_masks_of_a_batch_are_filled_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fill_many = State.fill_many
+    monkeypatch.setattr(State, "fill_many", staticmethod(lambda states, masks: calls.append(fill_many(states, masks))))
+    monkeypatch.setattr(State, "fill", None)
+    answers([request("r", [1, 2, 3], max_tokens=6, n=4, constraint=GRAMMAR)])
+    assert 0 < len(calls) <= 6
 
 
 def test_a_bad_grammar_is_refused_at_once_and_nobody_else_notices() -> None:

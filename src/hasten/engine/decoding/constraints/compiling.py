@@ -23,6 +23,8 @@ from hasten.engine.decoding.constraints.grammar import Grammar
 T = TypeVar("T")
 
 WORKERS = 2
+MOST_KEPT = 512
+"""Results, so that looking through them takes no time worth speaking of."""
 
 
 class Spec(Protocol):
@@ -92,7 +94,8 @@ def made_ready(constraint: Any) -> Any:
 
 
 class Compilations(Generic[T]):
-    """Results by key; the least recently used are forgotten when all together take more than `most_bytes`. Thread-safe."""
+    """Results by key; the least recently used are forgotten when all together take more than `most_bytes`, or are too many.
+    Thread-safe."""
 
     def __init__(self, most_bytes: int, size: Callable[[T], int]) -> None:
         self._most_bytes = most_bytes
@@ -120,7 +123,7 @@ class Compilations(Generic[T]):
         }
         total = sum(sizes.values())
         for key in list(self._found):
-            if total <= self._most_bytes:
+            if total <= self._most_bytes and len(self._found) < MOST_KEPT:
                 break
             if key in sizes:
                 total -= sizes[key]
