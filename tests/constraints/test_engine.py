@@ -203,6 +203,8 @@ def test_a_grammar_that_fails_in_the_engine_ends_its_request_only() -> None:
 
 def test_the_latest_grammars_are_kept() -> None:
     made = policy(kept_bytes=1)
+    with pytest.raises(BadRequest):
+        made.prepare(request("r", [1], constraint=ConstraintSpec("gbnf", "root ::= [")))
     for i in range(4):
         made.prepare(request("r", [1], constraint=ConstraintSpec.of_choices(["1" * (i + 1)])))
     assert len(made._grammars._found) < 4

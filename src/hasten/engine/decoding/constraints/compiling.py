@@ -116,15 +116,11 @@ class Compilations(Generic[T]):
             return found
 
     def _forget(self) -> None:
-        sizes = {
-            key: self._size(future.result())
-            for key, future in self._found.items()
-            if future.done() and future.exception() is None
-        }
+        done = {key: future for key, future in self._found.items() if future.done()}
+        sizes = {key: 0 if future.exception() is not None else self._size(future.result()) for key, future in done.items()}
         total = sum(sizes.values())
         for key in list(self._found):
-            if total <= self._most_bytes and len(self._found) < MOST_KEPT:
-                break
-            if key in sizes:
+            failed = key in done and done[key].exception() is not None
+            if failed or (key in done and (total > self._most_bytes or len(self._found) >= MOST_KEPT)):
                 total -= sizes[key]
                 del self._found[key]
