@@ -55,7 +55,9 @@ def compile_schema(
         grammar = Emitter(Nodes(keywords.root, normal, limits), whitespace, order, limits).emit(keywords.root)
     except RecursionError:
         raise GrammarError("its schemas are nested too deep") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
+        if isinstance(error, GrammarError):
+            raise
         raise GrammarError(f"the schema is no JSON: {error}") from None
     grammar.warnings += dict.fromkeys(keywords.warnings)
     return grammar

@@ -7,7 +7,7 @@ rest), and so are sets that contain another one. Scalars' sets are joined when t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.languages import Expr, either
@@ -123,11 +123,15 @@ class Normal:
             return known
         found: dict[Formula, None] = {}
         inside: set[Formula] = set()
+        seen: set[Formula] = set()
         todo = [(formula, False)]
         while todo:
             part, done = todo.pop()
             if done:
                 inside.discard(part)
+                seen.add(part)
+            elif part in seen:
+                continue
             elif part.kind is Kind.ALL:
                 todo += [(one, False) for one in reversed(part.parts)]
             elif part.kind is Kind.REFERENCE and part.positive:
@@ -140,7 +144,10 @@ class Normal:
         self._conjunctions[formula] = found
         return found
 
-    def _product(self, left: list[Alternative], right: tuple[Alternative, ...], type_: str) -> list[Alternative]:
+    def _product(self, left: list[Alternative], right: Sequence[Alternative], type_: str) -> list[Alternative]:
+        if type_ not in ("array", "object") and len(left) * len(right) > _JOINED:
+            # The conjunction of two unions, not the union of all conjunctions.
+            left, right = self.scalars.joined(left), self.scalars.joined(right)
         found: dict[Alternative, None] = {}
         for one in left:
             if any(other <= one for other in right):
@@ -215,6 +222,7 @@ class Normal:
         key = (type_, alternative)
         found = self._possible.get(key)
         if found is None:
+            self._limits.check()
             if type_ == "object":
                 found = self.fields(alternative).possible()
             elif type_ == "array":

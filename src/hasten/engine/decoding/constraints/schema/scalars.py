@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -20,7 +20,8 @@ _PRODUCT = 20_000
 """States of a pattern times characters, up to which a language counts them by itself."""
 
 _QUICK = 1_000
-"""States in which two patterns are seen to have nothing in common, or not at all."""
+_QUICK_S = 0.05
+"""States, and time, in which two patterns are seen to have nothing in common, or not at all."""
 
 Span = tuple[int, int | None]
 """Least and most code points."""
@@ -110,16 +111,16 @@ class Scalars:
         if any(without(text) in texts for text in texts):
             return True
         try:
-            return Language(both(*texts), Form.TEXT, Limits(nodes=_QUICK)).states == 0
+            return Language(both(*texts), Form.TEXT, Limits(seconds=_QUICK_S, nodes=_QUICK)).states == 0
         except GrammarError:
             return False
 
-    def joined(self, alternatives: list[Alternative]) -> list[Alternative]:
+    def joined(self, alternatives: Sequence[Alternative]) -> list[Alternative]:
         """As one alternative, but for those whose characters are better counted apart."""
         joined = [one for one in alternatives if not any(part.kind == "length" and _long(part.data) for part in one)]
         apart = [one for one in alternatives if any(part.kind == "length" and _long(part.data) for part in one)]
         joined.sort(key=lambda one: sorted(part.number for part in one))
-        return [self._conditions.alternative("union", tuple(joined)), *apart] if joined else apart
+        return [self._conditions.alternative("union", tuple(joined)), *apart] if len(joined) > 1 else [*joined, *apart]
 
     # Languages.
 

@@ -110,6 +110,8 @@ class Shapes:
         found: dict[str, None] = {}
         for part in fields.parts:
             found |= dict.fromkeys(part.properties)
+            for pattern, _ in part.patterns:
+                found |= dict.fromkeys(_few(pattern))
         for one in fields.conditions:
             if one.kind == "some key":
                 found |= dict.fromkeys(sorted(one.data[1]))
@@ -142,7 +144,7 @@ class Shapes:
             base = both(base, without(words(named)))
         patterns = dict.fromkeys(pattern for part in fields.parts for pattern, _ in part.patterns)
         patterns |= dict.fromkeys(language for language, _, _ in witnesses if language != EVERYTHING)
-        cells: list[tuple[Expr, frozenset[Expr]]] = [(base, frozenset((EVERYTHING,)))]
+        cells = [] if scalars.empty(base) else [(base, frozenset((EVERYTHING,)))]
         for pattern in patterns:
             split = [(both(cell, pattern), matched | {pattern}) for cell, matched in cells]
             split += [(both(cell, without(pattern)), matched) for cell, matched in cells]
@@ -254,6 +256,15 @@ class Shapes:
             return self._normal.conditions.condition("some item", max(one.data[0] for one in block), wanted)
         language, but = both(*(one.data[0] for one in block)), frozenset().union(*(one.data[1] for one in block))
         return self._normal.conditions.condition("some key", language, but, wanted)
+
+
+def _few(language: Expr) -> list[str]:
+    """The texts of a language that plainly has few: as names they can be counted."""
+    if language[0] == "words" and len(language[1]) <= _CELLS:
+        return list(language[1])
+    if language[0] == "chars" and sum(high - low + 1 for low, high in language[1]) <= _CELLS:
+        return [chr(point) for low, high in language[1] for point in range(low, high + 1)]
+    return []
 
 
 def _weakest(rows: list[Presence]) -> list[Presence]:
