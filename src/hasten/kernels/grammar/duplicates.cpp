@@ -16,7 +16,7 @@ Chance may_become(const std::string &raw, const std::string &listed, std::string
     if (!string) return raw.empty() ? UNKNOWN : NEVER;
     int32_t scan = 0;
     for (uint8_t byte : raw) scan = Scan::step(scan, byte).state;
-    if (!raw.empty() && !Scan::between(scan)) return UNKNOWN;
+    if (!raw.empty() && scan != Scan::BETWEEN) return UNKNOWN;
     std::string meant = decode_string(listed), begun = raw.empty() ? "" : decode_string(raw + '"');
     if (meant.compare(0, begun.size(), begun)) return NEVER;
     rest = (raw.empty() ? "\"" : "") + meant.substr(begun.size()) + '"';

@@ -58,38 +58,3 @@ std::vector<int32_t> Lexer::compact(const std::vector<uint8_t> &live) {
         if (live[i]) renumbered[i] = intern(std::move(old[i].pairs), old[i].start);
     return renumbered;
 }
-
-namespace {
-
-// Before the first quotation mark, between characters, in an escape; after the first of a pair of surrogates, and in its second.
-enum { BEFORE, PLAIN, ESCAPE, U, UD, HEX3, HEX2, HEX1, HIGH2, HIGH1, LOW, LOW_ESCAPE, LOW4, LOW3, LOW2, LOW1 };
-
-}  // namespace
-
-bool Scan::between(int32_t state) { return state == PLAIN; }
-
-Scan Scan::step(int32_t state, uint8_t byte) {
-    switch (state) {
-        case BEFORE:
-            return {byte == '"' ? PLAIN : BEFORE, false, false};
-        case ESCAPE:
-            return {byte == 'u' ? U : PLAIN, false, false};
-        case U:
-            return {byte == 'D' || byte == 'd' ? UD : HEX3, false, false};
-        case UD:  // D8 to DB is the first half of a pair
-            return {byte == '8' || byte == '9' || byte == 'A' || byte == 'B' || byte == 'a' || byte == 'b' ? HIGH2 : HEX2, false, false};
-        case HEX1:
-        case LOW1:
-            return {PLAIN, false, false};
-        case LOW:
-            if (byte == '\\') return {LOW_ESCAPE, false, false};
-            break;
-        case PLAIN:
-            break;
-        default:  // one of several digits
-            return {state + 1, false, false};
-    }
-    if (byte == '"') return {BEFORE, false, true};
-    if (byte == '\\') return {ESCAPE, true, false};
-    return {PLAIN, (byte & 0xC0) != 0x80, false};
-}

@@ -54,12 +54,3 @@ class Lexer {
 
     int32_t find_next(int32_t state, uint8_t byte);
 };
-
-// Where a string that is read byte by byte stands, for counting its characters: an escape is one, and so is a pair of surrogates.
-struct Scan {
-    int32_t state;
-    bool begins, closes;  // a character, the string
-
-    static Scan step(int32_t state, uint8_t byte);
-    static bool between(int32_t state);  // two characters of a string
-};

@@ -122,7 +122,7 @@ bool Machine::go_on(const Thread &from, uint8_t byte, Thread &out) {
     if (lexer[from.lexer].counted) {
         scan = Scan::step(from.scan, byte);
         out.scan = scan.state;
-        out.characters = from.characters + scan.begins;
+        out.characters = from.characters == Thread::UNCOUNTED ? Thread::UNCOUNTED : from.characters + scan.begins;
     }
     if (from.text >= 0) out.text = frames.cells.intern({byte, 0, from.text, -1});
     if (scan.begins || scan.closes || (out.text >= 0 && !lexer[next].complete.empty())) keep_allowed(out, scan);
@@ -137,7 +137,7 @@ void Machine::keep_allowed(Thread &thread, const Scan &scan) {
     std::vector<Pair> kept;
     for (const Pair &pair : state.pairs) {
         const Terminal &terminal = grammar.terminals[pair.terminal];
-        if (terminal.counted()) {
+        if (terminal.counted() && thread.characters != Thread::UNCOUNTED) {
             if (terminal.most >= 0 && thread.characters > terminal.most) continue;
             if (scan.closes && thread.characters < terminal.least) continue;
         }

@@ -11,12 +11,15 @@
 #include "edges.h"
 #include "frames.h"
 #include "lexer.h"
+#include "scan.h"
 #include "vocab.h"
 
 struct Thread {
     int32_t stack, frame, lexer;
     int32_t text;            // cells of the lexeme's bytes, where what it says matters; -1
-    int32_t scan, characters;  // where a counted string stands, and how many characters it has begun
+    int32_t scan, characters;  // where a counted string stands, and how many characters it has begun, or UNCOUNTED
+
+    static constexpr int32_t UNCOUNTED = -1;  // its limits are left out of account
 
     bool operator==(const Thread &other) const {
         return stack == other.stack && frame == other.frame && lexer == other.lexer && text == other.text && scan == other.scan &&

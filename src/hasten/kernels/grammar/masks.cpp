@@ -22,7 +22,18 @@ void Masks::fill(const Threads &threads, int32_t *mask) {
     for (const Part &part : parts) {
         suspects.clear();
         bool trusted = part.thread.text >= 0 && trust(part.thread);
-        add(leaf_of(part, trusted), part, first, mask);
+        Limits limits;
+        Part own = part;
+        bool alike = machine.lexer[part.thread.lexer].counted && limits_of(part.thread, limits);
+        if (alike) own.thread.characters = Thread::UNCOUNTED;
+        if (alike && limits.hold()) {
+            limited.resize(vocabulary.words);
+            add(leaf_of(own, trusted), own, true, limited.data());
+            keep_within(limits, limited.data());
+            for (int32_t i = 0; i < vocabulary.words; i++) mask[i] = limited[i] | (first ? 0 : mask[i]);
+        } else {
+            add(leaf_of(own, trusted), own, first, mask);
+        }
         first = false;
     }
     if (first) std::fill(mask, mask + vocabulary.words, 0);
@@ -68,8 +79,7 @@ struct Masks::Looker {
 
 const Masks::Leaf &Masks::leaf_of(const Part &part, bool trusted) {
     const Thread &thread = part.thread;
-    bool tight = is_tight(thread);
-    Root root{thread.lexer, part.barred, tight ? thread.scan : 0, tight ? thread.characters : -1, trusted};
+    Root root{thread.lexer, part.barred, thread.scan, thread.characters, trusted};
     auto [at, fresh] = roots.emplace(root, int32_t(questions.size()));
     if (fresh) questions.emplace_back();
     int32_t question = at->second, states = 0, frames = 0;
@@ -146,18 +156,17 @@ Masks::Leaf Masks::resolve(const Part &part) {
     std::fill(scratch.begin(), scratch.end(), 0);
     std::vector<std::shared_ptr<const TokenRow>> used;
     Pieces recheck;
-    bool tight = is_tight(thread);
-    // Counting characters by the bytes of tokens begins between two characters.
-    bool whole = tight && !Scan::between(thread.scan);
+    // A lexeme that goes on here must not end, so what begins after it has fewer first bytes, and more of each row would be wrong; and
+    // rows know nothing of limits.
+    bool counted = machine.lexer[thread.lexer].counted && thread.characters != Thread::UNCOUNTED;
+    bool whole = part.barred >= 0 || counted;
     for (const Pair &pair : machine.lexer[thread.lexer].pairs) {
         const Terminal &terminal = machine.grammar.terminals[pair.terminal];
         if (terminal.act == TOKEN) continue;
         used.push_back(rows.find(automata[terminal.language], pair.state));
         whole |= used.back()->wide;
-        if (!whole) add_interior(*used.back(), terminal, thread, tight);
+        if (!whole) used.back()->add_to(scratch.data());
     }
-    // A lexeme that goes on here must not end, so what begins after it has fewer first bytes, and more of each row would be wrong.
-    whole |= part.barred >= 0;
     if (whole) {
         std::fill(scratch.begin(), scratch.end(), 0);
         walk(vocabulary.trie, part, scratch.data(), &recheck);
@@ -171,7 +180,6 @@ Masks::Leaf Masks::resolve(const Part &part) {
             walk(row->boundary, part, scratch.data(), &recheck);
             if (thread.text >= 0) walk(row->closing, part, scratch.data(), &recheck);
         }
-        if (tight) walk(vocabulary.special, part, scratch.data(), &recheck);
     }
     std::sort(recheck.begin(), recheck.end());
     recheck.erase(std::unique(recheck.begin(), recheck.end()), recheck.end());
@@ -180,42 +188,26 @@ Masks::Leaf Masks::resolve(const Part &part) {
     return leaf;
 }
 
-void Masks::add_interior(const TokenRow &row, const Terminal &terminal, const Thread &thread, bool tight) {
-    if (!tight || !terminal.counted()) return row.add_to(scratch.data());
-    std::vector<int32_t> own(vocabulary.words);
-    row.add_to(own.data());
-    for (const Node &node : vocabulary.special)
-        if (node.token >= 0) vocabulary.clear(own.data(), node.token);
-    if (terminal.most >= 0 && terminal.most - thread.characters < vocabulary.deepest) {
-        const std::vector<int32_t> &far = longer_than(terminal.most - thread.characters);
-        for (int32_t i = 0; i < vocabulary.words; i++) own[i] &= ~far[i];
-    }
-    for (int32_t i = 0; i < vocabulary.words; i++) scratch[i] |= own[i];
-}
-
-// Whether it depends on how many characters a string has: it is too short, or a token may make it too long.
-bool Masks::is_tight(const Thread &thread) const {
-    const LexerState &state = machine.lexer[thread.lexer];
-    if (!state.counted) return false;
-    return std::any_of(state.pairs.begin(), state.pairs.end(), [&](const Pair &pair) {
+bool Masks::limits_of(const Thread &thread, Limits &out) const {
+    bool alike = true, first = true;
+    for (const Pair &pair : machine.lexer[thread.lexer].pairs) {
         const Terminal &terminal = machine.grammar.terminals[pair.terminal];
-        if (terminal.act == TOKEN || !terminal.counted()) return false;
-        return thread.characters < terminal.least || (terminal.most >= 0 && terminal.most - thread.characters < vocabulary.deepest);
-    });
+        Limits own;
+        own.more = std::max(0, terminal.least - thread.characters);
+        int32_t left = terminal.most - thread.characters;
+        if (terminal.most >= 0 && left < int32_t(vocabulary.longer.size())) own.most = left;
+        alike &= first || (own.more == out.more && own.most == out.most);
+        out = own, first = false;
+    }
+    // Tokens are counted from between two characters on.
+    return alike && (thread.scan == Scan::BETWEEN || !out.hold());
 }
 
-const std::vector<int32_t> &Masks::longer_than(int32_t characters) {
-    if (longer.size() <= size_t(characters)) longer.resize(characters + 1);
-    std::vector<int32_t> &mask = longer[characters];
-    if (!mask.empty()) return mask;
-    mask.assign(vocabulary.words, 0);
-    for (const Node &node : vocabulary.trie) {
-        if (node.token < 0) continue;
-        int32_t begun = 0;
-        for (uint8_t byte : vocabulary.text(node.token)) begun += (byte & 0xC0) != 0x80;
-        if (begun > characters) vocabulary.set(mask.data(), node.token);
-    }
-    return mask;
+void Masks::keep_within(const Limits &limits, int32_t *mask) const {
+    if (limits.most >= 0)
+        for (int32_t i = 0; i < vocabulary.words; i++) mask[i] &= ~vocabulary.longer[limits.most][i];
+    for (auto [token, characters] : vocabulary.closers)
+        if (characters < limits.more) vocabulary.clear(mask, token);
 }
 
 void Masks::walk(const Trie &trie, const Part &part, int32_t *mask, Pieces *recheck) {

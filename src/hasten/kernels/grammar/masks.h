@@ -58,9 +58,8 @@ class Masks {
 
     std::vector<Threads> levels;  // of a walk, by depth
     std::vector<uint8_t> unsure;
-    std::vector<int32_t> scratch, saved, named, suspects;
+    std::vector<int32_t> scratch, saved, named, suspects, limited;
     std::vector<Part> parts;
-    std::vector<std::vector<int32_t>> longer;  // [n]: tokens that begin more than n characters, none with a quotation mark or a backslash
 
     // Whether what comes may be taken to be no duplicate, but for the tokens `suspects`, which are to be tried (duplicates.cpp).
     bool trust(const Thread &thread);
@@ -68,9 +67,13 @@ class Masks {
     const Leaf &leaf_of(const Part &part, bool trusted);
     int32_t next_question(int32_t question, int32_t answer);
     Leaf resolve(const Part &part);
-    bool is_tight(const Thread &thread) const;
-    void add_interior(const TokenRow &row, const Terminal &terminal, const Thread &thread, bool tight);
-    const std::vector<int32_t> &longer_than(int32_t characters);
+    // The limits that a token may break; false: they are not the same for all that the thread may become.
+    struct Limits {
+        int32_t more = 0, most = -1;  // characters that are needed, that are left; -1: no end
+        bool hold() const { return more > 0 || most >= 0; }
+    };
+    bool limits_of(const Thread &thread, Limits &out) const;
+    void keep_within(const Limits &limits, int32_t *mask) const;
     void walk(const Trie &trie, const Part &part, int32_t *mask, Pieces *recheck);
     Leaf compress(const std::vector<std::shared_ptr<const TokenRow>> &used) const;
     void add(const Leaf &leaf, const Part &part, bool first, int32_t *mask);

@@ -1,6 +1,7 @@
 #include "rows.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "utf8.h"
 
@@ -8,55 +9,90 @@ namespace {
 
 constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384;
 constexpr int64_t MOST_CLEARED = 40'000;
-constexpr size_t MOST_CLOSURE = 256;
+constexpr size_t MOST_CLOSURE = 4096;
+
+struct Ascii {
+    uint64_t half[2] = {0, 0};
+
+    bool has(int32_t byte) const { return half[byte / 64] >> (byte % 64) & 1; }
+    void add(int32_t byte) { half[byte / 64] |= uint64_t(1) << (byte % 64); }
+    Ascii operator&(const Ascii &other) const { return {{half[0] & other.half[0], half[1] & other.half[1]}}; }
+    Ascii operator-(const Ascii &other) const { return {{half[0] & ~other.half[0], half[1] & ~other.half[1]}}; }
+    int32_t size() const { return __builtin_popcountll(half[0]) + __builtin_popcountll(half[1]); }
+};
 
 // Bytes of which any sequence keeps the language alive from a state on: ASCII ones, and all well-formed others.
 struct Safe {
-    uint64_t ascii[2] = {~uint64_t(0), ~uint64_t(0)};
-    bool other = true;
+    Ascii ascii;
+    bool other = false;
 
-    bool has(uint8_t byte) const { return byte < 128 ? ascii[byte / 64] >> (byte % 64) & 1 : other; }
+    bool has(uint8_t byte) const { return byte < 128 ? ascii.has(byte) : other; }
     bool covers(const Signature &signature) const {
-        return !signature.broken && !(signature.ascii[0] & ~ascii[0]) && !(signature.ascii[1] & ~ascii[1]) && (other || !signature.other);
+        return !signature.broken && !(Ascii{{signature.ascii[0], signature.ascii[1]}} - ascii).size() && (other || !signature.other);
     }
 };
 
-// How many of the safe ASCII bytes a state is dead on.
-int32_t count_dead(const Dfa &dfa, int32_t state, const Safe &safe) {
-    int32_t dead = 0;
-    for (int32_t byte = 0; byte < 128; byte++) dead += safe.has(uint8_t(byte)) && dfa.step(state, uint8_t(byte)) < 0;
-    return dead;
-}
-
 // All states that safe bytes lead to must be alive on safe bytes. A byte that a state is dead on leaves the set, and so does one that
 // leads to a state which is dead on most of the others, such as the end of a string.
-Safe find_safe(const Dfa &dfa, int32_t start, bool with_other) {
-    Safe safe;
-    safe.other = with_other;
-    for (int32_t byte = 0; byte < 128; byte++)
-        if (dfa.step(start, uint8_t(byte)) < 0) safe.ascii[byte / 64] &= ~(uint64_t(1) << (byte % 64));
-    std::vector<uint8_t> seen(size_t(dfa.states) * Utf8::COUNT);
-    std::vector<std::pair<int32_t, Utf8::At>> reached{{start, Utf8::BETWEEN}};
-    seen[size_t(start) * Utf8::COUNT] = 1;
-    for (size_t i = 0; i < reached.size(); i++) {
-        if (reached.size() > MOST_CLOSURE) return {{0, 0}, false};
-        auto [state, at] = reached[i];
-        for (int32_t byte = at == Utf8::BETWEEN ? 0 : 128; byte < (with_other ? 256 : 128); byte++) {
-            Utf8 next{at};
-            if (!safe.has(uint8_t(byte)) || !next.step(uint8_t(byte))) continue;
-            int32_t to = dfa.step(state, uint8_t(byte)), left = __builtin_popcountll(safe.ascii[0]) + __builtin_popcountll(safe.ascii[1]);
-            bool fresh = to >= 0 && !seen[size_t(to) * Utf8::COUNT + next.at];
-            if (to < 0 || (fresh && next.at == Utf8::BETWEEN && count_dead(dfa, to, safe) * 2 > left)) {
-                if (byte >= 128) return find_safe(dfa, start, false);
-                safe.ascii[byte / 64] &= ~(uint64_t(1) << (byte % 64));
-            } else if (fresh) {
-                seen[size_t(to) * Utf8::COUNT + next.at] = 1;
-                reached.emplace_back(to, next.at);
+class SafeFinder {
+  public:
+    SafeFinder(const Dfa &dfa, int32_t start) : dfa(dfa), start(start), classes(dfa.classes) {
+        for (int32_t byte = 0; byte < 128; byte++) classes[dfa.class_of[byte]].add(byte);
+    }
+
+    Safe find() {
+        Safe safe;
+        return search(true, safe) || search(false, safe) ? safe : Safe{};
+    }
+
+  private:
+    const Dfa &dfa;
+    const int32_t start;
+    std::vector<Ascii> classes;
+    std::vector<uint8_t> seen;
+    std::vector<std::pair<int32_t, Utf8::At>> reached;
+
+    Ascii alive(int32_t state) const {
+        Ascii out;
+        for (int32_t c = 0; c < dfa.classes; c++)
+            if (dfa.next[size_t(state) * dfa.classes + c] >= 0)
+                out.half[0] |= classes[c].half[0], out.half[1] |= classes[c].half[1];
+        return out;
+    }
+    bool reach(int32_t state, Utf8::At at) {
+        uint8_t &known = seen[size_t(state) * Utf8::COUNT + at];
+        if (!known) reached.emplace_back(state, at);
+        return std::exchange(known, 1);
+    }
+    bool is_trap(int32_t state, const Ascii &safe) const {
+        return !seen[size_t(state) * Utf8::COUNT] && (safe - alive(state)).size() * 2 > safe.size();
+    }
+
+    bool search(bool with_other, Safe &safe) {
+        safe = {alive(start), with_other};
+        seen.assign(size_t(dfa.states) * Utf8::COUNT, 0);
+        reached.clear();
+        reach(start, Utf8::BETWEEN);
+        for (size_t i = 0; i < reached.size(); i++) {
+            if (reached.size() > MOST_CLOSURE) return false;
+            auto [state, at] = reached[i];
+            for (int32_t c = 0; at == Utf8::BETWEEN && c < dfa.classes; c++) {
+                if (!(safe.ascii & classes[c]).size()) continue;
+                int32_t to = dfa.next[size_t(state) * dfa.classes + c];
+                if (to < 0 || is_trap(to, safe.ascii)) safe.ascii = safe.ascii - classes[c];
+                else reach(to, Utf8::BETWEEN);
+            }
+            for (int32_t byte = 128; with_other && byte < 256; byte++) {
+                Utf8 next{at};
+                if (!next.step(uint8_t(byte))) continue;
+                int32_t to = dfa.step(state, uint8_t(byte));
+                if (to < 0 || (next.at == Utf8::BETWEEN && is_trap(to, safe.ascii))) return false;
+                reach(to, next.at);
             }
         }
+        return true;
     }
-    return safe;
-}
+};
 
 // Sets the tokens of safe bytes; false: it is not worth it, and nothing is set.
 bool set_safe(const Vocabulary &vocabulary, const Safe &safe, std::vector<int32_t> &mask) {
@@ -74,9 +110,9 @@ bool set_safe(const Vocabulary &vocabulary, const Safe &safe, std::vector<int32_
 TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
     TokenRow row;
     std::vector<int32_t> mask;
-    Safe safe = find_safe(dfa, start, true);
+    Safe safe = SafeFinder(dfa, start).find();
     if (!set_safe(vocabulary, safe, mask)) {
-        safe = {{0, 0}, false};
+        safe = {};
         mask.assign(vocabulary.words, 0);
     }
     struct Level {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "error.h"
+#include "scan.h"
 #include "utf8.h"
 
 namespace {
@@ -41,6 +42,7 @@ Vocabulary::Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tok
     deepest = 0;
     for (const Node &node : trie) deepest = std::max<int32_t>(deepest, node.depth);
     sign(kept);
+    count_characters(kept);
 }
 
 bool Vocabulary::is_end(int32_t token) const { return std::binary_search(ends.begin(), ends.end(), token); }
@@ -59,7 +61,6 @@ void Vocabulary::beginning_with(std::string_view text, std::vector<int32_t> &out
 void Vocabulary::sign(const Pieces &pieces) {
     whole.assign(words, 0);
     containing.resize(129);
-    Pieces specials;
     for (auto [piece, token] : pieces) {
         if (is_utf8(piece)) set(whole.data(), token);
         Signature own{};
@@ -67,16 +68,35 @@ void Vocabulary::sign(const Pieces &pieces) {
         for (int32_t byte = 0; byte < 128; byte++)
             if (own.ascii[byte / 64] >> (byte % 64) & 1) containing[byte].push_back(token);
         if (own.other) containing[128].push_back(token);
-        if (piece.find_first_of("\"\\") != std::string_view::npos) specials.emplace_back(piece, token);
         if (piece.find('"') != std::string_view::npos && piece.find('\\') != std::string_view::npos) escaping.push_back(token);
     }
-    special = tree(specials);
     signatures.assign(trie.size(), {});
     for (size_t i = trie.size(); i-- > 0;) {
         const Node &node = trie[i];
         signatures[i].add(node.byte);
         if (node.token >= 0 && !(whole[node.token >> 5] >> (node.token & 31) & 1)) signatures[i].broken = true;
         for (int32_t child = int32_t(i) + 1; child < node.skip; child = trie[child].skip) signatures[i].add(signatures[child]);
+    }
+}
+
+void Vocabulary::count_characters(const Pieces &pieces) {
+    std::vector<std::vector<int32_t>> beginning;  // [n]: tokens that begin n characters
+    for (auto [piece, token] : pieces) {
+        Scan scan{Scan::BETWEEN, false, false};
+        size_t count = 0;
+        for (size_t i = 0; i < piece.size() && !scan.closes; i++) {
+            scan = Scan::step(scan.state, uint8_t(piece[i]));
+            count += scan.begins;
+        }
+        if (scan.closes) closers.emplace_back(token, int32_t(count));
+        if (beginning.size() <= count) beginning.resize(count + 1);
+        beginning[count].push_back(token);
+    }
+    longer.assign(beginning.size(), {});
+    std::vector<int32_t> mask(words);
+    for (size_t n = beginning.size(); n-- > 0;) {
+        longer[n] = mask;
+        for (int32_t token : beginning[n]) set(mask.data(), token);
     }
 }
 

@@ -44,8 +44,10 @@ struct Vocabulary {
     std::vector<Signature> signatures;             // of nodes
     std::vector<int32_t> whole;                    // a mask: tokens that are UTF-8 of their own
     std::vector<std::vector<int32_t>> containing;  // byte below 128, or 128 for all others -> tokens that contain it
-    Trie special;                                  // tokens with a quotation mark or a backslash
-    std::vector<int32_t> escaping;                 // tokens with both
+    std::vector<int32_t> escaping;                 // tokens with a quotation mark and a backslash
+    // Read inside a JSON string, between two characters:
+    std::vector<std::vector<int32_t>> longer;          // [n], masks: tokens that begin more than n characters of it
+    std::vector<std::pair<int32_t, int32_t>> closers;  // tokens that close it, and how many characters they begin before
 
     Vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t tokens, const int32_t *ends, int32_t end_count);
     // Of tokens that are legal by their text: not empty, and no end.
@@ -66,4 +68,5 @@ struct Vocabulary {
 
   private:
     void sign(const Pieces &pieces);
+    void count_characters(const Pieces &pieces);
 };
