@@ -107,7 +107,7 @@ const Masks::Leaf &Masks::leaf_of(const Part &part, bool trusted) {
     }
     questions[question].kind = Question::LEAF;
     questions[question].leaf = int32_t(kept.size());
-    allocated += int64_t(sizeof(Leaf) + (leaf.dense.size() + leaf.add.size() + leaf.remove.size()) * 4 + leaf.recheck.size() * sizeof(Node));
+    allocated += int64_t(sizeof(Leaf) + (leaf.add.size() + leaf.remove.size()) * 4 + (leaf.base.use_count() == 1 ? leaf.base->size() * 4 : 0) + leaf.recheck.size() * sizeof(Node));
     kept.push_back(std::move(leaf));
     return kept.back();
 }
@@ -124,7 +124,7 @@ int32_t Masks::next_question(int32_t question, int32_t answer) {
 }
 
 void Masks::add(const Leaf &leaf, const Part &part, bool first, int32_t *mask) {
-    const std::vector<int32_t> *dense = leaf.base ? &leaf.base->dense : leaf.dense.empty() ? nullptr : &leaf.dense;
+    const Mask *dense = leaf.base.get();
     saved.clear();  // what neither this leaf has nor others
     auto leave_out = [&](int32_t token) {
         if (first || !has(mask, token)) saved.push_back(token);
@@ -173,12 +173,12 @@ Masks::Leaf Masks::resolve(const Part &part) {
     } else {
         if (thread.text >= 0)
             for (const auto &row : used) {
-                for (const Node &node : row->closing)
+                for (const Node &node : *row->closing)
                     if (node.token >= 0) vocabulary.clear(scratch.data(), node.token);
             }
         for (const auto &row : used) {
-            walk(row->boundary, part, scratch.data(), &recheck);
-            if (thread.text >= 0) walk(row->closing, part, scratch.data(), &recheck);
+            walk(*row->boundary, part, scratch.data(), &recheck);
+            if (thread.text >= 0) walk(*row->closing, part, scratch.data(), &recheck);
         }
     }
     std::sort(recheck.begin(), recheck.end());
@@ -236,16 +236,16 @@ void Masks::walk(const Trie &trie, const Part &part, int32_t *mask, Pieces *rech
 Masks::Leaf Masks::compress(const std::vector<std::shared_ptr<const TokenRow>> &used) const {
     Leaf leaf;
     for (const auto &row : used)
-        if (!row->dense.empty() && (!leaf.base || row->count > leaf.base->count)) leaf.base = row;
+        if (row->dense) leaf.base = row->dense;
     for (int32_t i = 0; i < vocabulary.words && leaf.add.size() + leaf.remove.size() <= MOST_CHANGES; i++) {
-        uint32_t base = leaf.base ? uint32_t(leaf.base->dense[i]) : 0, wanted = uint32_t(scratch[i]);
+        uint32_t base = leaf.base ? uint32_t((*leaf.base)[i]) : 0, wanted = uint32_t(scratch[i]);
         if (base == wanted) continue;
         for (uint32_t more = wanted & ~base; more; more &= more - 1) leaf.add.push_back(i * 32 + __builtin_ctz(more));
         for (uint32_t less = base & ~wanted; less; less &= less - 1) leaf.remove.push_back(i * 32 + __builtin_ctz(less));
     }
     if (leaf.add.size() + leaf.remove.size() > MOST_CHANGES) {
         leaf = {};
-        leaf.dense = scratch;
+        leaf.base = std::make_shared<const Mask>(scratch);
     }
     return leaf;
 }

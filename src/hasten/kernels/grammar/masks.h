@@ -23,8 +23,7 @@ class Masks {
 
   private:
     struct Leaf {
-        std::shared_ptr<const TokenRow> base;  // whose mask is dense; null: empty
-        std::vector<int32_t> dense;       // in its place
+        std::shared_ptr<const Mask> base;  // null: empty
         std::vector<int32_t> add, remove;
         Trie recheck;  // tokens of which it depends on the values in a list
     };

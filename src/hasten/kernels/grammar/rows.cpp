@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384;
+constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384, MOST_VISITED = 16384;
 constexpr int64_t MOST_CLEARED = 40'000;
 constexpr size_t MOST_CLOSURE = 4096;
 
@@ -94,8 +94,13 @@ class SafeFinder {
     }
 };
 
+bool is_complete(const Dfa &dfa, int32_t state) {
+    const int32_t *edges = &dfa.next[size_t(state) * dfa.classes];
+    return dfa.accepts[state] && std::all_of(edges, edges + dfa.classes, [](int32_t next) { return next < 0; });
+}
+
 // Sets the tokens of safe bytes; false: it is not worth it, and nothing is set.
-bool set_safe(const Vocabulary &vocabulary, const Safe &safe, std::vector<int32_t> &mask) {
+bool set_safe(const Vocabulary &vocabulary, const Safe &safe, Mask &mask) {
     int64_t cleared = 0;
     for (int32_t byte = 0; byte <= 128; byte++)
         if (!safe.has(uint8_t(byte))) cleared += int64_t(vocabulary.containing[byte].size());
@@ -107,9 +112,11 @@ bool set_safe(const Vocabulary &vocabulary, const Safe &safe, std::vector<int32_
     return true;
 }
 
+}  // namespace
+
 TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
     TokenRow row;
-    std::vector<int32_t> mask;
+    Mask mask;
     Safe safe = SafeFinder(dfa, start).find();
     if (!set_safe(vocabulary, safe, mask)) {
         safe = {};
@@ -143,29 +150,97 @@ TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
         levels[node.depth] = {state, before.safe && safe.has(node.byte), before.accepted || accepts};
         if (node.token >= 0) {
             vocabulary.set(mask.data(), node.token);
-            const int32_t *edges = &dfa.next[size_t(state) * dfa.classes];
-            if (accepts && std::all_of(edges, edges + dfa.classes, [](int32_t next) { return next < 0; }))
-                closing.emplace_back(vocabulary.text(node.token), node.token);
+            if (is_complete(dfa, state)) closing.emplace_back(vocabulary.text(node.token), node.token);
         }
         i++;
     }
-    if (!row.wide) row.boundary = Vocabulary::tree(boundary);
-    row.closing = Vocabulary::tree(closing);
-    for (int32_t word : mask) row.count += __builtin_popcount(uint32_t(word));
-    if (row.count > int32_t(MOST_SPARSE)) {
-        row.dense = std::move(mask);
+    row.boundary = std::make_shared<const Trie>(row.wide ? Trie{} : Vocabulary::tree(boundary));
+    row.closing = std::make_shared<const Trie>(Vocabulary::tree(closing));
+    size_t count = 0;
+    for (int32_t word : mask) count += __builtin_popcount(uint32_t(word));
+    if (count > MOST_SPARSE) {
+        row.dense = std::make_shared<const Mask>(std::move(mask));
         return row;
     }
     for (int32_t i = 0; i < vocabulary.words; i++)
-        for (uint32_t word = uint32_t(mask[i]); word; word &= word - 1) row.sparse.push_back(i * 32 + __builtin_ctz(word));
+        for (uint32_t word = uint32_t(mask[i]); word; word &= word - 1) row.more.push_back(i * 32 + __builtin_ctz(word));
     return row;
 }
 
-}  // namespace
+int32_t usual_next(const Dfa &dfa, int32_t state) {
+    auto most = [&](int32_t from) {
+        std::vector<int32_t> counts(dfa.states);
+        for (int32_t byte = 0x20; byte < 0x7F; byte++)
+            if (int32_t to = dfa.step(from, uint8_t(byte)); to >= 0) counts[to]++;
+        auto found = std::max_element(counts.begin(), counts.end());
+        return *found > (0x7F - 0x20) / 2 ? int32_t(found - counts.begin()) : -1;
+    };
+    int32_t next = most(state);
+    return next >= 0 && next != state && most(next) == next ? next : -1;
+}
+
+bool derive_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t state, int32_t other, const TokenRow &known, TokenRow &out) {
+    if (!known.dense || known.wide) return false;
+    struct Way {
+        int32_t state;
+        bool accepted;
+        void step(const Dfa &dfa, uint8_t byte) {
+            state = state < 0 ? -1 : dfa.step(state, byte);
+            accepted |= state >= 0 && dfa.accepts[state];
+        }
+        bool operator==(const Way &way) const { return state == way.state && accepted == way.accepted; }
+    };
+    std::vector<std::pair<Way, Way>> levels(vocabulary.deepest + 1);
+    levels[0] = {{state, false}, {other, false}};
+    std::vector<int32_t> no_boundary, no_closing;  // tokens of `known` that are none here
+    Pieces boundary, closing;
+    size_t visited = 0;
+    const Trie &trie = vocabulary.trie;
+    auto change = [&](bool here, bool there, int32_t token, Pieces &add, std::vector<int32_t> &remove) {
+        if (here && !there) add.emplace_back(vocabulary.text(token), token);
+        if (there && !here) remove.push_back(token);
+    };
+    for (size_t i = 0; i < trie.size();) {
+        if (++visited > MOST_VISITED) return false;
+        const Node &node = trie[i];
+        auto &[here, there] = levels[node.depth] = levels[node.depth - 1];
+        here.step(dfa, node.byte), there.step(dfa, node.byte);
+        if (here == there) {
+            i = size_t(node.skip);
+            continue;
+        }
+        if (node.token >= 0) {
+            std::vector<int32_t> &changed = here.state >= 0 ? out.more : out.less;
+            for (int32_t token = node.token; token >= 0 && (here.state < 0) != (there.state < 0); token = vocabulary.equal[token])
+                changed.push_back(token);
+            change(here.state < 0 && here.accepted, there.state < 0 && there.accepted, node.token, boundary, no_boundary);
+            change(here.state >= 0 && is_complete(dfa, here.state), there.state >= 0 && is_complete(dfa, there.state), node.token, closing,
+                   no_closing);
+        }
+        i++;
+    }
+    auto changed = [&](const std::shared_ptr<const Trie> &of, Pieces &add, const std::vector<int32_t> &remove) {
+        if (add.empty() && remove.empty()) return of;
+        for (const Node &node : *of)
+            if (node.token >= 0 && std::find(remove.begin(), remove.end(), node.token) == remove.end())
+                add.emplace_back(vocabulary.text(node.token), node.token);
+        std::sort(add.begin(), add.end());
+        return std::make_shared<const Trie>(Vocabulary::tree(add));
+    };
+    out.dense = known.dense;
+    out.boundary = changed(known.boundary, boundary, no_boundary);
+    out.closing = changed(known.closing, closing, no_closing);
+    return true;
+}
 
 void TokenRow::add_to(int32_t *mask) const {
-    for (int32_t i = 0; i < int32_t(dense.size()); i++) mask[i] |= dense[i];
-    for (int32_t token : sparse) mask[token >> 5] |= int32_t(1u << (token & 31));
+    std::vector<int32_t> without;  // tokens that only the mask has
+    for (int32_t token : less)
+        if (!(mask[token >> 5] >> (token & 31) & 1)) without.push_back(token);
+    if (dense)
+        for (size_t i = 0; i < dense->size(); i++) mask[i] |= (*dense)[i];
+    for (int32_t token : without) mask[token >> 5] &= int32_t(~(1u << (token & 31)));
+    for (int32_t token : more) mask[token >> 5] |= int32_t(1u << (token & 31));
 }
 
 std::shared_ptr<const TokenRow> Rows::find(const std::shared_ptr<const Dfa> &dfa, int32_t state) {
@@ -177,7 +252,10 @@ std::shared_ptr<const TokenRow> Rows::find(const std::shared_ptr<const Dfa> &dfa
             return at->second->row;
         }
     }
-    auto row = std::make_shared<const TokenRow>(make_row(vocabulary, *dfa, state));
+    auto made = std::make_shared<TokenRow>();
+    int32_t other = usual_next(*dfa, state);
+    if (other < 0 || !derive_row(vocabulary, *dfa, state, other, *find(dfa, other), *made)) *made = make_row(vocabulary, *dfa, state);
+    std::shared_ptr<const TokenRow> row = made;
     std::lock_guard<std::mutex> guard(lock);
     if (auto at = found.find(key); at != found.end()) return at->second->row;
     entries.push_front({key, dfa, row});
