@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from math import ceil, floor
 from typing import Any
 
 from hasten.engine.decoding.constraints import numbers
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Form
-from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, Expr, both, either, repeat, without, words
+from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, NOTHING, Expr, both, either, repeat, without, words
 from hasten.engine.decoding.constraints.native import Language
 from hasten.engine.decoding.constraints.schema.conditions import Alternative, Condition, Conditions, in_order
 
@@ -102,8 +103,12 @@ class Scalars:
             return (most is None or least <= most) and (len(texts) < 2 or not self._apart(texts))
         low, high = _interval(alternative)
         asked = {one.data for one in alternative if one.kind in ("integer", "multiple")}
-        if low and high and (low[0] > high[0] or (low[0] == high[0] and (low[1] or high[1]))):
-            return False
+        if low and high:
+            if (True,) in asked:
+                low = (floor(low[0]) + 1 if low[1] else ceil(low[0]), False)
+                high = (ceil(high[0]) - 1 if high[1] else floor(high[0]), False)
+            if low[0] > high[0] or (low[0] == high[0] and (low[1] or high[1])):
+                return False
         return not any((*rest, not wanted) in asked for *rest, wanted in asked)
 
     def _apart(self, texts: list[Expr]) -> bool:
@@ -167,13 +172,25 @@ class Scalars:
             return both(expr, repeat(ANY, least)), (0, most)
         return expr, (least, most)
 
+    def others(self, language: Expr, named: Collection[str]) -> Expr:
+        """The texts of the language that are not among `named`; NOTHING if there are none."""
+        if not named:
+            return language
+        left = both(language, without(words(named)))
+        if _inhabited(language) and _endless(language):
+            return left
+        # Mostly one of these, longer than all the names, is left, which is seen sooner than that the language is not empty.
+        length = max(map(len, named)) + 1
+        likely = any(self.matches(language, character * length) for character in "\0~_a0")
+        return NOTHING if not likely and self.empty(left) else left
+
     def numerals(self, alternatives: Iterable[Alternative]) -> Expr:
         """The texts of the numbers of all the alternatives."""
         found = []
         for one in alternatives:
             expr = self._numeral(one) if one else numbers.NUMBER
             # Between bounds that `possible` has compared there is a number.
-            if all(part.kind in ("low", "high", "among") for part in one) or not self.empty(expr):
+            if all(part.kind in ("low", "high", "among") or part.data == (True,) for part in one) or not self.empty(expr):
                 found.append(expr)
         return either(*found)
 
@@ -238,3 +255,15 @@ def _inhabited(expr: Expr) -> bool:
         elif kind == "repeat" and rest[1]:
             todo.append(rest[0])
     return True
+
+
+def _endless(expr: Expr) -> bool:
+    """Of an expression that `_inhabited` is sure of: whether it is plain that there is no longest text."""
+    todo = [expr]
+    while todo:
+        kind, *rest = todo.pop()
+        if kind == "repeat" and rest[2] is None:
+            return True
+        if kind in ("cat", "either"):
+            todo += rest[0]
+    return False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.engine.decoding.constraints.base import GrammarError
-from hasten.engine.decoding.constraints.languages import EVERYTHING, Expr, both, either, without, words
+from hasten.engine.decoding.constraints.languages import EVERYTHING, NOTHING, Expr, both, either, without
 from hasten.engine.decoding.constraints.schema.conditions import TYPES, Alternative, Condition, in_order
 from hasten.engine.decoding.constraints.schema.containers import ENDLESS, Fields
 from hasten.engine.decoding.constraints.schema.formulas import Formula
@@ -110,7 +110,8 @@ class Shapes:
         found: dict[str, None] = {}
         for part in fields.parts:
             found |= dict.fromkeys(part.properties)
-            for pattern, _ in part.patterns:
+            # A witness would have to be tried in each of them.
+            for pattern, _ in part.patterns if not any(one.kind == "some key" for one in fields.conditions) else ():
                 found |= dict.fromkeys(_few(pattern))
         for one in fields.conditions:
             if one.kind == "some key":
@@ -138,13 +139,11 @@ class Shapes:
     def _classes(
         self, fields: Fields, named: dict[str, None], witnesses: list[tuple[Any, ...]]
     ) -> list[tuple[Expr, Formula, tuple[Formula | None, ...]]]:
-        normal, scalars = self._normal, self._normal.scalars
-        base = both(*(normal.keys(names) for names in fields.names))
-        if named:
-            base = both(base, without(words(named)))
+        scalars = self._normal.scalars
+        names = both(*(self._normal.keys(one) for one in fields.names))
         patterns = dict.fromkeys(pattern for part in fields.parts for pattern, _ in part.patterns)
         patterns |= dict.fromkeys(language for language, _, _ in witnesses if language != EVERYTHING)
-        cells = [] if scalars.empty(base) else [(base, frozenset((EVERYTHING,)))]
+        cells = [(names, frozenset((EVERYTHING,)))]
         for pattern in patterns:
             split = [(both(cell, pattern), matched | {pattern}) for cell, matched in cells]
             split += [(both(cell, without(pattern)), matched) for cell, matched in cells]
@@ -160,10 +159,13 @@ class Shapes:
             value = self._all.all(wanted)
             ways = tuple(self._all.all([value, one]) if language in matched else None for language, _, one in witnesses)
             joined.setdefault((value, ways), []).append(cell)
-        if len(joined) == 1:
-            ((value, ways),) = joined
-            return [(base, value, ways)]
-        return [(either(*parts), value, ways) for (value, ways), parts in joined.items()]
+        found = []
+        for (value, ways), parts in joined.items():
+            language = names if len(joined) == 1 else either(*parts)
+            left = NOTHING if value is self._all.false else scalars.others(language, named)
+            if left != NOTHING:
+                found.append((left, value, ways))
+        return found
 
     def _named_witness(self, alternative: Alternative, witness: Condition) -> Iterator[Alternative]:
         """The ways in which a property with a name is the witness."""
