@@ -12,6 +12,7 @@ A `Condition` limits the values of one JSON type; a set of them is a conjunction
     has / lacks (key)                object
     names (formula)                  object: every key satisfies it
     some key (language, but, formula)   object: one of the keys in the language but not in `but` has a value that satisfies it
+    named (keys)                     object: says nothing, but that these keys are told apart from others
     items (prefix, rest)             array
     some item (first, formula)       array: an item from that position on satisfies it
     unique                           array

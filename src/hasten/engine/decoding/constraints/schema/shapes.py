@@ -110,18 +110,24 @@ class Shapes:
         found: dict[str, None] = {}
         for part in fields.parts:
             found |= dict.fromkeys(part.properties)
-            # A witness would have to be tried in each of them.
-            for pattern, _ in part.patterns if not any(one.kind == "some key" for one in fields.conditions) else ():
-                found |= dict.fromkeys(_few(pattern))
         for one in fields.conditions:
             if one.kind == "some key":
                 found |= dict.fromkeys(sorted(one.data[1]))
         found |= fields.has | fields.lacks
+        if not any(one.kind == "some key" for one in fields.conditions):
+            found |= self._few(fields)
+        for one in fields.conditions:
+            if one.kind == "named":
+                found |= dict.fromkeys(one.data[0])
         for names in fields.names:
             values = [self._normal.scalars.values(one, "string") for one in self._normal.alternatives(names, "string")]
             if values and all(one is not None for one in values):
                 found |= dict.fromkeys(sorted(frozenset().union(*(one for one in values if one is not None))))
         return found
+
+    def _few(self, fields: Fields) -> dict[str, None]:
+        """The keys of patterns that have few: as names they can be counted."""
+        return dict.fromkeys(key for part in fields.parts for pattern, _ in part.patterns for key in _few(pattern))
 
     def _object(self, members: list[tuple[Fields, dict[str, None]]]) -> ObjectShape:
         named: dict[str, None] = {}
@@ -235,6 +241,11 @@ class Shapes:
             if not witnesses:
                 yield alternative
                 continue
+            if type_ == "object":
+                fields = self._normal.fields(alternative)
+                few = tuple(self._few(fields))
+                if (len(self._named(fields)) + len(few) + 1) ** len(witnesses) <= MOST:  # each may be every witness
+                    alternative |= self._normal.conditions.alternative("named", few)
             found: list[tuple[Alternative, tuple[Condition, ...]]] = [(alternative - set(witnesses), ())]
             for witness in witnesses:
                 ways = list(places(alternative, witness))
@@ -261,7 +272,7 @@ class Shapes:
 
 
 def _few(language: Expr) -> list[str]:
-    """The texts of a language that plainly has few: as names they can be counted."""
+    """The texts of a language that plainly has few."""
     if language[0] == "words" and len(language[1]) <= _CELLS:
         return list(language[1])
     if language[0] == "chars" and sum(high - low + 1 for low, high in language[1]) <= _CELLS:
