@@ -136,11 +136,12 @@ class Brute:
             return False
         if plan.ordered and bit >= 0 and (top.unnamed or any(later > bit for later in top.seen)):
             return False
+        witnesses = self.missing(self.counted(top, one.witness))
         for row in self.rows(top):
             short = row.required - top.seen - {bit}
             if plan.ordered and any(bit < 0 or other < bit for other in short):
                 continue
-            if bit not in row.forbidden and (row.most is None or top.count + 1 + len(short) <= row.most):
+            if bit not in row.forbidden and (row.most is None or top.count + 1 + len(short) + witnesses <= row.most):
                 return True
         return False
 

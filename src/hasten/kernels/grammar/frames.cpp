@@ -142,7 +142,8 @@ bool View::enabled(const Terminal &terminal) const {
     if (witnesses && terminal.witness >= plan->witnesses) return false;
     switch (terminal.act) {
         case KEY:
-            return !plan->array && takes_key(terminal.argument);
+            return !plan->array &&
+                   takes_key(terminal.argument, witnesses_missing - (witnesses && !has(plan->bits + terminal.witness)));
         case COMMA:
             if (!plan->array) return true;
             return array_goes_on(*plan, count + 1, witnesses_missing - (witnesses && !has(plan->bits + terminal.witness)));
@@ -167,7 +168,7 @@ bool View::opens(const Terminal &terminal) const {
     return can_be_empty(opened) || array_goes_on(opened, 1, opened.witnesses - (terminal.witness >= 0));
 }
 
-bool View::takes_key(int32_t bit) const {
+bool View::takes_key(int32_t bit, int32_t witnesses_missing) const {
     if (bit >= plan->bits || (bit >= 0 && has(bit))) return false;
     if (plan->ordered && bit >= 0) {
         if (has(plan->bits + plan->witnesses)) return false;
@@ -179,7 +180,7 @@ bool View::takes_key(int32_t bit) const {
         if (bit >= 0 && contains(row->forbidden, bit)) return false;
         if (plan->ordered && missing && (bit < 0 || skips(*row, bit))) return false;
         bool serves = bit >= 0 && contains(row->required, bit);
-        return row->most < 0 || int64_t(count) + 1 + missing - serves <= row->most;
+        return row->most < 0 || int64_t(count) + 1 + missing - serves + witnesses_missing <= row->most;
     });
 }
 

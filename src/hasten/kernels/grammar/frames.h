@@ -81,7 +81,7 @@ class View {
     bool has(int32_t bit) const { return seen[bit / 64] >> (bit % 64) & 1; }
     bool array_goes_on(const Plan &array, int32_t count, int32_t witnesses_missing) const;
     bool opens(const Terminal &terminal) const;
-    bool takes_key(int32_t bit) const;
+    bool takes_key(int32_t bit, int32_t witnesses_missing) const;
     bool skips(const Row &row, int32_t bit) const;
     bool closes(int32_t count) const;
 };
