@@ -8,7 +8,7 @@
 namespace {
 
 constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384, MOST_VISITED = 16384;
-constexpr int64_t MOST_CLEARED = 40'000;
+constexpr int64_t MOST_CLEARED = 100'000;
 constexpr size_t MOST_CLOSURE = 4096;
 
 struct Ascii {

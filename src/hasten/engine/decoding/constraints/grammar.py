@@ -15,12 +15,18 @@ remembers what was seen and says which terminals are enabled next. What an actio
 which now begins is the one that some condition asked for ("contains", negated "additionalProperties", ...). A terminal is
 enabled if the frame still has a way to close after it:
 
-    KEY      the bit is not set; some row has no forbidden bit set or in this key, and count + 1 + required bits then missing <= most
-    COMMA    object: some KEY is; array: count + 1 <= most
+    KEY      the bit is not set; some row has no forbidden bit set or in this key, and count + 1 + required bits and witnesses
+             then missing <= most
+    COMMA    object: some KEY is after it; array: in some row count + 1 + witnesses then missing <= most (an item can serve one)
     CLOSE    some row has all required and no forbidden bits, least <= count <= most; all witnesses are set
     EMPTY    the same for count 0
+    OPEN     of an array: what it opens can be empty, or have its first item as COMMA has it; of others always
 
-all others always. `count` of an object is its properties, of an array its items.
+all others always, but not as the first item of an array that can only be empty. `count` of an object is its properties, of an
+array its items. A duplicate (`distinct`, `unique`) is found where a lexeme ends or cannot go on: no text with one is accepted,
+but a text may come to where all that could follow are duplicates.
+
+A terminal matches the empty text only where that is all of the text.
 """
 
 from __future__ import annotations
@@ -56,7 +62,8 @@ class Act(IntEnum):
 class Terminal:
     """`least` and `most` (None: no end) code points, only where `form` is a string's and counting them in the language's
     states would take too many. `name`: what messages call it. `priority`: of two terminals that match the same text the
-    higher one wins (`Grammar.longest` only). `distinct`: a KEY whose text differs from that of all other distinct keys of the frame."""
+    higher one wins (`Grammar.longest` only). `distinct`: a KEY whose text differs from that of all other distinct keys of the
+    frame."""
 
     language: Expr
     form: Form = Form.TEXT
@@ -97,8 +104,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Grammar:
-    """Symbols: terminal t is t, nonterminal n is -1 - n. `longest`: a terminal ends only where it cannot go on (as lark has it);
-    otherwise wherever it may. `warnings`: what was not enforced, on the caller's wish."""
+    """Symbols: terminal t is t, nonterminal n is -1 - n. `longest`: a terminal ends only where none of those that
+    may be read here could go on, by their languages alone (as lark has it); otherwise wherever it may. Where a grammar is
+    ambiguous, what is longest and what has priority is found for each reading by itself. `warnings`: what was not enforced,
+    on the caller's wish."""
 
     terminals: list[Terminal] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
@@ -150,7 +159,16 @@ class Grammar:
         numbers(len(self.terminals))
         for one in self.terminals:
             most = -1 if one.most is None else one.most
-            numbers(languages[one.language, one.form], one.act, one.argument, one.witness, one.least, most, one.priority, one.distinct)
+            numbers(
+                languages[one.language, one.form],
+                one.act,
+                one.argument,
+                one.witness,
+                one.least,
+                most,
+                one.priority,
+                one.distinct,
+            )
             chunk(one.name.encode())
         numbers(len(self.plans))
         for plan in self.plans:
