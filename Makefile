@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
 # Stamps live in the environment: a new environment is set up anew, and a second `make` has nothing to do.
 STAMPS := $(VENV)/.hasten
 PACKAGE := pyproject.toml setup.py src/hasten/__init__.py
-NATIVE := $(wildcard src/hasten/kernels/cpu/*.cpp src/hasten/kernels/cpu/*.h)
+NATIVE := $(wildcard src/hasten/kernels/*/*.cpp src/hasten/kernels/*/*.h)
 # Which of the two set-ups: `dev` where a check is asked for or where it is there already, as it includes `run`.
 SETUP := $(if $(filter test lint types,$(MAKECMDGOALS))$(wildcard $(STAMPS)/dev),dev,run)
 
@@ -39,22 +39,22 @@ lint: $(STAMPS)/dev ## ruff: rules and format
 types: $(STAMPS)/dev ## mypy: strict for the engine
 	$(BIN)/mypy
 
-native: $(STAMPS)/native ## rebuild the CPU kernels if their sources changed
+native: $(STAMPS)/native ## rebuild the native libraries if their sources changed
 
-# A copy of the tree is built and tested, so that the kernels in use stay as they are. torch itself leaks on purpose.
-sanitize: $(STAMPS)/dev ## test the CPU kernels under the address and undefined-behaviour sanitizers
+# A copy of the tree is built and tested, so that the libraries in use stay as they are. torch itself leaks on purpose.
+sanitize: $(STAMPS)/dev ## test the native libraries under the address and undefined-behaviour sanitizers
 	rm -rf build/sanitize && mkdir -p build/sanitize && cp -r src tests setup.py pyproject.toml README.md LICENSE build/sanitize/
-	cd build/sanitize && rm -f src/hasten/kernels/cpu/*.so && \
+	cd build/sanitize && rm -f src/hasten/kernels/*/*.so && \
 	  CXXFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/sanitize/src $(abspath $(BIN))/python -m pytest -x -p no:cacheprovider tests/kernels $(ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/sanitize/src $(abspath $(BIN))/python -m pytest -x -p no:cacheprovider tests/kernels tests/constraints $(ARGS)
 
 bench: $(STAMPS)/native ## compare techniques with the plain engine
 	@$(BIN)/hasten bench $(ARGS)
 
 clean: ## remove builds and caches; the environment stays
 	rm -rf build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f src/hasten/kernels/cpu/*.so $(STAMPS)/native
+	rm -f src/hasten/kernels/*/*.so $(STAMPS)/native
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the set-up, step by step ---

@@ -1,9 +1,9 @@
-"""Builds the optional CPU kernels; everything else about the package stands in pyproject.toml.
+"""Builds the optional native libraries; everything else about the package stands in pyproject.toml.
 
-The kernels are plain C++17 behind ``extern "C"``, loaded with ctypes: no Python or torch headers, so one library serves
-every Python version. Each instruction set gets a shared library of its own, ``hasten/kernels/cpu/libhasten_<isa>.so``,
-and the package picks one when it starts. Nothing here can fail an installation: where no library can be built, hasten
-runs on plain torch.
+They are plain C++17 behind ``extern "C"``, loaded with ctypes: no Python or torch headers, so one library serves every
+Python version. The CPU kernels get a shared library for each instruction set, ``hasten/kernels/cpu/libhasten_<isa>.so``,
+and the package picks one when it starts; grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``. Nothing here can
+fail an installation: without kernels hasten runs on plain torch, without grammars it refuses constrained requests.
 
 ``make native`` (``python setup.py build_ext --inplace``) rebuilds quickly while developing.
 """
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,8 +24,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-FOLDER = Path("hasten", "kernels", "cpu")
-SOURCES = ROOT / "src" / FOLDER
+SOURCES = ROOT / "src"
+KERNELS = Path("hasten", "kernels")
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -39,8 +40,6 @@ COMPILE = [
     "-O3",
     "-std=c++17",
     "-fPIC",
-    "-fopenmp",
-    "-fno-math-errno",
     # Keep a process that loads two instruction sets (the tests do) from mixing their functions and statics.
     "-fno-semantic-interposition",
     "-fno-gnu-unique",
@@ -50,9 +49,32 @@ COMPILE = [
 LINK = ["-shared", "-Wl,-z,lazy"]
 
 
-def variants() -> dict[str, list[str]]:
-    """Instruction set -> compiler flags, for the processor family of this machine."""
-    return X86 if platform.machine().lower() in ("x86_64", "amd64") else {"generic": []}
+@dataclass(frozen=True)
+class Library:
+    """`folder`: below src, where the sources are and the library belongs. `flags`: of the compiler."""
+
+    folder: Path
+    name: str
+    flags: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"libhasten_{self.name}.so"
+
+    def sources(self) -> list[Path]:
+        return sorted((SOURCES / self.folder).glob("*.cpp"))
+
+    def changed(self) -> float:
+        """When the newest of what it is made of was changed."""
+        inputs = [*self.sources(), *(SOURCES / self.folder).glob("*.h"), Path(__file__).resolve()]
+        return max(path.stat().st_mtime for path in inputs)
+
+
+def libraries() -> list[Library]:
+    """Of the processor family of this machine."""
+    variants = X86 if platform.machine().lower() in ("x86_64", "amd64") else {"generic": []}
+    kernels = [Library(KERNELS / "cpu", isa, ("-fopenmp", "-fno-math-errno", *flags)) for isa, flags in variants.items()]
+    return [*kernels, Library(KERNELS / "grammar", "grammar", ("-pthread",))]
 
 
 def find_compiler() -> list[str]:
@@ -71,62 +93,58 @@ def find_compiler() -> list[str]:
     raise RuntimeError(f"no GNU C++ compiler found (tried {tried}); on Debian or Ubuntu: apt install g++")
 
 
-class BuildKernels(build_ext):
-    """Compiles the kernels once for each instruction set, with the compilers in parallel.
+class BuildLibraries(build_ext):
+    """Compiles the libraries with the compilers in parallel.
 
     In an editable install or with ``--inplace`` the libraries are put beside their sources, otherwise into the build
     folder from which a wheel is made. A library that is newer than the sources and this file is kept.
     """
 
     def run(self) -> None:
-        destination = SOURCES if self._in_place else self._build_folder
         try:
-            self._build(destination)
-        except Exception as error:  # whatever it is, an installation goes on without the kernels
-            self._say(f"no CPU kernels: {error}; hasten will run on plain torch")
+            self._build()
+        except Exception as error:  # whatever it is, an installation goes on without the libraries
+            self._say(f"no native libraries: {error}; hasten will run on plain torch and without grammars")
 
-    def _build(self, destination: Path) -> None:
-        sources = sorted(SOURCES.glob("*.cpp"))
-        if not sources:
-            raise RuntimeError(f"no C++ sources in {SOURCES}")
-        inputs = [*sources, *SOURCES.glob("*.h"), Path(__file__).resolve()]
-        newest = max(path.stat().st_mtime for path in inputs)
-        wanted = {}
-        for isa, flags in variants().items():
-            library = destination / f"libhasten_{isa}.so"
-            if self.force or not library.exists() or library.stat().st_mtime < newest:
+    def _build(self) -> None:
+        wanted = []
+        for library in libraries():
+            if not library.sources():
+                raise RuntimeError(f"no C++ sources in {SOURCES / library.folder}")
+            output = self._destination / library.path
+            if self.force or not output.exists() or output.stat().st_mtime < library.changed():
                 # A library of older sources would be worse than none, should the build fail.
-                library.unlink(missing_ok=True)
-                wanted[isa] = flags
+                output.unlink(missing_ok=True)
+                wanted.append(library)
         if not wanted:
             return
         compiler = find_compiler()
-        destination.mkdir(parents=True, exist_ok=True)
         work = Path(self.build_temp).resolve() / "kernels"
         work.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = {
-                isa: [
-                    pool.submit(self._compile, compiler, flags, source, work / f"{source.stem}.{isa}.o") for source in sources
+                library: [
+                    pool.submit(self._compile, compiler, library.flags, source, work / f"{source.stem}.{library.name}.o")
+                    for source in library.sources()
                 ]
-                for isa, flags in wanted.items()
+                for library in wanted
             }
             failed: dict[str, list[str]] = {}
-            for isa, futures in objects.items():
+            for library, futures in objects.items():
                 try:
-                    self._link(compiler, [future.result() for future in futures], destination / f"libhasten_{isa}.so")
+                    self._link(compiler, [future.result() for future in futures], self._destination / library.path)
                 except subprocess.CalledProcessError as error:
-                    failed.setdefault(error.stderr.strip() or str(error), []).append(isa)
+                    failed.setdefault(error.stderr.strip() or str(error), []).append(library.path.name)
                 else:
-                    self._say(f"built CPU kernels for {isa}")
-        for output, isas in failed.items():
+                    self._say(f"built {library.path.name}")
+        for output, names in failed.items():
             if self._by_developer:
                 print(output, file=sys.stderr, flush=True)
             lines = output.splitlines()
             why = next((line for line in lines if "error" in line), lines[0])
-            self._say(f"no CPU kernels for {', '.join(isas)}: {why}")
+            self._say(f"no {', '.join(names)}: {why}")
 
-    def _compile(self, compiler: list[str], flags: list[str], source: Path, output: Path) -> Path:
+    def _compile(self, compiler: list[str], flags: tuple[str, ...], source: Path, output: Path) -> Path:
         extra = os.environ.get("CXXFLAGS", "").split()
         # GCC 12 calls the undefined values in its own AVX-512 headers uninitialised (its bug 105593).
         warnings = ["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -144,6 +162,7 @@ class BuildKernels(build_ext):
 
     def _link(self, compiler: list[str], objects: list[Path], library: Path) -> None:
         # Under another name first: writing into a library that a running process has mapped would crash it.
+        library.parent.mkdir(parents=True, exist_ok=True)
         fresh = library.with_name(f".{library.name}.{os.getpid()}")
         try:
             subprocess.run([*compiler, *LINK, *map(str, objects), "-o", str(fresh)], capture_output=True, text=True, check=True)
@@ -161,8 +180,8 @@ class BuildKernels(build_ext):
         return bool(self.inplace and not self.editable_mode)
 
     @property
-    def _build_folder(self) -> Path:
-        return Path(self.build_lib).resolve() / FOLDER
+    def _destination(self) -> Path:
+        return SOURCES if self._in_place else Path(self.build_lib).resolve()
 
     def _say(self, line: str) -> None:
         print(f"hasten: {line}", flush=True)
@@ -170,19 +189,18 @@ class BuildKernels(build_ext):
     # What setuptools asks about the outputs: an extension built the usual way would be one file with a known name.
 
     def get_outputs(self) -> list[str]:
-        return [str(Path(self.build_lib, FOLDER, name)) for name in self._libraries()]
+        return [str(Path(self.build_lib, path)) for path in self._built()]
 
     def get_output_mapping(self) -> dict[str, str]:
         if not self._in_place:
             return {}
-        return {str(Path(self.build_lib, FOLDER, name)): str(SOURCES / name) for name in self._libraries()}
+        return {str(Path(self.build_lib, path)): str(SOURCES / path) for path in self._built()}
 
     def get_source_files(self) -> list[str]:
         return []  # the sources are package data
 
-    def _libraries(self) -> list[str]:
-        folder = SOURCES if self._in_place else self._build_folder
-        return [name for isa in variants() if (folder / (name := f"libhasten_{isa}.so")).exists()]
+    def _built(self) -> list[Path]:
+        return [library.path for library in libraries() if (self._destination / library.path).exists()]
 
 
 class Wheel(bdist_wheel):
@@ -198,5 +216,5 @@ class Wheel(bdist_wheel):
 setup(
     # A marker: it makes setuptools run build_ext and treat the package as one with compiled parts.
     ext_modules=[Extension("hasten.kernels.cpu.kernels", sources=[])],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.engine.async_engine import AsyncEngine
     from hasten.engine.config import EngineConfig
+    from hasten.engine.decoding.constraints.compiling import After
+    from hasten.engine.decoding.constraints.spec import ConstraintSpec
     from hasten.engine.llm import LLM
     from hasten.engine.request import Request, SamplingParams
 
@@ -22,10 +24,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "EngineConfig", "Request", "SamplingParams", "__version__"]
+__all__ = ["LLM", "After", "AsyncEngine", "ConstraintSpec", "EngineConfig", "Request", "SamplingParams", "__version__"]
 
 _HOME = {
     "LLM": "hasten.engine.llm",
+    "After": "hasten.engine.decoding.constraints.compiling",
+    "ConstraintSpec": "hasten.engine.decoding.constraints.spec",
     "AsyncEngine": "hasten.engine.async_engine",
     "EngineConfig": "hasten.engine.config",
     "Request": "hasten.engine.request",

@@ -106,6 +106,9 @@ class Even:
     def __init__(self, history: tuple[int, ...] = ()) -> None:
         self.history = history
 
+    def prepare(self, request: Request) -> None:
+        pass
+
     def start(self, request: Request) -> Even:
         if request.sampling.constraint != "even":
             raise ValueError(f"unknown grammar {request.sampling.constraint!r}")
@@ -115,6 +118,7 @@ class Even:
         return token == 8 if self.history[-1:] == (4,) else token % 2 == 0
 
     def fill(self, mask: np.ndarray) -> None:
+        mask[:] = 0
         for token in filter(self._legal, range(VOCABULARY)):
             mask[token // 32] |= np.int32(np.uint32(1 << (token % 32)).view(np.int32))
 

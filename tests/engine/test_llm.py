@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.engine import tiny
 
-from hasten import LLM, AsyncEngine, EngineConfig, Request, SamplingParams
+from hasten import LLM, AsyncEngine, ConstraintSpec, EngineConfig, Request, SamplingParams
 from hasten.engine.request import BadRequest
 
 SETTINGS = {"model.load_format": "dummy", "model.dtype": "float32", "kv.memory_bytes": 4 << 20}
@@ -70,6 +71,11 @@ def test_the_engine_in_its_own_process(tmp_path: Path) -> None:
             await all_of(ask("l", 3, constraint=lambda: 0))
         with pytest.raises(BadRequest, match="constraint"):
             await all_of(ask("c", 3, constraint="x"))
+        held = ask("h", 40)
+        sampling = replace(held.sampling, constraint=ConstraintSpec.of_choices(["yes", "no"]), ignore_eos=False)
+        assert engine.tokenizer.decode(await all_of(replace(held, sampling=sampling))) in ("yes", "no")
+        with pytest.raises(BadRequest, match="other"):
+            await all_of(replace(held, sampling=replace(sampling, constraint=ConstraintSpec("ebnf", "start: other"))))
         long = asyncio.create_task(all_of(ask("long", 400)))
         await asyncio.sleep(0.05)
         await engine.cancel("long")

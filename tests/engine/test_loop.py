@@ -274,6 +274,9 @@ def test_part_of_a_request_can_be_cancelled_before_it_is_split() -> None:
 
 def test_a_draw_that_fails_ends_its_request_only() -> None:
     class Bad:
+        def prepare(self, request: Request) -> None:
+            pass
+
         def start(self, request: Request) -> Bad:
             return self
 

@@ -22,7 +22,8 @@ EURO = "€uro "
 
 class FakeEngine:
     """Tokens are bytes. Choice i starts at letter i. Words in the prompt make it misbehave: EURO (speak of €), BOOM (fail after
-    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses)."""
+    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses). `script`: what it says instead, to its
+    end."""
 
     def __init__(
         self, *, step_s: float = 0.0, queue_limit: int | None = None, max_length: int = 512, template: bool = True
@@ -40,6 +41,7 @@ class FakeEngine:
         self.seen: list[Request] = []
         self.cancelled: list[str] = []
         self.most_running = 0
+        self.script: str | None = None
 
     @classmethod
     async def start(cls, **knobs: Any) -> FakeEngine:
@@ -68,7 +70,7 @@ class FakeEngine:
     async def _speak(self, request: Request) -> AsyncIterator[Delta]:
         sampling, prompt = request.sampling, request.prompt
         text = self.tokenizer.decode(prompt.tolist())
-        source = self.tokenizer.encode(EURO if "EURO" in text else ALPHABET)
+        source = self.tokenizer.encode(self.script or (EURO if "EURO" in text else ALPHABET))
         limit = min(sampling.max_tokens or 10**9, self.info["max_length"] - len(prompt))
         frontend = Frontend(self.tokenizer)
         frontend.open(request)
@@ -82,8 +84,9 @@ class FakeEngine:
                 self.alive = False
                 raise EngineDead("the engine process ended (signal 11)")
             for index in range(sampling.n):
-                token = source[(said + index) % len(source)]
-                out = TokenDelta(request.id, index, [token], finish="length" if said + 1 >= limit else None)
+                token = source[(said + (index if self.script is None else 0)) % len(source)]
+                over = self.script is not None and said + 1 == len(source)
+                out = TokenDelta(request.id, index, [token], finish="stop" if over else "length" if said + 1 >= limit else None)
                 if "REJECT" in text:
                     out = TokenDelta(request.id, index, [], finish="rejected", error="its deadline has passed")
                 elif said == 3 and "BOOM" in text:

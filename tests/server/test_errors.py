@@ -102,11 +102,9 @@ def test_wrong_completions(server: Running, body: dict, param: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"),
-        ("functions", [{"name": "f"}]),
-        ("function_call", {"name": "f"}), ("response_format", {"type": "json_object"}), ("audio", {"voice": "x"}),
+        ("functions", [{"name": "f"}]), ("function_call", {"name": "f"}), ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]), ("prediction", {"type": "content"}), ("reasoning_effort", "high"),
-        ("web_search_options", {}), ("verbosity", "low"), ("guided_json", {}),
+        ("web_search_options", {}), ("verbosity", "low"),
     ],
 )  # fmt: skip
 def test_what_we_lack_is_refused(server: Running, field: str, value: object) -> None:

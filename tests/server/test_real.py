@@ -229,3 +229,65 @@ def test_the_model_does_what_the_page_offers(served: Served) -> None:
     assert answers.keys() == expected.keys()
     for label, end in expected.items():
         assert answers[label].endswith(end), label
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "city": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "city", "age"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_answers_follow_a_schema(served: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    ask = [{"role": "user", "content": "Maria Smith, who is 34, lives in Lisbon."}]
+    said = served.client.chat.completions.create(
+        model="builtin", messages=ask, n=4, temperature=1.5, max_tokens=200, response_format=form, seed=1
+    )
+    assert len(said.choices) == 4
+    for choice in said.choices:
+        assert choice.finish_reason == "stop"
+        person = json.loads(choice.message.content)
+        assert person.keys() == {"name", "city", "age"} and isinstance(person["age"], int)
+    body = {"guided_regex": "[A-Z]{3}-[0-9]{3}"}
+    text = served.client.completions.create(model="builtin", prompt="Code:", temperature=1, extra_body=body).choices[0].text
+    assert re.fullmatch(body["guided_regex"], text)
+    with pytest.raises(openai.BadRequestError, match="guided_grammar"):
+        served.client.completions.create(model="builtin", prompt="x", extra_body={"guided_grammar": "start: other"})
+
+
+def test_tools_are_called(served: Served) -> None:
+    ask = [{"role": "user", "content": "What is the weather in Paris?"}]
+    given = dict(model="builtin", messages=ask, tools=[WEATHER], max_tokens=100, temperature=0)
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        said = served.client.chat.completions.create(**given, tool_choice=choice, parallel_tool_calls=False).choices[0]
+        [call] = said.message.tool_calls
+        assert said.finish_reason == "tool_calls" and said.message.content is None
+        assert call.function.name == "get_weather" and json.loads(call.function.arguments).keys() == {"city"}
+    name, arguments, finish = "", "", None
+    for chunk in served.client.chat.completions.create(**given, tool_choice="required", parallel_tool_calls=False, stream=True):
+        for call in chunk.choices[0].delta.tool_calls or ():
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        finish = chunk.choices[0].finish_reason
+    assert (name, finish) == ("get_weather", "tool_calls") and json.loads(arguments).keys() == {"city"}
+    free = served.client.chat.completions.create(**given, tool_choice="auto").choices[0].message
+    assert free.content or free.tool_calls

@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_http_process_needs_no_torch() -> None:
     code = (
-        "import sys, hasten.serving.server.app, hasten.serving.server.run, hasten.engine.async_engine;"
+        "import asyncio, sys, hasten.serving.server.app, hasten.serving.server.run, hasten.engine.async_engine;"
+        "from hasten.serving.server.grammars import Grammars;"
+        "from hasten.engine.decoding.constraints.spec import ConstraintSpec;"
+        "asyncio.run(Grammars().compile(ConstraintSpec.of_choices(['a']), 'guided_choice'));"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

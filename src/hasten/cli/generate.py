@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hasten.cli import options
 from hasten.cli.stages import Stages
+
+if TYPE_CHECKING:
+    from hasten.engine.decoding.constraints.spec import ConstraintSpec
 
 
 def generate(
@@ -22,6 +26,10 @@ def generate(
     repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    constraint: Annotated[
+        Path | None,
+        typer.Option("--grammar", metavar="FILE", help="What it must follow: a JSON Schema (.json), .lark, .gbnf or .regex."),
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
     with_: options.With = None,
     set_: options.Set = None,
@@ -47,6 +55,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
+        constraint=_spec(constraint) if constraint is not None else None,
     )
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -71,3 +80,17 @@ def generate(
         raise typer.Exit(1)
     stages.tell({"first token": pace.ttft_s}, {name: llm.info[name] for name in ("weight_bytes", "kv_bytes")})
     typer.secho(f"{pace.summary()}, ended by {finish}", err=True, dim=True)
+
+
+def _spec(file: Path) -> ConstraintSpec:
+    from hasten.cli.grammar import SUFFIXES
+    from hasten.engine.decoding.constraints.spec import ConstraintSpec
+    from hasten.engine.technique import ConfigError
+
+    kind = SUFFIXES.get(file.suffix)
+    if kind is None:
+        raise ConfigError(f"--grammar {file}: the file's name should end in {', '.join(SUFFIXES)}")
+    try:
+        return ConstraintSpec(kind, file.read_text(encoding="utf-8").rstrip("\n"))  # type: ignore[arg-type]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--grammar {file}: {error}") from None

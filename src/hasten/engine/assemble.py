@@ -68,10 +68,13 @@ def assemble(
     def policy(name: str | None) -> Any:
         return config.make(name, parts) if name is not None else None
 
+    proposer = policy(config.decoding.proposer)
+    if config.decoding.forced is not None:
+        proposer = policy(config.decoding.forced).around(proposer)
     decoding = Policies(
         sampler=sampler if sampler is not None else policy(config.decoding.sampler),
         constraint=policy(config.decoding.constraint),
-        proposer=policy(config.decoding.proposer),
+        proposer=proposer,
         controller=policy(config.decoding.controller),
     )
     return Engine(
@@ -95,10 +98,11 @@ def assemble(
 
 def require(config: EngineConfig, attention: AttentionPolicy) -> None:
     """Refuse what the attention policy's store cannot do, naming both sides."""
+    drafts = config.decoding.proposer or config.decoding.forced
     needs = [
         (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
         (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
-        (config.decoding.proposer is not None, "truncate", f"decoding.proposer={config.decoding.proposer}"),
+        (drafts is not None, "truncate", f"decoding.proposer={drafts}"),
         (config.decoding.proposer is not None, "tree", f"decoding.proposer={config.decoding.proposer}"),
     ]
     for wanted, feature, setting in needs:

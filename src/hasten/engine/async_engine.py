@@ -10,10 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from hasten.engine.config import EngineConfig
+from hasten.engine.decoding.constraints.base import GrammarError
+from hasten.engine.decoding.constraints.compiling import made_ready
 from hasten.engine.frontend import Frontend
 from hasten.engine.models.config import ModelError
 from hasten.engine.outputs import Delta, EngineDead, TokenDelta
@@ -150,6 +153,13 @@ class AsyncEngine:
             raise EngineDead("the engine process is not running")
         if request.id in self._queues:
             raise ValueError(f"a request with id {request.id!r} is already running")
+        if request.sampling.constraint is not None:
+            # The engine would compile it between two steps of others.
+            try:
+                constraint = await asyncio.to_thread(made_ready, request.sampling.constraint)
+            except GrammarError as failure:
+                raise BadRequest(str(failure), "constraint") from None
+            request = replace(request, sampling=replace(request.sampling, constraint=constraint))
         try:
             pickled = pickle.dumps(request)
         except Exception as failure:

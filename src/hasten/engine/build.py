@@ -28,6 +28,7 @@ from hasten.engine.kv.pool import BlockPool
 from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
 from hasten.engine.technique import ConfigError
+from hasten.engine.text.tokenizer import Tokenizer
 from hasten.engine.weights.dense import WeightContext
 from hasten.engine.weights.kept import KeptWeights
 from hasten.engine.weights.stores import Stores
@@ -51,6 +52,8 @@ class Parts:
     clock: Clock
     events: EventLog
     executor: Executor | None = None
+    tokenizer: Tokenizer | None = None
+    """None: whoever needs it loads it."""
 
 
 @dataclass(slots=True)
@@ -63,7 +66,12 @@ class Built:
 
 
 def build(
-    config: EngineConfig, *, eos: frozenset[int] = frozenset(), clock: Clock | None = None, progress: Progress | None = None
+    config: EngineConfig,
+    *,
+    eos: frozenset[int] = frozenset(),
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Built:
     """Load the model and assemble the engine. Raises ConfigError for what cannot be configured, ModelError for what cannot be
     loaded. `progress(done, total)` is called with bytes loaded."""
@@ -85,7 +93,7 @@ def build(
         raise ConfigError(f"kv.host_bytes={config.kv.host_bytes} holds no block of {config.kv.block_size} tokens")
     memory = Memory(model, blocks, config.kv.block_size, host_blocks)
     books = Books(BlockPool(blocks, config.kv.block_size))
-    parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog())
+    parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
     if config.kv.reuse is not None:

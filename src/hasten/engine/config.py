@@ -65,8 +65,11 @@ class AttentionConfig(Section):
 
 class DecodingConfig(Section):
     sampler: str = "lossless"
-    constraint: str | None = None
+    constraint: str | None = "pre3"
+    """None refuses requests with a constraint."""
     proposer: str | None = None
+    forced: str | None = None
+    """Drafts the tokens that constraints force, before those of the proposer."""
     controller: str | None = None
 
 

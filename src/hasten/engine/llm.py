@@ -46,7 +46,7 @@ class LLM:
         self.chat_template: ChatTemplate | None
         self.tokenizer, self.chat_template = load_text(self.config.model)
         with _bar("loading", progress) as advance:
-            self._built: Built = build(self.config, eos=self.tokenizer.eos_ids, progress=advance)
+            self._built: Built = build(self.config, eos=self.tokenizer.eos_ids, progress=advance, tokenizer=self.tokenizer)
         self.engine = self._built.engine
         self.info = self._built.info
         self._frontend = Frontend(self.tokenizer)

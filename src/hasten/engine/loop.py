@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -77,6 +78,8 @@ class Engine:
         self._queue_limit = queue_limit
         self._inbox: deque[Request | tuple[str, int | None, Finish]] = deque()
         self._open: set[str] = set()
+        self._compiling: set[str] = set()
+        """Accepted requests whose constraints are being compiled; each joins the inbox after."""
         self._out: list[TokenDelta] = []
         self._last: StepResult | None = None
         ledger.on_close = self._closed
@@ -91,13 +94,23 @@ class Engine:
     def add(self, request: Request) -> None:
         """Accept a request, or raise BadRequest or QueueFull; nothing has changed then."""
         self._validate(request)
+        compiling = None
+        if request.sampling.constraint is not None:
+            assert self.decoding.constraint is not None, "it was validated"
+            compiling = self.decoding.constraint.prepare(request)
         with self._lock:
             if request.id in self._open:
                 raise BadRequest(f"a request with id {request.id!r} is already running", "id")
             if self._queue_limit is not None and len(self._open) >= self._queue_limit:
                 raise QueueFull(f"{len(self._open)} requests are unfinished, the limit is {self._queue_limit}")
             self._open.add(request.id)
-            self._inbox.append(request)
+            if compiling is None:
+                self._inbox.append(request)
+                return
+            self._compiling.add(request.id)
+            if request.arrival_s is None:
+                request = replace(request, arrival_s=self.clock.now())
+        compiling.add_done_callback(lambda _: self._inbox.append(request))
 
     def cancel(self, request_id: str, index: int | None = None, reason: Finish = Finish.CANCELLED) -> None:
         """End a request, or one of its sequences, as soon as possible; unknown and finished ones are ignored. `reason` STOP:
@@ -147,13 +160,20 @@ class Engine:
             raise BadRequest(f"no adapter is called {request.adapter!r}", "adapter")
         if sampling.constraint is not None and self.decoding.constraint is None:
             raise BadRequest("this engine runs without a constraint policy", "constraint")
+        if sampling.constraint is not None and sampling.ignore_eos:
+            raise BadRequest("ignore_eos and a constraint cannot go together: its text ends where it must", "ignore_eos")
 
     def _intake(self) -> None:
+        early: list[tuple[str, int | None, Finish]] = []
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, tuple):
-                self.ledger.cancel(*item)
+                if item[0] in self._compiling:
+                    early.append(item)
+                else:
+                    self.ledger.cancel(*item)
                 continue
+            self._compiling.discard(item.id)
             seed = item.sampling.seed
             seq = self.ledger.admit(item, secrets.randbits(64) if seed is None else seed)
             if self.decoding.constraint is not None and item.sampling.constraint is not None:
@@ -161,6 +181,7 @@ class Engine:
                     seq.constraint = self.decoding.constraint.start(item)
                 except Exception as failure:  # a bad grammar ends its own request only
                     self.ledger.close(seq, Finish.ERROR, f"constraint: {failure}")
+        self._inbox.extend(early)
 
     # -- the step -------------------------------------------------------------------------------------------------------
 
@@ -197,7 +218,11 @@ class Engine:
 
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
-            if self.ledger.settle(wait=True) or not self.ledger.sequences or self._out:
+            if self.ledger.settle(wait=True) or self._out:
+                return
+            if not self.ledger.sequences:
+                if self._compiling:
+                    self.clock.wait(began + 1e-3, lambda: any(isinstance(item, Request) for item in list(self._inbox)))
                 return
             # Held against when planning began: since then a real clock may have passed it.
             waits = plan.replan_at is not None and plan.replan_at > began
@@ -256,7 +281,9 @@ class Engine:
         if not rows:
             return
         drawn = self._draw(result, rows, [*firsts, len(rows)])
-        committed = [(span.sequence, self._keep(span, drawn, first)) for span, first in zip(drawn_spans, firsts, strict=True)]
+        committed = []
+        for span, first in zip(drawn_spans, firsts, strict=True):
+            committed.append((span.sequence, self._keep(span, rows, drawn, first)))
         if self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self)
 
@@ -303,13 +330,11 @@ class Engine:
             scores = self.decoding.sampler.score(result, range(at, at + count), targets, top)
             group.prompt_scores[start + 1 : start + 1 + count] = scores
 
-    def _keep(self, span: Span, drawn: Drawn, first: int) -> int:
-        """Commit what was drawn for a span; how many tokens it got."""
+    def _keep(self, span: Span, rows: list[Row], drawn: Drawn, first: int) -> int:
+        """Commit what was drawn for a span, at `rows[first]` and after; how many tokens it got."""
         seq = span.sequence
         if drawn.tokens[first] < 0:
-            self.ledger.close(
-                seq, Finish.ERROR, "its next token cannot be drawn: the logits are not finite, or its constraint failed"
-            )
+            self._undrawable(seq)
             return 0
         accepted, draws = speculate.accept(span, drawn, first)
         tokens: list[int] = []
@@ -328,9 +353,11 @@ class Engine:
             self._keep_kv(span, accepted[: len(tokens) - 1])
         began = seq.output_length == 0
         if seq.constraint is not None:
+            # The row that gave the last token already stands after those before it.
+            seq.constraint = rows[first + draws[len(tokens) - 1]].constraint
             try:
-                for token in tokens[: len(tokens) - (finish is Finish.STOP)]:
-                    seq.constraint.advance(token)
+                if finish is not Finish.STOP:
+                    seq.constraint.advance(tokens[-1])
             except Exception as failure:
                 self.ledger.close(seq, Finish.ERROR, f"constraint: {failure}")
                 return 0
@@ -351,6 +378,22 @@ class Engine:
         if finish is not None:
             self.ledger.close(seq, finish)
         return len(tokens)
+
+    def _undrawable(self, seq: Sequence) -> None:
+        """No token could be drawn: end the sequence, and say why."""
+        why = "the logits are not finite"
+        if seq.constraint is not None:
+            mask = np.zeros((self.executor.vocabulary + 31) // 32, dtype=np.int32)
+            try:
+                seq.constraint.fill(mask)
+                if not mask.any() and seq.constraint.ended:  # and the model has no token that ends a text
+                    self.ledger.close(seq, Finish.STOP)
+                    return
+                if not mask.any():
+                    why = f"its constraint allows no token of this vocabulary after {seq.output_length} tokens of output"
+            except Exception as failure:
+                why = f"constraint: {failure}"
+        self.ledger.close(seq, Finish.ERROR, f"its next token cannot be drawn: {why}")
 
     def _keep_kv(self, span: Span, accepted: list[int]) -> None:
         """Leave in the view the KV of the known tokens and the accepted drafts, moved together if they form a tree's path."""
@@ -378,15 +421,17 @@ class Engine:
         if sequence.state is not State.RUNNING:
             raise ValueError(f"{sequence} takes no tokens: it is not running")
         for token in tokens:
-            sequence.append(token)
             if sequence.constraint is not None:
                 sequence.constraint.advance(token)
+            sequence.append(token)
         self._out.append(TokenDelta(sequence.request.id, sequence.index, list(tokens), [None] * len(tokens)))
         if sequence.length >= self.max_length:
             self.ledger.close(sequence, Finish.LENGTH)
 
     def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:
         first = sequences[0]
+        if first.constraint is not None:
+            raise ValueError(f"{first} cannot be joined: a grammar follows one text")
         group = self.ledger.groups.get(first.request.id)
         child = self.ledger.join(sequences, tokens, mix(first.seed, len(group.sequences) if group is not None else 0))
         self._out.append(TokenDelta(child.request.id, child.index, list(tokens), [None] * len(tokens)))

@@ -69,7 +69,7 @@ def _build(config_json: str, link: Connection) -> Any:
             last = time.perf_counter()
             link.send(("progress", "loading weights", done / max(total, 1)))
 
-    return build(config, eos=tokenizer.eos_ids, progress=progress)
+    return build(config, eos=tokenizer.eos_ids, progress=progress, tokenizer=tokenizer)
 
 
 def _serve(engine: Any, link: Connection) -> None:

@@ -46,6 +46,15 @@ def _count(name: str, value: Any, low: int, high: int = 2**31 - 1) -> None:
         raise BadRequest(f"{name} must be {limit}, got {value!r}", name)
 
 
+def _schema(schema: dict[str, Any]) -> Any:
+    from hasten.engine.decoding.constraints.spec import ConstraintSpec
+
+    try:
+        return ConstraintSpec.of_schema(schema)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"constraint is no JSON Schema: {error}", "constraint") from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are drawn and when it ends.
@@ -53,7 +62,8 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off; the three filters apply in that order, after the
     temperature. Penalties act on the raw logits: repetition (multiplicative, over prompt and output; Keskar et al., 2019),
     presence and frequency (additive, over the output, as in the OpenAI API). `max_tokens` None means until the context is
-    full. `logprobs` asks for the chosen token's log-probability and that many alternatives, taken from the raw logits.
+    full. `constraint`: a `ConstraintSpec` (decoding/constraints/spec.py), or a dict that is a JSON Schema. `logprobs` asks for
+    the chosen token's log-probability and that many alternatives, taken from the raw logits.
     """
 
     max_tokens: int | None = None
@@ -92,6 +102,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 _count(name, value, 0, MAX_LOGPROBS)
+        if isinstance(self.constraint, dict):
+            object.__setattr__(self, "constraint", _schema(self.constraint))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -107,14 +119,13 @@ class SamplingParams:
 
     @property
     def reshapes_logits(self) -> bool:
-        """True when penalties, bias or a constraint change the row of logits before it is drawn from."""
+        """True when penalties, bias or `min_tokens` change the row of logits before it is drawn from."""
         return bool(
             self.repetition_penalty != 1.0
             or self.presence_penalty
             or self.frequency_penalty
             or self.logit_bias
             or self.min_tokens
-            or self.constraint is not None
         )
 
 

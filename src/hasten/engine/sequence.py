@@ -270,11 +270,13 @@ class Sequence:
 @dataclass(slots=True)
 class Draft:
     """Guessed continuations of a sequence: `tokens` int32 [k]; `parents` int32 [k], each the index of the draft it follows or
-    -1 for the sequence's last token (None: a plain list); `probs` what the proposer thought of each, or None."""
+    -1 for the sequence's last token (None: a plain list); `probs` what the proposer thought of each, or None. `states`: the
+    constraint's state after each, once the draft was checked against one."""
 
     tokens: Ints
     parents: Ints | None = None
     probs: Any = None
+    states: list[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.parents is not None and any(p >= i or p < -1 for i, p in enumerate(self.parents.tolist())):

@@ -24,8 +24,8 @@ _MODELLED = {
     "depth.policy": "all-blocks",
     "decoding.sampler": "lossless",
     "decoding.proposer": None,
+    "decoding.forced": None,
     "decoding.controller": None,
-    "decoding.constraint": None,
 }
 """What the cost model knows the price of."""
 
@@ -61,6 +61,9 @@ def simulated_engine(
             raise ConfigError(f"{path}={found} cannot be simulated: the cost model does not know what it costs")
     if blocks < 1:
         raise ConfigError(f"{model.name}: no memory is left for KV")
+    # No tokens are drawn, so there is nothing to constrain: requests that ask for it are refused.
+    config = config.model_copy(deep=True)
+    config.decoding.constraint = None
     clock = VirtualClock()
     parts = SimulatedParts(config, model, Books(BlockPool(blocks, config.kv.block_size)), clock, EventLog(keep=None))
     executor = SimulatedExecutor(model, costs, clock, config.kv.block_size, speed=speed, facts=dict(facts or {}))

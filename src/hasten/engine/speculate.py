@@ -39,7 +39,8 @@ def prune(draft: Draft, sequence: Sequence, budget: int) -> Draft | None:
     tree = np.array([renumber[int(parents[i])] for i in kept], dtype=np.int32)
     chain = bool((tree == np.arange(-1, len(kept) - 1)).all())
     probs = draft.probs[kept] if draft.probs is not None else None
-    return Draft(draft.tokens[kept].astype(np.int32), None if chain else tree, probs)
+    after = [states[i] for i in kept] if sequence.constraint is not None else None
+    return Draft(draft.tokens[kept].astype(np.int32), None if chain else tree, probs, after)
 
 
 def parents_of(draft: Draft) -> Ints:
@@ -65,10 +66,7 @@ def rows(span: Span, logits_row: int) -> list[Row]:
         return out
     for i, (token, parent) in enumerate(zip(span.draft.tokens.tolist(), parents_of(span.draft).tolist(), strict=True)):
         before = out[parent + 1]
-        state = before.constraint
-        if state is not None:
-            state = state.fork()
-            state.advance(token)
+        state = span.draft.states[i] if span.draft.states is not None else None
         out.append(Row(seq, logits_row + 1 + i, (*before.path, token), state))
     return out
 

@@ -258,6 +258,14 @@ class Kernels(Protocol):
         Rows of x and out have their last dimension contiguous."""
         ...
 
+    def apply_mask(self, logits: Tensor, mask: Tensor, rows: Tensor) -> None:
+        """logits[rows[i], t] = -inf for every token t whose bit in mask[i] is 0; all else keeps its bits.
+
+        logits [L, V] float32 or bfloat16, the last dimension contiguous; mask int32 [n, ceil(V / 32)], a bit a token, lowest
+        first, bits beyond V unused; rows int64 [n], distinct. Raises IndexError for a row out of range, before anything is
+        written (on the CPU only)."""
+        ...
+
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         """One token id per row of logits [L, V] (float32 or bfloat16) -> int64 [L].
 

@@ -151,6 +151,13 @@ class ReferenceKernels:
         total *= packed.unit
         out.copy_(total if bias is None else total + bias.float())
 
+    def apply_mask(self, logits: Tensor, mask: Tensor, rows: Tensor) -> None:
+        if logits.is_cpu:
+            _check_range("row", rows, 0, len(logits))
+        bits = mask[:, :, None] >> torch.arange(32, dtype=torch.int32, device=mask.device) & 1
+        legal = bits.flatten(1)[:, : logits.shape[1]].bool()
+        logits[rows] = logits[rows].masked_fill(~legal, -torch.inf)
+
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         logits = logits.float()
         vocabulary = logits.shape[1]

@@ -10,6 +10,7 @@ compose.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,7 +62,14 @@ class Sampler(Protocol):
 
 
 class ConstraintState(Protocol):
-    """Where one sequence stands in its grammar. Cheap to fork: nothing is copied but a pointer."""
+    """Where one sequence stands in its grammar. Cheap to fork: nothing is copied but a pointer.
+
+    A class may offer a static method `fill_many(states, masks)` for many of its own states, with masks int32 [n, words]."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text may end here."""
+        ...
 
     def fill(self, mask: npt.NDArray[Any]) -> None:
         """Write the legal tokens into `mask` int32 [ceil(vocabulary / 32)], one bit a token, lowest bit first."""
@@ -73,15 +81,33 @@ class ConstraintState(Protocol):
 
     def rollback(self, count: int) -> None: ...
     def fork(self) -> ConstraintState: ...
-    def forced(self) -> Seq[int]:
-        """Tokens that must come next, in order, as far as they are certain; may be empty."""
+    def forced_bytes(self) -> bytes:
+        """What must come next, as far as it is certain; may be empty."""
         ...
 
 
-class Constraint(Protocol):
-    """Compiles what a request asks for (`SamplingParams.constraint`); raises BadRequest when it cannot."""
+def fill(states: Seq[ConstraintState], masks: npt.NDArray[Any]) -> None:
+    """Write each state's legal tokens into its row of `masks`, in one call where all are of a kind that offers one."""
+    kind = type(states[0])
+    many = getattr(kind, "fill_many", None)
+    if many is not None and all(type(state) is kind for state in states):
+        many(states, masks)
+        return
+    for state, mask in zip(states, masks, strict=True):
+        state.fill(mask)
 
-    def start(self, request: Request) -> ConstraintState | None: ...
+
+class Constraint(Protocol):
+    """Compiles what requests ask for (`SamplingParams.constraint`)."""
+
+    def prepare(self, request: Request) -> Future[Any] | None:
+        """Called by whoever adds the request, before anything of it exists: BadRequest if it cannot be enforced. A future: the
+        engine waits for it before it lets the request in, and serves others meanwhile."""
+        ...
+
+    def start(self, request: Request) -> ConstraintState:
+        """The state before the first token of output, of a request that was prepared."""
+        ...
 
 
 class SpeculationBudget(Protocol):

@@ -1,7 +1,8 @@
 """The sampler: draws each row's token from the request's own distribution with the request's own random numbers.
 
-Raw logits are reshaped (penalties, bias, constraint), then filtered and drawn from by the kernel. The random number of a draw
-is a function of the request's seed and the draw's number, so preemption, chunking, batch mates and drafts change nothing.
+Raw logits are reshaped (penalties, bias), masked by constraints, then filtered and drawn from by the kernel. The random number
+of a draw is a function of the request's seed and the draw's number, so preemption, chunking, batch mates and drafts change
+nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
+from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs, fill
 from hasten.engine.executors.base import StepResult
 from hasten.engine.kv.base import Ints
 from hasten.engine.rng import uniform
@@ -32,16 +34,22 @@ class LosslessSampler:
         self._kernels = kernels
         self._vocabulary = vocabulary
         self._eos = eos
+        self._masks = np.empty((0, (vocabulary + 31) // 32), dtype=np.int32)
 
     def draw(self, result: StepResult, rows: Seq[Row]) -> Drawn:
+        """One token a row. Masks are written into the step's logits themselves: at a large vocabulary a copy costs more than
+        the masks."""
         with torch.inference_mode():
             logits = self._pick(result.logits, [row.logits_row for row in rows])
+            scored = [i for i, row in enumerate(rows) if row.sequence.request.sampling.logprobs is not None]
+            raw = logits[scored] if scored else logits
             shaped = self._reshape(logits, rows)
+            self._mask(shaped, rows)
             try:
                 tokens = self._kernels.sample(shaped, *self._knobs(rows, logits.device)).tolist()
             except ValueError:  # a row that cannot be drawn from must not end the others
                 tokens = [self._draw_alone(shaped[i : i + 1], rows[i : i + 1]) for i in range(len(rows))]
-            return Drawn(tokens, self._logprobs(logits, rows, tokens))
+            return Drawn(tokens, self._logprobs(raw, rows, scored, tokens))
 
     def _draw_alone(self, logits: Tensor, rows: Seq[Row]) -> int:
         try:
@@ -100,24 +108,58 @@ class LosslessSampler:
         if params.logit_bias:
             ids_ = torch.tensor(list(params.logit_bias), device=device)
             logits[ids_] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=device)
-        if seq.output_length + len(row.path) < params.min_tokens:
-            stops = [token for token in (*self._eos, *params.stop_token_ids) if token < self._vocabulary]
-            logits[torch.tensor(stops, dtype=torch.int64, device=device)] = _NEVER
-        if row.constraint is not None:
-            words = np.zeros((self._vocabulary + 31) // 32, dtype=np.int32)
-            row.constraint.fill(words)
-            legal = np.unpackbits(words.view(np.uint8), bitorder="little")[: self._vocabulary].astype(bool)
-            logits[torch.from_numpy(~legal).to(device)] = _NEVER
+        if row.constraint is None and self._too_short(row):
+            logits[torch.tensor(self._stops(row), dtype=torch.int64, device=device)] = _NEVER
+
+    @staticmethod
+    def _too_short(row: Row) -> bool:
+        return row.sequence.output_length + len(row.path) < row.sequence.request.sampling.min_tokens
+
+    def _stops(self, row: Row) -> list[int]:
+        return [token for token in (*self._eos, *row.sequence.request.sampling.stop_token_ids) if token < self._vocabulary]
+
+    def _mask(self, logits: Tensor, rows: Seq[Row]) -> None:
+        """Forbid in place what the rows' constraints do not allow."""
+        held = [i for i, row in enumerate(rows) if row.constraint is not None]
+        if not held:
+            return
+        if len(held) > len(self._masks):
+            self._masks = np.empty((2 * len(held), self._masks.shape[1]), dtype=np.int32)
+        masks = self._masks[: len(held)]
+        fill([rows[i].constraint for i in held], masks)
+        for i, mask in zip(held, masks, strict=True):
+            self._mark_stops(mask, rows[i])
+        self._kernels.apply_mask(
+            logits, torch.from_numpy(masks).to(logits.device), torch.tensor(held, dtype=torch.int64, device=logits.device)
+        )
+
+    def _mark_stops(self, mask: npt.NDArray[np.int32], row: Row) -> None:
+        """A request's own stop tokens are legal where the text may end. Until `min_tokens` are out what ends it is withheld,
+        unless nothing else is legal."""
+        words = mask.view(np.uint32)
+        asked = [token for token in row.sequence.request.sampling.stop_token_ids if token not in self._eos]
+        if asked:
+            ended = row.constraint.ended
+            for token in asked:
+                bit = np.uint32(1 << (token % 32))
+                words[token // 32] = words[token // 32] | bit if ended else words[token // 32] & ~bit
+        if self._too_short(row):
+            longer = words.copy()
+            for token in self._stops(row):
+                longer[token // 32] &= ~np.uint32(1 << (token % 32))
+            if longer.any():
+                words[:] = longer
 
     # -- log-probabilities ----------------------------------------------------------------------------------------------
 
-    def _logprobs(self, logits: Tensor, rows: Seq[Row], tokens: list[int]) -> list[TokenLogprobs | None]:
+    def _logprobs(self, raw: Tensor, rows: Seq[Row], scored: list[int], tokens: list[int]) -> list[TokenLogprobs | None]:
+        """Of the rows `scored`, whose logits are `raw`, where a token was drawn."""
         out: list[TokenLogprobs | None] = [None] * len(rows)
-        asked = [i for i, row in enumerate(rows) if row.sequence.request.sampling.logprobs is not None and tokens[i] >= 0]
-        if asked:
-            tops = [rows[i].sequence.request.sampling.logprobs or 0 for i in asked]
-            for i, scored in zip(asked, self._scored(logits[asked], [tokens[i] for i in asked], tops), strict=True):
-                out[i] = scored
+        if scored:
+            tops = [rows[i].sequence.request.sampling.logprobs or 0 for i in scored]
+            found = self._scored(raw, [max(tokens[i], 0) for i in scored], tops)
+            for i, score in zip(scored, found, strict=True):
+                out[i] = score if tokens[i] >= 0 else None
         return out
 
     def score(self, result: StepResult, rows: Seq[int], tokens: Ints, top: int) -> list[TokenLogprobs]:

@@ -42,6 +42,7 @@ class Pieces:
         self.special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         self._tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
+        self._table: list[bytes] = []
 
     def __call__(self, token: int) -> bytes:
         """The bytes of a token that stands after others."""
@@ -50,6 +51,16 @@ class Pieces:
             text = self._tokenizer.id_to_token(token)
             found = self._known[token] = b"" if text is None else to_bytes(self.rules, text)
         return found
+
+    def table(self, count: int) -> list[bytes]:
+        """The bytes of the first `count` tokens, as text: special tokens and unknown ids have none."""
+        if len(self._table) != count:
+            table = [b""] * count
+            for text, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+                if token < count and token not in self.special:
+                    table[token] = to_bytes(self.rules, text)
+            self._table = table
+        return self._table
 
     def first(self, token: int) -> bytes:
         """The bytes of a token that begins a text."""

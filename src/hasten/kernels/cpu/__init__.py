@@ -42,6 +42,7 @@ class CpuKernels(CacheKernels):
         self._rms_norm, self._add_rms_norm, self._act_mul = find("rms_norm"), find("add_rms_norm"), find("act_mul")
         self._copy_blocks, self._linear, self._sample = find("copy_blocks"), find("linear"), find("sample")
         self._quantized_linear, self._quantized_rows = find("quantized_linear"), find("quantized_rows")
+        self._apply_mask = find("apply_mask")
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
@@ -291,3 +292,29 @@ class CpuKernels(CacheKernels):
         if bad >= 0:
             raise ValueError(f"logits of row {bad} cannot be sampled: all -inf, or NaN or +inf among them")
         return out
+
+    def apply_mask(self, logits: Tensor, mask: Tensor, rows: Tensor) -> None:
+        is_bf16 = IS_BF16.get(logits.dtype)
+        if (
+            is_bf16 is None
+            or logits.ndim != 2
+            or logits.stride(1) != 1
+            or not logits.is_cpu
+            or mask.dtype is not torch.int32
+            or rows.dtype is not torch.int64
+            or rows.ndim != 1
+            or not rows.is_contiguous()
+            or mask.shape != (len(rows), -(-logits.shape[1] // 32))
+            or mask.stride(1) != 1
+        ):
+            raise ValueError(
+                "apply_mask needs logits [L, V] float32 or bfloat16, mask int32 [n, ceil(V / 32)] and rows int64 [n]; got "
+                f"{say(logits, mask, rows)}"
+            )
+        if self._apply_mask(
+            native.APPLY_MASK(
+                *(is_bf16, logits.data_ptr(), mask.data_ptr(), rows.data_ptr()),
+                *(len(rows), *logits.shape, logits.stride(0), mask.stride(0)),
+            )
+        ):
+            raise IndexError(f"rows must be below {len(logits)}")

@@ -16,6 +16,10 @@ from hasten.serving.server.errors import invalid
 from hasten.serving.server.logprobs import Pieces, chat_logprobs
 from hasten.serving.server.protocol import ChatBody, parse
 from hasten.serving.server.service import Service
+from hasten.serving.server.tools import CallDeltas, add_to_message
+
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+"""As the open models that think write it."""
 
 
 async def prepare(service: Service, raw: bytes) -> Job:
@@ -24,9 +28,10 @@ async def prepare(service: Service, raw: bytes) -> Job:
     template = service.engine.chat_template
     if template is None:
         raise invalid("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
-    sampling = body.sampling()
     messages = [message.for_template() for message in body.messages]
-    text = template.render(messages, add_generation_prompt=True, **body.chat_template_kwargs or {})
+    tools = [offer.model_dump(exclude_none=True) for offer in body.offered]
+    text = template.render(messages, add_generation_prompt=True, tools=tools or None, **body.chat_template_kwargs or {})
+    sampling = body.sampling(constraint=await _constraint(service, body, text))
     # The template has already written what the model wants before a text.
     tokens = await service.encode(text, "messages", special=False)
     id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -45,17 +50,37 @@ async def prepare(service: Service, raw: bytes) -> Job:
         "system_fingerprint": f"hasten-{__version__}",
     }
     pieces = service.pieces if body.logprobs else None
+    calls = [CallDeltas(service.tool_format) for _ in range(sampling.n)] if tools else None
     if body.stream:
-        return Job(id, [request], _Stream(head, pieces, sampling.n, body.usage_wanted))
-    return Job(id, [request], _Whole(head, pieces))
+        return Job(id, [request], _Stream(head, pieces, calls, sampling.n, body.usage_wanted))
+    return Job(id, [request], _Whole(head, pieces, calls))
+
+
+async def _constraint(service: Service, body: ChatBody, prompt: str) -> Any:
+    """What `SamplingParams.constraint` shall be for this body, whose messages became `prompt`."""
+    wanted = body.wanted()
+    # A template that opens a thought leaves it to the model to close it; what is asked for comes after.
+    after = THOUGHT_ENDS if prompt.rstrip().endswith(THOUGHT_BEGINS) else None
+    if wanted is not None and wanted.after is not None:
+        after = wanted.after
+    if not body.offered:
+        return None if wanted is None else await service.grammars.compile(wanted.spec, wanted.param, after)
+    if wanted is not None and not service.tool_format.marker:
+        raise invalid(f"{wanted.param} and tools cannot go together: this model marks no calls of tools", wanted.param)
+    spec = body.tool_spec(service.tool_format, wanted.spec if wanted is not None else None)
+    free = not spec.required and spec.answer is None  # the text before the calls may hold the thought
+    return await service.grammars.compile(spec, "tools", None if free else after)
 
 
 class _Stream(Writer):
     media_type = "text/event-stream; charset=utf-8"
 
-    def __init__(self, head: dict[str, Any], pieces: Pieces | None, n: int, usage_wanted: bool) -> None:
+    def __init__(
+        self, head: dict[str, Any], pieces: Pieces | None, calls: list[CallDeltas] | None, n: int, usage_wanted: bool
+    ) -> None:
         self._head = head
         self._pieces = pieces
+        self._calls = calls
         self._n = n
         self._usage_wanted = usage_wanted
         # Only the choice differs from event to event, so the rest is encoded once.
@@ -76,7 +101,13 @@ class _Stream(Writer):
             logprobs = chat_logprobs(self._pieces, delta.tokens, delta.logprobs)
         elif not delta.text and delta.finish is None:
             return b""  # in the middle of a character or of what may be a stop string
-        return self._event(choice, {"content": delta.text} if delta.text else {}, logprobs, delta.finish)
+        deltas, finish = [{"content": delta.text}] if delta.text else [], delta.finish
+        if self._calls is not None:
+            deltas, finish = self._calls[choice].add(delta.text, finish)
+            if not deltas and finish is None and logprobs is None:
+                return b""
+        *before, last = deltas or [{}]
+        return b"".join(self._event(choice, one) for one in before) + self._event(choice, last, logprobs, finish)
 
     def end(self, usage: dict[str, Any]) -> bytes:
         last = b""
@@ -88,9 +119,10 @@ class _Stream(Writer):
 class _Whole(Writer):
     media_type = "application/json"
 
-    def __init__(self, head: dict[str, Any], pieces: Pieces | None) -> None:
+    def __init__(self, head: dict[str, Any], pieces: Pieces | None, calls: list[CallDeltas] | None) -> None:
         self._head = head
         self._pieces = pieces
+        self._calls = calls
         self._choices: dict[int, dict[str, Any]] = {}
 
     def begin(self) -> bytes:
@@ -102,8 +134,12 @@ class _Whole(Writer):
             message = {"role": "assistant", "content": "", "refusal": None}
             answer = {"index": choice, "message": message, "logprobs": None, "finish_reason": None}
             self._choices[choice] = answer
-        answer["message"]["content"] += delta.text
-        answer["finish_reason"] = delta.finish
+        if self._calls is None:
+            answer["message"]["content"] += delta.text
+            answer["finish_reason"] = delta.finish
+        else:
+            deltas, answer["finish_reason"] = self._calls[choice].add(delta.text, delta.finish)
+            add_to_message(answer["message"], deltas)
         if self._pieces is not None:
             logprobs = chat_logprobs(self._pieces, delta.tokens, delta.logprobs)
             if answer["logprobs"] is None:

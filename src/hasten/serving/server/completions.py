@@ -27,11 +27,14 @@ async def prepare(service: Service, raw: bytes) -> Job:
     if len(body.prompt) > service.settings.most_prompts:
         raise invalid(f"prompt holds {len(body.prompt)} prompts, at most {service.settings.most_prompts} go at once", "prompt")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    wanted = body.wanted()
+    constraint = None if wanted is None else await service.grammars.compile(wanted.spec, wanted.param, wanted.after)
     # The engine always draws one token; for max_tokens=0 (to score a prompt) the writer leaves it out.
     sampling = body.sampling(
         max_tokens=1 if max_tokens == 0 else max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        constraint=constraint,
     )
     id = f"cmpl-{uuid.uuid4().hex}"
     requests: list[Request] = []

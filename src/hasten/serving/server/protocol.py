@@ -10,11 +10,14 @@ import logging
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from pydantic import PlainValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
 from hasten.engine.request import BadRequest, SamplingParams
 from hasten.serving.server.errors import ApiError, invalid
+from hasten.serving.server.strict import Strict
+from hasten.serving.server.structured import StructuredBody
+from hasten.serving.server.tools import Call, ToolsBody
 
 log = logging.getLogger("hasten.server")
 
@@ -77,29 +80,28 @@ def _text(value: Any) -> str | None:
     return "".join(texts)
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class Message(Strict):
-    """One message; other fields (name, tool calls) go to the chat template as they are."""
+    """One message; other fields (name, tool_call_id) go to the chat template as they are."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | None, PlainValidator(_text)] = None
+    tool_calls: list[Call] | None = None
 
     def for_template(self) -> dict[str, Any]:
         extra = {key: value for key, value in (self.model_extra or {}).items() if value is not None}
         # Templates of open models know no developer: it is OpenAI's newer name of the system.
         role = "system" if self.role == "developer" else self.role
+        if self.tool_calls:
+            extra["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return {**extra, "role": role, "content": self.content or ""}
 
 
-class SamplingBody(Strict):
+class SamplingBody(StructuredBody):
     """What both endpoints share."""
 
     model: str | None = None
@@ -165,7 +167,7 @@ class CompletionBody(SamplingBody):
             raise invalid("max_tokens must be at least 1, or 0 together with echo", "max_tokens")
 
 
-class ChatBody(SamplingBody):
+class ChatBody(SamplingBody, ToolsBody):
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -175,6 +177,7 @@ class ChatBody(SamplingBody):
 
     def check(self) -> None:
         super().check()
+        self.check_tools()
         if not self.messages:
             raise invalid("messages should hold at least one message", "messages")
         for i, message in enumerate(self.messages):
@@ -203,14 +206,12 @@ class ChatBody(SamplingBody):
 
 # Fields of the OpenAI API (and a few of other servers) that would change the answer -> values that would not. None never does.
 _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "structured_outputs": (),
     "use_beam_search": (False,), "prompt_embeds": (),
 }  # fmt: skip
 _REFUSED: dict[type[SamplingBody], dict[str, tuple[Any, ...]]] = {
-    CompletionBody: {"suffix": ("",), "response_format": ({"type": "text"},), **_REFUSED_EVERYWHERE},
+    CompletionBody: {"suffix": ("",), **_REFUSED_EVERYWHERE},
     ChatBody: {
-        "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},), "audio": (), "modalities": (["text"],), "prediction": (),
+        "functions": ([],), "function_call": ("none", "auto"), "audio": (), "modalities": (["text"],), "prediction": (),
         "web_search_options": (), "reasoning_effort": ("none",), "verbosity": ("medium",), "chat_template": (),
         "continue_final_message": (False,), "echo": (False,), "best_of": (1,),
         **_REFUSED_EVERYWHERE,
@@ -218,7 +219,6 @@ _REFUSED: dict[type[SamplingBody], dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 _HARMLESS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls",
 }  # fmt: skip
 _TEMPLATE_OWN = {"self", "messages", "tools", "documents", "add_generation_prompt"}
 _MOST_LOGGED = 1000
@@ -242,17 +242,20 @@ def parse(kind: type[Body], raw: bytes) -> Body:
     try:
         body = kind.model_validate(data)
     except ValidationError as error:
-        raise _first(error) from None
+        raise _first(error, data) from None
     _log_unknown(body)
     body.check()
     return body
 
 
-def _first(error: ValidationError) -> ApiError:
-    """The first of pydantic's complaints as an ApiError."""
+def _first(error: ValidationError, data: Any) -> ApiError:
+    """The first of pydantic's complaints about `data` as an ApiError."""
     found = error.errors(include_url=False)[0]
     param = ""
     for part in found["loc"]:
+        if isinstance(part, str) and not (isinstance(data, dict) and (part in data or found["type"] == "missing")):
+            continue  # no field, but which member of a union complains
+        data = data[part] if isinstance(part, int) else data.get(part)
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part
     if found["type"] == "missing":
         return invalid(f"{param} is required", param, "missing_required_parameter")

@@ -6,8 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from hasten.engine.decoding.constraints.tools import format_of
 from hasten.engine.request import BadRequest
 from hasten.serving.server.errors import too_long, unavailable, unknown_model
+from hasten.serving.server.grammars import Grammars
 from hasten.serving.server.logprobs import Pieces
 from hasten.serving.server.metrics import Metrics
 from hasten.serving.server.settings import Settings
@@ -28,6 +30,9 @@ class Service:
         self.name: str = settings.served_name or str(engine.info["model"])
         self.max_length: int = engine.info["max_length"]
         self.pieces = Pieces(engine.tokenizer)
+        self.grammars = Grammars()
+        template = engine.chat_template
+        self.tool_format = format_of("\n".join(template.sources.values()) if template is not None else "")
         self.created = int(time.time())
         self.draining = False
         self.answers: set[Answer] = set()
