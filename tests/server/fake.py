@@ -35,6 +35,7 @@ class FakeEngine:
             "kernels": "none", "threads": 1, "kv_blocks": 100, "kv_bytes": 1 << 20, "load_s": 0.1, "weight_bytes": 1 << 20,
         }  # fmt: skip
         self.alive = True
+        self.prepares_grammars = True
         self.step_s = step_s
         self.queue_limit = queue_limit
         self.running: set[str] = set()

@@ -38,6 +38,8 @@ class AsyncEngine:
         self.chat_template = chat_template
         self.info: dict[str, Any] = {}
         self.alive = False
+        self.prepares_grammars = True
+        """Whether the engine wants grammars compiled by our front ends; otherwise it takes what the user wrote."""
         self._frontend = Frontend(tokenizer)
         self._queues: dict[str, asyncio.Queue[Delta | Exception | None]] = {}
         """None in a queue: nothing more comes."""
@@ -62,6 +64,7 @@ class AsyncEngine:
             link.send(config.model_dump_json())
             engine = cls(*load_text(config.model))
             engine._process, engine._link = process, link
+            engine.prepares_grammars = config.decoding.constraint == "pre3"
             await engine._until_ready(on_progress)
         except BaseException:
             link.close()
@@ -153,7 +156,7 @@ class AsyncEngine:
             raise EngineDead("the engine process is not running")
         if request.id in self._queues:
             raise ValueError(f"a request with id {request.id!r} is already running")
-        if request.sampling.constraint is not None:
+        if request.sampling.constraint is not None and self.prepares_grammars:
             # The engine would compile it between two steps of others.
             try:
                 constraint = await asyncio.to_thread(made_ready, request.sampling.constraint)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hasten.engine.decoding.pre3 import tokenizer_of
+from hasten.engine.decoding.constraints.policy import tokenizer_of
 from hasten.engine.request import BadRequest
 from hasten.engine.sequence import Draft, Sequence
 from hasten.engine.technique import Technique

@@ -17,25 +17,19 @@ This file is the policy: who compiles what when. The machine is `constraints/mac
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hasten.engine.decoding.base import ConstraintState
-from hasten.engine.decoding.constraints.armed import Armed, Watch
-from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.compiling import Compilations, Prepared, Spec, prepare, split
-from hasten.engine.request import BadRequest, Request
+from hasten.engine.decoding.constraints.base import Limits
+from hasten.engine.decoding.constraints.compiling import Prepared, Spec, prepare
+from hasten.engine.decoding.constraints.policy import GrammarPolicy
 from hasten.engine.technique import Technique
-from hasten.engine.text import load_text
 
 if TYPE_CHECKING:
     from hasten.engine.build import Parts
     from hasten.engine.decoding.constraints.machine import CompiledGrammar, Vocabulary
-    from hasten.engine.text import Tokenizer
-
-MOST_WATCHES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,69 +42,26 @@ class Options:
     kept_bytes: int = 512 << 20
 
 
-class Pre3:
-    """Nothing is built before the first request with a constraint."""
-
+class Pre3(GrammarPolicy["Vocabulary", "CompiledGrammar"]):
     def __init__(self, parts: Parts, options: Options) -> None:
-        self._parts = parts
+        super().__init__(parts, options.kept_bytes)
         self._options = options
-        self._lock = threading.Lock()
-        self._vocabulary: Vocabulary | None = None
-        self._watches: dict[str, Watch] = {}
-        self._grammars: Compilations[CompiledGrammar] = Compilations(options.kept_bytes, lambda grammar: grammar.bytes)
 
-    def prepare(self, request: Request) -> Future[CompiledGrammar] | None:
-        try:
-            spec, _ = split(request.sampling.constraint)
-            compiling = self._compile(spec)
-            if isinstance(spec, Prepared):
-                return compiling
-            # What was not checked by whoever sent it is checked before it is accepted.
-            compiling.result()
-        except (GrammarError, RuntimeError) as error:  # or the native library is not there
-            raise BadRequest(str(error), "constraint") from None
-        return None
+    def _accepted(self, compiling: Future[CompiledGrammar], spec: Spec | Prepared) -> bool:
+        """What was not checked by whoever sent it is checked before it is accepted."""
+        return isinstance(spec, Prepared) or super()._accepted(compiling, spec)
 
-    def start(self, request: Request) -> ConstraintState:
-        spec, after = split(request.sampling.constraint)
-        state = self._compile(spec).result().start()
-        return state if after is None else Armed(state, self._watch(after))
+    def _read_vocabulary(self, pieces: Seq[bytes], ends: Seq[int]) -> Vocabulary:
+        from hasten.engine.decoding.constraints.machine import Vocabulary
 
-    def _compile(self, spec: Spec | Prepared) -> Future[CompiledGrammar]:
-        return self._grammars.get(spec.key, lambda: self._compiled(spec))
+        return Vocabulary(pieces, ends)
 
     def _compiled(self, spec: Spec | Prepared) -> CompiledGrammar:
         from hasten.engine.decoding.constraints.machine import CompiledGrammar
 
         limits = Limits(self._options.compile_s, bytes=self._options.grammar_bytes)
         prepared = prepare(spec, limits)
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = self._read_vocabulary()
-        return CompiledGrammar(prepared.blob, self._vocabulary, limits)
-
-    def _read_vocabulary(self) -> Vocabulary:
-        from hasten.engine.decoding.constraints.machine import Vocabulary
-
-        size = self._parts.model.vocabulary
-        return Vocabulary(tokenizer_of(self._parts).pieces.table(size), [end for end in self._parts.eos if end < size])
-
-    def _watch(self, text: str) -> Watch:
-        watch = self._watches.get(text)
-        if watch is None:
-            tokenizer, size = tokenizer_of(self._parts), self._parts.model.vocabulary
-            ends = [end for end in self._parts.eos if end < size]
-            watch = Watch(text.encode(), tokenizer.token_bytes, tokenizer.pieces.table(size), ends)
-            if len(self._watches) < MOST_WATCHES:  # texts come from requests
-                self._watches[text] = watch
-        return watch
-
-
-def tokenizer_of(parts: Parts) -> Tokenizer:
-    """The tokenizer of the model that `parts` serve, read when first asked for if nobody has brought it."""
-    if parts.tokenizer is None:
-        parts.tokenizer, _ = load_text(parts.config.model)
-    return parts.tokenizer
+        return CompiledGrammar(prepared.blob, self._vocabulary(), limits)
 
 
 TECHNIQUE = Technique(

@@ -21,16 +21,20 @@ _KEPT_BYTES = 64 << 20
 
 
 class Grammars:
-    """The latest ones are kept; requests that ask for the same one at a time wait for one compilation."""
+    """The latest ones are kept; requests that ask for the same one at a time wait for one compilation. Without `prepares`
+    the engine compiles and refuses them."""
 
-    def __init__(self, limits_s: float = 5.0) -> None:
+    def __init__(self, prepares: bool = True, limits_s: float = 5.0) -> None:
+        self._prepares = prepares
         self._limits_s = limits_s
         self._known: Compilations[Prepared] = Compilations(_KEPT_BYTES, lambda prepared: len(prepared.blob))
 
-    async def compile(self, spec: Spec, param: str, after: str | None = None) -> Prepared | After:
+    async def compile(self, spec: Spec, param: str, after: str | None = None) -> Prepared | Spec | After:
         """What to send to the engine; ApiError 400 with the reason where there is none."""
         if len(pickle.dumps(spec)) > _MOST_BYTES:
             raise invalid(f"{param} is larger than the {_MOST_BYTES} bytes this server compiles", param, "grammar_too_large")
+        if not self._prepares:
+            return spec if after is None else After(after, spec)
         future = self._known.get(spec.key, lambda: self._compiled(spec))
         try:
             # Others may wait for it when this client has left.

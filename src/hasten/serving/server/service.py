@@ -30,7 +30,7 @@ class Service:
         self.name: str = settings.served_name or str(engine.info["model"])
         self.max_length: int = engine.info["max_length"]
         self.pieces = Pieces(engine.tokenizer)
-        self.grammars = Grammars()
+        self.grammars = Grammars(engine.prepares_grammars)
         template = engine.chat_template
         self.tool_format = format_of("\n".join(template.sources.values()) if template is not None else "")
         self.created = int(time.time())

@@ -1,0 +1,306 @@
+"""What the claim `pre3` measures with models: validity of answers, and the speed of constrained decoding against plain."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from hasten.engine.decoding.constraints.spec import ConstraintSpec
+from hasten.lab.claims.base import Guard
+from hasten.lab.claims.quantized import PROMPT, SHAPE
+
+if TYPE_CHECKING:
+    from hasten.engine.loop import Engine
+    from hasten.engine.request import Request
+    from hasten.lab.bench.mask_vocabulary import Words
+
+Progress = Callable[[str, float], None]
+TURNS = 4
+"""How often the two take turns within a round."""
+STEPS = {1: 6, 32: 2}
+"""Steps of a turn, by batch."""
+COMMON = ("kv.reuse=none",)
+DUMMY = ("model.load_format=dummy", "model.dtype=bfloat16", "kv.memory_bytes=1073741824")
+
+_ITEM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["apple", "pear", "plum"]},
+        "count": {"type": "integer", "minimum": 1, "maximum": 99},
+    },
+    "required": ["name", "count"],
+    "additionalProperties": False,
+}  # fmt: skip
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "order": {
+        "type": "object",
+        "properties": {
+            "customer": {"type": "string", "maxLength": 20},
+            "items": {"type": "array", "minItems": 1, "maxItems": 3, "items": _ITEM},
+            "express": {"type": "boolean"},
+        },
+        "required": ["customer", "items", "express"],
+        "additionalProperties": False,
+    },
+    "date": {
+        "type": "object",
+        "properties": {
+            "day": {"type": "string", "format": "date"},
+            "code": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{2,4}$"},
+            "price": {"type": "number", "minimum": 0, "maximum": 1000, "multipleOf": 0.5},
+        },
+        "required": ["day", "code"],
+        "additionalProperties": False,
+    },
+    "shape": {
+        "oneOf": [
+            {
+                "properties": {"kind": {"const": "circle"}, "radius": {"type": "integer", "minimum": 1, "maximum": 9}},
+                "required": ["kind", "radius"],
+                "additionalProperties": False,
+            },
+            {
+                "properties": {
+                    "kind": {"const": "box"},
+                    "sides": {"items": {"enum": [1, 2, 5, 10]}, "type": "array", "maxItems": 3, "uniqueItems": True},
+                },
+                "required": ["kind", "sides"],
+                "additionalProperties": False,
+            },
+        ],
+        "type": "object",
+    },
+    "tree": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {
+                    "value": {"type": "integer", "minimum": 0, "maximum": 99},
+                    "left": {"$ref": "#/$defs/leaf"},
+                    "right": {"$ref": "#/$defs/leaf"},
+                },
+                "required": ["value"],
+                "additionalProperties": False,
+                "minProperties": 2,
+            },
+            "leaf": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 1, "maxLength": 8}]},
+        },
+    },
+}  # fmt: skip
+ASKED = [
+    [{"role": "user", "content": f"Order {n} {fruit} for {who}."}]
+    for who in ("Nina", "Omar", "Ada")
+    for n, fruit in ((1, "apples"), (12, "pears"), (3, "plums"))
+]
+LONG = {
+    "type": "array",
+    "minItems": 2000,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "value": {"type": "number"},
+            "tags": {"type": "array", "maxItems": 3, "items": {"enum": ["new", "used", "sold"]}},
+            "open": {"type": "boolean"},
+        },
+        "required": ["name", "value"],
+        "additionalProperties": {"type": "string", "maxLength": 20},
+    },
+}
+"""Of texts that go on as long as anybody decodes."""
+FIXED = {
+    "type": "array",
+    "minItems": 8,
+    "maxItems": 8,
+    "items": {
+        "type": "object",
+        "properties": {
+            "identifier": {"type": "integer", "minimum": 1, "maximum": 999},
+            "delivery_address": {"enum": ["warehouse", "customer", "post office"]},
+            "payment_status": {"enum": ["paid in advance", "on delivery"]},
+            "requires_signature": {"type": "boolean"},
+        },
+        "required": ["identifier", "delivery_address", "payment_status", "requires_signature"],
+        "additionalProperties": False,
+    },
+}
+"""Of texts that are mostly keys."""
+PARCELS = """Parcels as JSON.
+[{"identifier":%d,"delivery_address":"post office","payment_status":"on delivery","requires_signature":false}]
+The next parcels as JSON.
+"""
+
+
+def validity(*, seeds: int, seed: int, progress: Progress) -> tuple[int, list[str]]:
+    """How many answers the built-in model gave to the SCHEMAS, greedy and drawn, and those that are cut short or invalid."""
+    import jsonschema
+
+    from hasten.engine.llm import LLM
+    from hasten.engine.request import SamplingParams
+
+    llm, count, bad = LLM(), 0, []
+    for number, (name, schema) in enumerate(SCHEMAS.items()):
+        progress(f"answers for the schema {name}", number / len(SCHEMAS))
+        constraint = ConstraintSpec.of_schema(schema, whitespace=2)
+        for temperature, n in ((0.0, 1), (1.0, seeds)):
+            params = SamplingParams(max_tokens=400, temperature=temperature, seed=seed, n=n, constraint=constraint)
+            for choice in (choice for done in llm.chat(ASKED, params) for choice in done.choices):
+                count += 1
+                try:
+                    jsonschema.validate(json.loads(choice.text), schema)
+                except (ValueError, jsonschema.ValidationError):
+                    bad.append(choice.text)
+    llm.engine.executor.close()
+    return count, bad
+
+
+def everything_together() -> Guard:
+    """Forced tokens, the prefix cache and preemption beside a grammar change no token of a greedy answer."""
+    from hasten.engine.events import Kind
+    from hasten.engine.llm import LLM
+    from hasten.engine.request import SamplingParams
+
+    rules = {"role": "system", "content": " ".join(["Write down what is ordered, with the customer and each count."] * 5)}
+    constraint = ConstraintSpec.of_schema(SCHEMAS["order"], whitespace="compact", order="schema")
+    params = SamplingParams(max_tokens=120, temperature=0.0, constraint=constraint)
+    answers = []
+    for with_, set_ in (
+        ((), ("kv.reuse=none",)),
+        (("forced-tokens",), ("kv.memory_bytes=1000000", "scheduling.max_tokens=48")),
+    ):
+        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *set_])
+        done = llm.chat([[rules, *asked] for asked in ASKED], params)
+        answers.append([choice.tokens for one in done for choice in one.choices])
+        events = llm.engine.events
+        llm.engine.executor.close()
+    counts, reused = events.counts, events.sums[Kind.REUSED]
+    took_part = bool(counts[Kind.DRAFTED] and counts[Kind.PREEMPTED] and reused)
+    unlike = sum(a != b for a, b in zip(*answers, strict=True))
+    return Guard(
+        "grammar, forced tokens, prefix cache and preemption together give the tokens of plain constrained decoding",
+        took_part and not unlike,
+        f"{unlike} of {len(ASKED)} greedy answers differ; {counts[Kind.DRAFTED]} drafts, {counts[Kind.PREEMPTED]} preemptions, "
+        f"{reused:.0f} tokens reused",
+    )
+
+
+# Speed
+
+
+@contextmanager
+def engines(words: Words | None, *sides: Sequence[str]) -> Iterator[list[Engine]]:
+    """One engine a side (its techniques): of the built-in model, or of random weights of Qwen3-0.6B's shape with the vocabulary
+    `words`."""
+    from hasten.engine.build import build
+    from hasten.engine.config import EngineConfig
+
+    with TemporaryDirectory(prefix="hasten-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
+        model, set_ = (None, COMMON) if words is None else (folder, (*COMMON, *DUMMY))
+        tokenizer = _tokenizer(words)
+        built = [
+            build(EngineConfig.build(model, with_=side, set_=set_), tokenizer=tokenizer, eos=tokenizer.eos_ids).engine
+            for side in sides
+        ]
+    yield built
+    for engine in built:
+        engine.executor.close()
+
+
+def kept_speed(words: Words | None, batch: int, *, rounds: int, progress: Progress) -> list[float]:
+    """Tokens a second of constrained decoding in per cent of unconstrained, round by round: two engines step in turns, all
+    their sequences running."""
+    with engines(words, (), ()) as both:
+        names = ("unconstrained", "constrained")
+        for engine, constraint in zip(both, (None, ConstraintSpec.of_schema(LONG)), strict=True):
+            progress(f"batch {batch}: prompts", 0.0)
+            _begin(engine, batch, 4 + rounds * TURNS * STEPS[batch], constraint)
+        found = []
+        for number in range(rounds):
+            progress(f"batch {batch}: round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
+            took: dict[str, list[float]] = {name: [] for name in names}
+            for turn in range(TURNS):
+                for name, engine in list(zip(names, both, strict=True))[:: 1 if turn % 2 == 0 else -1]:
+                    for _ in range(STEPS[batch]):
+                        seconds, tokens = _step(engine)
+                        if tokens != batch:
+                            raise RuntimeError(f"{name}: a step gave {tokens} tokens, {batch} were expected")
+                        took[name].append(seconds)
+            found.append(100 * median(took["unconstrained"]) / median(took["constrained"]))
+    return found
+
+
+def forced_speed(words: Words | None, *, rounds: int, most: int, progress: Progress) -> list[float]:
+    """Tokens a second of compact JSON that is mostly keys, with forced tokens, over those of unconstrained text of the same
+    length (`most` tokens or less) after the same prompt, which has an example."""
+    constraint = ConstraintSpec.of_schema(FIXED, whitespace="compact", order="schema")
+    tokenizer = _tokenizer(words)
+    found = []
+    with engines(words, (), ("forced-tokens",)) as (plain, forced):
+        for number in range(1 + rounds):
+            progress(f"forced tokens: round {number} of {rounds}", number / (1 + rounds))
+            prompt = tokenizer.encode(PARCELS % (100 + number))
+            mine, tokens = _answer(forced, _request("forced", prompt, most, constraint))
+            theirs, _ = _answer(plain, _request("plain", prompt, tokens, None))
+            found.append(theirs / mine)
+    return found[1:]  # the first one made the masks
+
+
+def _tokenizer(words: Words | None) -> Any:
+    """Of the built-in model, or `words`, which have all that is asked of one here."""
+    from hasten.engine.config import EngineConfig
+    from hasten.engine.text import load_text
+
+    return words or load_text(EngineConfig.build(None).model)[0]
+
+
+def _request(id: str, prompt: Sequence[int], tokens: int, constraint: ConstraintSpec | None) -> Request:
+    import numpy as np
+
+    from hasten.engine.request import Request, SamplingParams
+
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=constraint is None, constraint=constraint)
+    return Request(id=id, prompt=np.asarray(prompt, np.int32), sampling=sampling)
+
+
+def _answer(engine: Engine, request: Request) -> tuple[float, int]:
+    """Seconds and tokens after the first step, which computes the prompt."""
+    engine.add(request)
+    while not _step(engine)[1]:
+        pass
+    seconds, tokens = 0.0, 1
+    while engine.unfinished:
+        more, count = _step(engine)
+        seconds, tokens = seconds + more, tokens + count
+    return seconds, tokens
+
+
+def _begin(engine: Engine, batch: int, steps: int, constraint: ConstraintSpec | None) -> None:
+    """Compute the prompts of `batch` sequences and their first two steps, which are slower."""
+    import numpy as np
+
+    rng = np.random.default_rng(batch)
+    for number in range(batch):
+        prompt = rng.integers(1000, engine.executor.vocabulary, PROMPT).tolist()
+        engine.add(_request(f"{batch}-{number}", prompt, steps, constraint))
+    while _step(engine)[1] < batch:
+        pass
+    for _ in range(2):
+        _step(engine)
+
+
+def _step(engine: Engine) -> tuple[float, int]:
+    """Its seconds and tokens."""
+    began = time.perf_counter()
+    deltas = engine.step()
+    seconds = time.perf_counter() - began
+    if failed := [delta.error for delta in deltas if delta.error is not None]:
+        raise RuntimeError(f"a request failed: {failed[0]}")
+    return seconds, sum(len(delta.tokens) for delta in deltas)
