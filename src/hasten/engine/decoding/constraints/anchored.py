@@ -184,7 +184,8 @@ def ahead(value: Value, negative: bool) -> Value:
 
 def resolve(value: Value, before: bool, after: bool) -> Expr:
     """The subjects in which it is found: with any text before or after it, where no anchor forbids that."""
-    free, bound = [], []
+    free: list[Expr] = []
+    bound: list[Expr] = []
     for part in value:
         text = part.segments[-1] if part.ends or not after else cat(part.segments[-1], EVERYTHING)
         for segment, look in zip(reversed(part.segments[:-1]), reversed(part.looks), strict=True):

@@ -121,7 +121,7 @@ _CODES = {name: code for code, name in enumerate(
 
 
 def program(expr: Expr) -> bytes:
-    """Postfix, arguments after the operation's byte: none and empty have none; chars n, then n pairs; words n, then for each its
+    """Postfix, arguments after the operation's byte: none and empty have none; chars n, then n pairs; words n, then each one's
     length in code points and these; cat, either and both the number of operands; without none; repeat least and most (-1:
     without end); automaton states, then for each row its length and triples, then the number of accepting states and these."""
     out = bytearray()

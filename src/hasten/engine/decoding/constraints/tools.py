@@ -52,7 +52,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A constraint (`compiling.Spec`): answers that call tools. `required`: at least one call comes, and nothing else; otherwise
+    """A constraint (`compiling.Spec`): answers that call tools. `required`: one call or more comes, and nothing else; otherwise
     there may be text, in a format with a marker also before the calls, which satisfies `answer` if that is given. `parallel`:
     there may be several calls."""
 
