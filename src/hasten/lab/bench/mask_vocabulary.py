@@ -41,11 +41,10 @@ class Words:
         return self
 
     def table(self, size: int) -> list[bytes]:
-        """For a model with `size` rows; beyond the last token there are pairs of tokens, so that the trie is as full as that of
-        a tokenizer of that size."""
-        text = [piece for piece in self.all if len(piece) > 1]
-        more = (text[i * 7919 % len(text)] + text[i * 104_729 % len(text)] for i in range(size - len(self.all)))
-        return [*self.all[:size], *more]
+        """For a model with `size` rows. Beyond the last token there are pairs of words: what vocabularies grow by are words."""
+        words = [piece for piece in self.all if len(piece) > 1 and piece.lstrip().isalpha()]
+        pairs = ((words[i * 7919 % len(words)], words[i * 104_729 % len(words)]) for i in range(size - len(self.all)))
+        return [*self.all[:size], *(first + second.lstrip() for first, second in pairs)]
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return self.split(text)
