@@ -19,6 +19,7 @@ SPECIALS = 1000
 """Tokens before tekken's first piece of text."""
 TRAINED = 131_072
 TEXTS = ("essays.txt", "tinyshakespeare.txt", "wikitext2-valid.txt", "gsm8k-train.jsonl", "humaneval.jsonl")
+"""Of which no more than some 57k tokens can be made; pairs of them make up the rest."""
 
 
 @dataclass
@@ -40,11 +41,10 @@ class Words:
         return self
 
     def table(self, size: int) -> list[bytes]:
-        """For a model with `size` rows; beyond the last token there are pairs of tokens, so that the trie is as full as that of
-        a tokenizer of that size."""
-        text = [piece for piece in self.all if len(piece) > 1]
-        more = (text[i * 7919 % len(text)] + text[i * 104_729 % len(text)] for i in range(size - len(self.all)))
-        return [*self.all[:size], *more]
+        """For a model with `size` rows. Beyond the last token there are pairs of words: what vocabularies grow by are words."""
+        words = [piece for piece in self.all if len(piece) > 1 and piece.lstrip().isalpha()]
+        pairs = ((words[i * 7919 % len(words)], words[i * 104_729 % len(words)]) for i in range(size - len(self.all)))
+        return [*self.all[:size], *(first + second.lstrip() for first, second in pairs)]
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return self.split(text)
@@ -58,9 +58,10 @@ class Words:
 
 def words() -> Words:
     found = importlib.util.find_spec("mistral_common")
-    for folder in found.submodule_search_locations or () if found is not None else ():
-        if (file := Path(folder) / TEKKEN).is_file():
-            return tekken(file)
+    if found is not None and importlib.util.find_spec("tiktoken") is not None:
+        for folder in found.submodule_search_locations or ():
+            if (file := Path(folder) / TEKKEN).is_file():
+                return tekken(file)
     return trained(Path(os.environ.get("HASTEN_CACHE") or cache_folder()) / f"bpe-{TRAINED}.json", TRAINED)
 
 
@@ -89,7 +90,10 @@ def trained(file: Path, size: int) -> Words:
         tokenizer = _train(_texts(), size)
         file.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(file))
-    return of_tokenizer(tokenizer)
+    found = of_tokenizer(tokenizer)
+    found.name += f", with pairs of them {size:,}"
+    found.all = found.table(size)
+    return found
 
 
 def of_tokenizer(tokenizer: Any) -> Words:
@@ -112,7 +116,7 @@ def _train(texts: Iterable[str] | Sequence[str], size: int) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    # So little text has no 128k frequent words: what occurs once counts too.
+    # What occurs once counts too: there is little text.
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=1, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )

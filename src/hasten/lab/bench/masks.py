@@ -58,6 +58,7 @@ class Replayed:
     first_mask: float = 0.0
     again: float = 0.0
     bytes: int = 0
+    compiled: Any = None
 
     @property
     def right(self) -> bool:
@@ -123,7 +124,7 @@ def replay(engine: MaskEngine, case: Case, masks: Masks, replays: int = REPLAYS)
         for number, (tokens, valid) in enumerate(case.instances):
             if walk(engine, compiled, tokens, masks, found.times, replays) is not valid:
                 found.wrong.append(number)
-    found.bytes = engine.bytes(compiled)
+    found.bytes, found.compiled = engine.bytes(compiled), compiled
     return found
 
 
@@ -166,28 +167,20 @@ def in_turns(
 # Batches
 
 
-def streams(results: Sequence[Sequence[Replayed]]) -> list[tuple[Case, list[int]]]:
-    """Valid instances that all engines read to their end, with their schemas."""
-    return [
-        (of[0].case, tokens)
-        for of in zip(*results, strict=True)
-        if all(one.right for one in of)
-        for tokens, valid in of[0].case.instances
-        if valid and len(tokens) > 1
-    ]
-
-
 def batches(
-    engines: Sequence[MaskEngine], texts: Sequence[tuple[Case, list[int]]], sizes: Sequence[int], words: Words, steps: int
+    engines: Sequence[MaskEngine], results: Mapping[str, list[Replayed]], sizes: Sequence[int], words: Words, steps: int
 ) -> dict[str, dict[int, float]]:
     """Mean seconds of filling the masks of a batch, by engine and size. The states are those of different texts at different
-    places; each step fills all of them (the median of REPLAYS counts) and gives each its next token."""
+    places, of what all of `engines` read rightly; each step fills all of them (the median of REPLAYS counts) and gives each its
+    next token."""
+    judged = zip(*(results[engine.name] for engine in engines), strict=True)
+    both = [of for of in judged if all(one.right and one.compiled is not None for one in of)]
     found: dict[str, dict[int, float]] = {engine.name: {} for engine in engines}
-    for engine in engines:
-        compiled = {schema: engine.compile("json_schema", schema) for schema in {case.schema for case, _ in texts}}
+    for number, engine in enumerate(engines):
+        texts = [(of[number].compiled, tokens) for of in both for tokens, valid in of[0].case.instances if valid and tokens]
         for size in sizes:
             masks = room(words, size)
-            lanes = [_lane(engine, compiled, texts, number) for number in range(size)]
+            lanes = [_lane(engine, texts, lane) for lane in range(size)]
             taken = []
             with quiet():
                 for _ in range(steps):
@@ -202,13 +195,12 @@ def batches(
     return found
 
 
-def _lane(engine: MaskEngine, compiled: dict[str, Any], texts: Sequence[tuple[Case, list[int]]], number: int) -> Iterator[Any]:
+def _lane(engine: MaskEngine, texts: Sequence[tuple[Any, list[int]]], turn: int) -> Iterator[Any]:
     """The states of one place in the batch: one text after the other, the first from somewhere in its middle."""
-    turn = number
-    begin = number * 7919 % len(texts[turn % len(texts)][1])
+    begin = turn * 7919 % len(texts[turn % len(texts)][1])
     while True:
-        case, tokens = texts[turn % len(texts)]
-        state = engine.start(compiled[case.schema])
+        compiled, tokens = texts[turn % len(texts)]
+        state = engine.start(compiled)
         for at, token in enumerate(tokens):
             if at >= begin:
                 yield state

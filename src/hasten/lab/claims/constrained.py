@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.lab.claims.base import Guard
-from hasten.lab.claims.quantized import PROMPT, SHAPE
+from hasten.lab.claims.constrained_schemas import ASKED, FIXED, LONG, PARCELS, SCHEMAS
+from hasten.lab.claims.quantized import SHAPE
 
 if TYPE_CHECKING:
     from hasten.engine.loop import Engine
@@ -21,121 +23,15 @@ if TYPE_CHECKING:
     from hasten.lab.bench.mask_vocabulary import Words
 
 Progress = Callable[[str, float], None]
+PROMPT = 8
+FIRST = 1000
+"""The least token of a prompt, beyond those that are no text."""
 TURNS = 4
 """How often the two take turns within a round."""
 STEPS = {1: 6, 32: 2}
 """Steps of a turn, by batch."""
 COMMON = ("kv.reuse=none",)
 DUMMY = ("model.load_format=dummy", "model.dtype=bfloat16", "kv.memory_bytes=1073741824")
-
-_ITEM: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "name": {"enum": ["apple", "pear", "plum"]},
-        "count": {"type": "integer", "minimum": 1, "maximum": 99},
-    },
-    "required": ["name", "count"],
-    "additionalProperties": False,
-}  # fmt: skip
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "order": {
-        "type": "object",
-        "properties": {
-            "customer": {"type": "string", "maxLength": 20},
-            "items": {"type": "array", "minItems": 1, "maxItems": 3, "items": _ITEM},
-            "express": {"type": "boolean"},
-        },
-        "required": ["customer", "items", "express"],
-        "additionalProperties": False,
-    },
-    "date": {
-        "type": "object",
-        "properties": {
-            "day": {"type": "string", "format": "date"},
-            "code": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{2,4}$"},
-            "price": {"type": "number", "minimum": 0, "maximum": 1000, "multipleOf": 0.5},
-        },
-        "required": ["day", "code"],
-        "additionalProperties": False,
-    },
-    "shape": {
-        "oneOf": [
-            {
-                "properties": {"kind": {"const": "circle"}, "radius": {"type": "integer", "minimum": 1, "maximum": 9}},
-                "required": ["kind", "radius"],
-                "additionalProperties": False,
-            },
-            {
-                "properties": {
-                    "kind": {"const": "box"},
-                    "sides": {"items": {"enum": [1, 2, 5, 10]}, "type": "array", "maxItems": 3, "uniqueItems": True},
-                },
-                "required": ["kind", "sides"],
-                "additionalProperties": False,
-            },
-        ],
-        "type": "object",
-    },
-    "tree": {
-        "$ref": "#/$defs/node",
-        "$defs": {
-            "node": {
-                "type": "object",
-                "properties": {
-                    "value": {"type": "integer", "minimum": 0, "maximum": 99},
-                    "left": {"$ref": "#/$defs/leaf"},
-                    "right": {"$ref": "#/$defs/leaf"},
-                },
-                "required": ["value"],
-                "additionalProperties": False,
-                "minProperties": 2,
-            },
-            "leaf": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 1, "maxLength": 8}]},
-        },
-    },
-}  # fmt: skip
-ASKED = [
-    [{"role": "user", "content": f"Order {n} {fruit} for {who}."}]
-    for who in ("Nina", "Omar", "Ada")
-    for n, fruit in ((1, "apples"), (12, "pears"), (3, "plums"))
-]
-LONG = {
-    "type": "array",
-    "minItems": 2000,
-    "items": {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "maxLength": 40},
-            "value": {"type": "number"},
-            "tags": {"type": "array", "maxItems": 3, "items": {"enum": ["new", "used", "sold"]}},
-            "open": {"type": "boolean"},
-        },
-        "required": ["name", "value"],
-        "additionalProperties": {"type": "string", "maxLength": 20},
-    },
-}
-"""Of texts that go on as long as anybody decodes."""
-FIXED = {
-    "type": "array",
-    "minItems": 8,
-    "maxItems": 8,
-    "items": {
-        "type": "object",
-        "properties": {
-            "identifier": {"type": "integer", "minimum": 1, "maximum": 999},
-            "delivery_address": {"enum": ["warehouse", "customer", "post office"]},
-            "payment_status": {"enum": ["paid in advance", "on delivery"]},
-            "requires_signature": {"type": "boolean"},
-        },
-        "required": ["identifier", "delivery_address", "payment_status", "requires_signature"],
-        "additionalProperties": False,
-    },
-}
-"""Of texts that are mostly keys."""
-PARCELS = """Parcels as JSON.
-[{"identifier":%d,"delivery_address":"post office","payment_status":"on delivery","requires_signature":false}]
-The next parcels as JSON.
-"""
 
 
 def validity(*, seeds: int, seed: int, progress: Progress) -> tuple[int, list[str]]:
@@ -214,43 +110,74 @@ def engines(words: Words | None, *sides: Sequence[str]) -> Iterator[list[Engine]
         engine.executor.close()
 
 
-def kept_speed(words: Words | None, batch: int, *, rounds: int, progress: Progress) -> list[float]:
-    """Tokens a second of constrained decoding in per cent of unconstrained, round by round: two engines step in turns, all
-    their sequences running."""
+def kept_speed(words: Words | None, *, rounds: int, progress: Progress) -> dict[int, list[float]]:
+    """Tokens a second of constrained decoding in per cent of unconstrained, by batch, round by round: two engines step in
+    turns, all their sequences running."""
+    found: dict[int, list[float]] = {}
     with engines(words, (), ()) as both:
-        names = ("unconstrained", "constrained")
-        for engine, constraint in zip(both, (None, ConstraintSpec.of_schema(LONG)), strict=True):
-            progress(f"batch {batch}: prompts", 0.0)
-            _begin(engine, batch, 4 + rounds * TURNS * STEPS[batch], constraint)
-        found = []
-        for number in range(rounds):
-            progress(f"batch {batch}: round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
-            took: dict[str, list[float]] = {name: [] for name in names}
-            for turn in range(TURNS):
-                for name, engine in list(zip(names, both, strict=True))[:: 1 if turn % 2 == 0 else -1]:
-                    for _ in range(STEPS[batch]):
-                        seconds, tokens = _step(engine)
-                        if tokens != batch:
-                            raise RuntimeError(f"{name}: a step gave {tokens} tokens, {batch} were expected")
-                        took[name].append(seconds)
-            found.append(100 * median(took["unconstrained"]) / median(took["constrained"]))
+        for place, (batch, steps) in enumerate(STEPS.items()):
+            begin, length = place / len(STEPS), 1 / len(STEPS)
+            for engine, constraint in zip(both, (None, ConstraintSpec.of_schema(LONG)), strict=True):
+                progress(f"batch {batch}: prompts", begin)
+                _begin(engine, batch, 4 + rounds * TURNS * steps, constraint)
+            found[batch] = []
+            for number in range(rounds):
+                progress(f"batch {batch}: round {number + 1} of {rounds}", begin + length * (0.2 + 0.8 * number / rounds))
+                plain, constrained = _round(both, batch, steps)
+                found[batch].append(100 * plain / constrained)
+            for engine in both:
+                engine.run()
     return found
 
 
-def forced_speed(words: Words | None, *, rounds: int, most: int, progress: Progress) -> list[float]:
-    """Tokens a second of compact JSON that is mostly keys, with forced tokens, over those of unconstrained text of the same
-    length (`most` tokens or less) after the same prompt, which has an example."""
-    constraint = ConstraintSpec.of_schema(FIXED, whitespace="compact", order="schema")
-    tokenizer = _tokenizer(words)
+def _round(engines: Sequence[Engine], batch: int, steps: int) -> list[float]:
+    """The median step of each engine."""
+    took: list[list[float]] = [[] for _ in engines]
+    for turn in range(TURNS):
+        for at in range(len(engines))[:: 1 if turn % 2 == 0 else -1]:
+            for _ in range(steps):
+                seconds, tokens = _step(engines[at])
+                if tokens != batch:
+                    raise RuntimeError(f"a step gave {tokens} tokens, {batch} were expected")
+                took[at].append(seconds)
+    return [median(seconds) for seconds in took]
+
+
+def forced_speed(words: Words | None, *, count: int, seed: int, progress: Progress) -> list[float]:
+    """Tokens a second with forced tokens over those of unconstrained text of the same length after the same prompt, question by
+    question. Random weights write parcels, compact; the built-in model answers questions of the testbed's task `json`, in the
+    form that it has learnt to write."""
+    asked = _facts(1 + count, seed) if words is None else _parcels(words, 1 + count)
     found = []
     with engines(words, (), ("forced-tokens",)) as (plain, forced):
-        for number in range(1 + rounds):
-            progress(f"forced tokens: round {number} of {rounds}", number / (1 + rounds))
-            prompt = tokenizer.encode(PARCELS % (100 + number))
+        for number, (prompt, most, constraint) in enumerate(asked):
+            progress(f"forced tokens: {number} of {count}", number / (1 + count))
             mine, tokens = _answer(forced, _request("forced", prompt, most, constraint))
             theirs, _ = _answer(plain, _request("plain", prompt, tokens, None))
             found.append(theirs / mine)
-    return found[1:]  # the first one made the masks
+    return found[1:]  # the first steps of an engine are slower
+
+
+def _parcels(words: Words, count: int) -> list[tuple[list[int], int, ConstraintSpec]]:
+    """(prompt, tokens at most, constraint) of each question."""
+    constraint = ConstraintSpec.of_schema(FIXED, whitespace="compact", order="schema")
+    return [(words.encode(PARCELS % number), 50, constraint) for number in range(100, 100 + count)]
+
+
+def _facts(count: int, seed: int) -> list[tuple[list[int], int, ConstraintSpec]]:
+    from hasten.engine.llm import LLM
+    from hasten.lab.testbed.evaluate import material_for
+    from hasten.lab.testbed.tasks.extraction import MOST_FIELDS, Extraction
+
+    llm, task, rng, asked = LLM(), Extraction(fields=MOST_FIELDS), random.Random(seed), []
+    material = material_for(llm)
+    for _ in range(count):
+        question = task.example(rng, "held-out", material)
+        schema = {**question.expected["schema"], "additionalProperties": False}
+        constraint = ConstraintSpec.of_schema(schema, whitespace="spaced", order="schema")
+        asked.append((llm.tokenizer.encode(question.prompt), 200, constraint))
+    llm.engine.executor.close()
+    return asked
 
 
 def _tokenizer(words: Words | None) -> Any:
@@ -288,7 +215,7 @@ def _begin(engine: Engine, batch: int, steps: int, constraint: ConstraintSpec | 
 
     rng = np.random.default_rng(batch)
     for number in range(batch):
-        prompt = rng.integers(1000, engine.executor.vocabulary, PROMPT).tolist()
+        prompt = rng.integers(FIRST, engine.executor.vocabulary, PROMPT).tolist()
         engine.add(_request(f"{batch}-{number}", prompt, steps, constraint))
     while _step(engine)[1] < batch:
         pass
