@@ -12,6 +12,10 @@ end anywhere); edges are made when a stack first asks for them, not all ahead, s
 cannot decide runs as several threads instead of being refused; and frames beside the stack hold what would need too many
 states: keys in any order, counts, uniqueness.
 
+Left out, with no change to what is legal: right recursion is not folded here, so its stack grows with the text (the readable
+`constraints/reference.py` folds it); masks are made after the forward pass, not beside it. The first masks at places that were
+not seen before cost some ten times the later ones.
+
 This file is the policy: who compiles what when. The machine is `constraints/machine.py`, over kernels/grammar.
 """
 
