@@ -181,7 +181,7 @@ def _answers(outcome: Outcome, setting: Setting, words: Words) -> None:
     from hasten.lab.claims import constrained
 
     quick, progress = setting.quick, setting.progress
-    rounds = 2 if quick else 9
+    rounds = 1 if quick else 9
     count, bad = constrained.validity(seeds=1 if quick else 8, seed=setting.seed, progress=share(progress, 0.75, 0.78))
     samples = {"valid": [100 * (1 - len(bad) / count)]}
     for begin, length, name, of, questions in (
