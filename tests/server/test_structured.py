@@ -16,7 +16,7 @@ from hasten.engine.decoding.constraints.compiling import After, Prepared, prepar
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"]}
-ODD = {"unevaluatedProperties": False}
+ODD = {"$dynamicRef": "#x"}
 
 
 @pytest.fixture
