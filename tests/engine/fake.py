@@ -31,6 +31,7 @@ from hasten.engine.request import Request, SamplingParams
 from hasten.engine.rng import mix, uniform
 from hasten.engine.scheduling.base import Limits
 from hasten.engine.scheduling.fcfs import FCFS
+from hasten.engine.scheduling.length_limit import LengthLimit
 from hasten.engine.scheduling.newest_yields import NewestYields
 from hasten.engine.scheduling.newest_yields import Options as ResidencyOptions
 from hasten.engine.scheduling.stall_free import Options as BatchingOptions
@@ -136,7 +137,7 @@ class FakeExecutor:
     def copy_in(self, host_blocks: Sequence[int], blocks: Sequence[int]) -> Handle:
         return self._moved(self.host, self.kv, list(zip(host_blocks, blocks, strict=True)))
 
-    def cost(self, plan: Any) -> float:
+    def price(self, shape: Any) -> float:
         return 1e-3 * plan.tokens
 
     def measured(self, shape: Any, seconds: float) -> None:
@@ -165,7 +166,7 @@ def make_engine(
     queue_limit: int | None = None,
     **policies: Any,
 ) -> Engine:
-    """An engine over the fake executor; `policies` replace order, batching, residency, proposer, constraint, controller."""
+    """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint, controller."""
     import threading
 
     executor = FakeExecutor(blocks, block_size, host_blocks, seed)
@@ -183,6 +184,7 @@ def make_engine(
         order=policies.get("order") or FCFS(),
         batching=policies.get("batching") or StallFree(BatchingOptions(chunk=chunk)),
         residency=policies.get("residency") or NewestYields(ResidencyOptions(swap_from=swap_from)),
+        lengths=policies.get("lengths") or LengthLimit(),
         decoding=Policies(
             LosslessSampler(ReferenceKernels(), VOCABULARY, eos),
             constraint=policies.get("constraint"),

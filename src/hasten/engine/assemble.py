@@ -86,6 +86,7 @@ def assemble(
         order=policy(config.scheduling.order),
         batching=policy(config.scheduling.batching),
         residency=policy(config.scheduling.residency),
+        lengths=policy(config.scheduling.lengths),
         decoding=decoding,
         limits=Limits(config.scheduling.max_tokens, config.scheduling.max_rows),
         max_length=parts.model.max_length,

@@ -41,6 +41,7 @@ class SchedulingConfig(Section):
     order: str = "fcfs"
     batching: str = "stall-free"
     residency: str = "newest-yields"
+    lengths: str = "length-limit"
     max_tokens: int = Field(2048, ge=1)
     """Flat tokens of a step."""
     max_rows: int = Field(256, ge=1)

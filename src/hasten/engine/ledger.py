@@ -301,9 +301,9 @@ class Ledger:
             self._release(seq)
         seq.state, seq.finish = State.FINISHED, reason
         seq.todo = []
-        del self.sequences[seq.id]
         kind = Kind.FINISHED if reason.ok else Kind.FAILED
-        self.events.add(self.clock.now(), kind, seq.id, seq.output_length, reason.value)
+        self.events.add(self.clock.now(), kind, seq.id, seq.output_length, reason.value)  # observers may still look it up
+        del self.sequences[seq.id]
         self.on_close(seq, error)
         group = self.groups.get(seq.request.id)
         if group is not None and all(s.state is State.FINISHED for s in group.sequences):

@@ -30,7 +30,7 @@ from hasten.engine.ledger import Ledger
 from hasten.engine.outputs import QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request
 from hasten.engine.rng import mix
-from hasten.engine.scheduling.base import Batching, Limits, Order, Residency, StepPlan
+from hasten.engine.scheduling.base import Batching, Hint, Lengths, Limits, Order, Residency, StepPlan
 from hasten.engine.scheduling.planner import Planner
 from hasten.engine.sequence import Finish, Sequence, Span, State
 from hasten.engine.spans import SpanMaker
@@ -51,6 +51,7 @@ class Engine:
         order: Order,
         batching: Batching,
         residency: Residency,
+        lengths: Lengths,
         decoding: Policies,
         limits: Limits,
         max_length: int,
@@ -66,7 +67,7 @@ class Engine:
         self.events = events
         self.decoding = decoding
         self.max_length = max_length
-        self._planner = Planner(ledger, executor, limits, order, batching, residency, decoding.proposer, max_length)
+        self._planner = Planner(ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length)
         self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
         self._build_batch = build_batch if build_batch is not None else BatchBuilder().build
@@ -88,6 +89,10 @@ class Engine:
     def last_seconds(self) -> dict[str, float]:
         """Parts of the last step, in seconds, when the executor profiles."""
         return self._last.seconds if self._last is not None else {}
+
+    def on_hint(self, receiver: Callable[[Hint], None]) -> None:
+        """Tell `receiver` what the order expects to be needed outside the engine (from within `step`)."""
+        self._planner.on_hint = receiver
 
     # -- intake ---------------------------------------------------------------------------------------------------------
 

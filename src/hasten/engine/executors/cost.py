@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.scheduling.base import StepPlan
 from hasten.engine.technique import ConfigError
 
 if TYPE_CHECKING:
+    from hasten.engine.scheduling.base import StepPlan
     from hasten.engine.sequence import Span
 
 
@@ -141,9 +141,6 @@ class CostModel:
         fixed = self.tokens(rows) + rows * self.row_s + rows * self.head_s
         read = cached + rows * np.arange(steps, dtype=np.int64)
         return fixed + read * self.cached_s + read * self.pair_s
-
-    def plan(self, plan: StepPlan) -> float:
-        return self.step(shape_of_plan(plan))
 
 
 def roofline(

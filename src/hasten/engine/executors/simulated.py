@@ -22,7 +22,6 @@ from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
 from hasten.engine.executors.base import StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, shape_of_spans
 from hasten.engine.kv.base import Ints
-from hasten.engine.scheduling.base import StepPlan
 from hasten.engine.sequence import Sequence, Span
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -131,8 +130,8 @@ class SimulatedExecutor:
         self._link_free_s = begin + (self.costs.copy_s + blocks * self.block_size * self.costs.copy_token_s) / self.speed
         return _Transfer(self.clock, self._link_free_s)
 
-    def cost(self, plan: StepPlan) -> float:
-        return self.costs.plan(plan) / self.speed
+    def price(self, shape: StepShape) -> float:
+        return self.costs.step(shape) / self.speed
 
     def measured(self, shape: StepShape, seconds: float) -> None:
         """It is the cost model that sets the time."""

@@ -1,22 +1,27 @@
-"""The scheduling seam: three independent questions, asked every step.
+"""The scheduling seam: independent questions, asked every step.
 
 *Order*: who goes first. *Batching*: how many tokens of whom go into this step. *Residency*: who holds KV in fast memory, who
-yields, and how. A published scheduler is a named preset of the three. Policies read `View`, answer, and never touch a
-sequence; the core checks every plan (`check`) and runs the first-come plan in place of an invalid one.
+yields, and how. *Lengths*: how much a sequence will still produce, which the others ask through `View`. A published scheduler
+is a named preset of parts. Policies read `View`, answer, and never touch a sequence; the core checks every plan (`check`) and runs the first-come plan in place of an invalid one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.events import Event, Kind
+from hasten.engine.scheduling.workflows import Workflow
 from hasten.engine.sequence import Sequence, State
+
+if TYPE_CHECKING:
+    from hasten.engine.executors.cost import StepShape
 
 
 class WorkKind(Enum):
@@ -59,13 +64,12 @@ class Transfer:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What one step computes. `reject` ends sequences with a reason; `hints` name what will be needed soon (prewarming);
+    """What one step computes. `reject` ends sequences with a reason.
     `replan_at`: engine time of the policy's next full re-plan, None for every step; an empty plan with it
     means that the policy holds everything back until then, or until something arrives."""
 
     work: list[Work] = field(default_factory=list)
     reject: list[tuple[Sequence, str]] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
     replan_at: float | None = None
 
     @property
@@ -74,8 +78,18 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """Something outside the engine will be needed soon, or will not after all: `backend` names it (a model, a container) in
+    the words of whoever learned from it, `workflow` for which it is wanted, `wanted` False takes an earlier hint back."""
+
+    backend: str
+    workflow: str
+    wanted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one step: flat tokens, rows (sequences), and the tokens of one prefill chunk."""
+    """Bounds of one step: flat tokens and rows (sequences)."""
 
     tokens: int
     rows: int
@@ -125,8 +139,21 @@ class View(Protocol):
         """Look up reusable KV for a waiting sequence; the tokens left to compute. What is opened but not planned is closed."""
         ...
 
+    def sequence(self, id: int) -> Sequence | None:
+        """The unfinished sequence of that number."""
+        ...
+
     def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
-        """Samples of how many more tokens it will produce: a distribution, never only a point."""
+        """How many more tokens it will produce: float64 [k], ascending, equally likely, each at least 1 and at most `room`. A
+        distribution, never only a point."""
+        ...
+
+    def room(self, sequence: Sequence) -> int:
+        """The most tokens it may still produce."""
+        ...
+
+    def workflow(self, sequence: Sequence) -> Workflow:
+        """The workflow that its request is a call of."""
         ...
 
     def lookahead(self, sequence: Sequence) -> int:
@@ -135,6 +162,10 @@ class View(Protocol):
 
     def cost(self, plan: StepPlan) -> float:
         """Predicted seconds of the step."""
+        ...
+
+    def price(self, shape: StepShape) -> float:
+        """Predicted seconds of any step of that shape."""
         ...
 
 
@@ -149,14 +180,43 @@ class Steady(Protocol):
 
 
 class Order(Protocol):
-    """A sort key per sequence, lower first; equal keys keep arrival order. Asked only for sequences that are new, that an event
-    of a kind in `stale_on` concerned, or whose key is older than `lifetime_s` seconds."""
+    """A sort key per sequence, float64 [n], lower first; equal keys keep arrival order. Asked only for sequences that are new,
+    that an event of a kind in `stale_on` concerned, that `Learner.learn` named, or whose key is older than `lifetime_s`."""
 
     stale_on: frozenset[Kind]
     lifetime_s: float
 
     def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]: ...
-    def observe(self, event: Event) -> None: ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What a policy may offer to see events happen. Steps that are advanced together (`Steady`) show theirs afterwards."""
+
+    learns_from: frozenset[Kind]
+
+    def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
+        """Called for each event of these kinds, when the books already show it; `sequence`: whom it concerns, also if it has
+        just ended. Gives the numbers of the sequences whose keys are stale by it (an Order's alone count)."""
+        ...
+
+
+@runtime_checkable
+class Prewarms(Protocol):
+    """What an Order may offer to say beforehand what will be needed outside the engine."""
+
+    def hints(self, view: View) -> Seq[Hint]:
+        """What has become likely since it was last asked, once a step."""
+        ...
+
+
+class Lengths(Protocol):
+    """How long outputs become."""
+
+    def remaining(self, sequence: Sequence, view: View) -> npt.NDArray[np.float64]:
+        """Equally likely numbers of tokens it will still produce, given what it has produced: float64 [k], ascending, k from 1
+        to 64, without regard to `View.room`."""
+        ...
 
 
 class Batching(Protocol):

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.events import Event, Kind
+from hasten.engine.executors.cost import StepShape, shape_of_plan
 from hasten.engine.scheduling.base import (
     Batching,
     Direction,
+    Hint,
+    Learner,
+    Lengths,
     Limits,
     Order,
+    Prewarms,
     Residency,
     StepPlan,
     Transfer,
@@ -22,6 +29,7 @@ from hasten.engine.scheduling.base import (
     WorkKind,
     check,
 )
+from hasten.engine.scheduling.workflows import Workflow, Workflows
 from hasten.engine.sequence import Finish, Sequence, State
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ class Planner:
         order: Order,
         batching: Batching,
         residency: Residency,
+        lengths: Lengths,
         budget: SpeculationBudget | None,
         max_length: int,
     ) -> None:
@@ -55,20 +64,40 @@ class Planner:
         self._order = order
         self._batching = batching
         self._residency = residency
+        self._lengths = lengths
         self._budget = budget
         self._max_length = max_length
-        self._keys: dict[int, float] = {}
+        self._workflows = Workflows()
+        self.on_hint: Callable[[Hint], None] = lambda hint: None
+        """Gets what the order says will be needed outside the engine."""
+        self._keys: dict[int, tuple[float, float, int]] = {}
+        """By sequence: the order's key, then arrival and number, as ranks are compared."""
         self._keyed_at = -np.inf
         self._fault: str | None = None
         self.untouched = True
         """The last plan is what the batching composed: nobody was moved, rejected or left out after it had answered."""
-        if order.stale_on:
-            ledger.events.subscribe(self._observe)
+        ledger.events.subscribe(self._follow, Workflows.KINDS)
+        ledger.events.subscribe(self._forget_key, order.stale_on)
+        for policy in dict.fromkeys((lengths, order, batching, residency)):
+            if isinstance(policy, Learner):
+                ledger.events.subscribe(partial(self._teach, policy), policy.learns_from)
 
-    def _observe(self, event: Event) -> None:
-        self._order.observe(event)
-        if event.kind in self._order.stale_on:
-            self._keys.pop(event.sequence, None)
+    def _follow(self, event: Event) -> None:
+        seq = self._ledger.sequences[event.sequence]
+        if event.kind in (Kind.ARRIVED, Kind.FORKED):
+            self._workflows.came(seq)
+        else:
+            self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
+
+    def _forget_key(self, event: Event) -> None:
+        self._keys.pop(event.sequence, None)
+
+    def _teach(self, policy: Learner, event: Event) -> None:
+        try:
+            for id in policy.learn(event, self._ledger.sequences.get(event.sequence), self):
+                self._keys.pop(id, None)
+        except Exception:
+            _log.exception("%s could not learn from %s", type(policy).__name__, event)
 
     # -- the view -------------------------------------------------------------------------------------------------------
 
@@ -116,32 +145,48 @@ class Planner:
         return sum(self.blocks_freed(seq) for seq in self._ledger.in_state(State.LEAVING))
 
     def order_key(self, sequence: Sequence) -> float:
-        return self._keys.get(sequence.id, np.inf)
+        key = self._keys.get(sequence.id)
+        return key[0] if key is not None else np.inf
 
     def open(self, sequence: Sequence) -> int:
         return self._ledger.open(sequence)
 
-    def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
-        """Nothing learned yet: anything up to the request's limit is as likely."""
+    def sequence(self, id: int) -> Sequence | None:
+        return self._ledger.sequences.get(id)
+
+    def room(self, sequence: Sequence) -> int:
         limit = sequence.request.sampling.max_tokens or self._max_length
-        most = max(1, min(limit - sequence.output_length, self._max_length - sequence.length))
-        return np.linspace(1.0, most, num=min(most, 16))
+        return max(1, min(limit - sequence.output_length, self._max_length - sequence.length))
+
+    def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
+        room = self.room(sequence)
+        try:
+            return np.clip(self._lengths.remaining(sequence, self), 1, room)
+        except Exception:
+            _log.exception("lengths could not be predicted; the limit stands in")
+            return np.array([float(room)])
+
+    def workflow(self, sequence: Sequence) -> Workflow:
+        return self._workflows.of(sequence)
 
     def lookahead(self, sequence: Sequence) -> int:
         if self._budget is None:
             return 0
         # The step commits one token beyond the accepted drafts.
-        room = self.remaining_output(sequence)[-1] - 1
-        return max(0, min(self._budget.lookahead(sequence), int(room)))
+        return max(0, min(self._budget.lookahead(sequence), self.room(sequence) - 1))
 
     def cost(self, plan: StepPlan) -> float:
-        return self._executor.cost(plan)
+        return self.price(shape_of_plan(plan))
+
+    def price(self, shape: StepShape) -> float:
+        return self._executor.price(shape)
 
     # -- planning -------------------------------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
         ranked = self._ranked()
+        self._pass_hints()
         try:
             plan = self._batching.compose(ranked, self)
             fault = check(plan, self)
@@ -175,20 +220,31 @@ class Planner:
             self._keys = {id: key for id, key in self._keys.items() if id in live}
         stale = [seq for seq in live.values() if seq.id not in self._keys]
         if stale:
-            self._keys.update(zip((seq.id for seq in stale), self._keys_of(stale), strict=True))
+            for seq, key in zip(stale, self._keys_of(stale), strict=True):
+                self._keys[seq.id] = (key, seq.arrival_s, seq.id)
         ready = [seq for seq in live.values() if seq.state in (State.WAITING, State.RUNNING)]
-        ready.sort(key=lambda seq: (self._keys[seq.id], seq.arrival_s, seq.id))
+        keys = self._keys
+        ready.sort(key=lambda seq: keys[seq.id])
         return ready
 
     def _keys_of(self, stale: Seq[Sequence]) -> list[float]:
         try:
             keys = self._order.keys(stale, self).tolist()
             if len(keys) == len(stale):
-                return [float(key) for key in keys]
+                return [float(key) if key == key else np.inf for key in keys]  # no number at all sorts nowhere
             _log.error("the order gave %d keys for %d sequences; they go by arrival", len(keys), len(stale))
         except Exception:
             _log.exception("the order failed; its sequences go by arrival")
         return [seq.arrival_s for seq in stale]
+
+    def _pass_hints(self) -> None:
+        if not isinstance(self._order, Prewarms):
+            return
+        try:
+            for hint in self._order.hints(self):
+                self.on_hint(hint)
+        except Exception:
+            _log.exception("the order's hints failed")
 
     def _transfers(self, plan: StepPlan, short: int) -> list[Transfer]:
         try:
