@@ -138,7 +138,7 @@ class FakeExecutor:
         return self._moved(self.host, self.kv, list(zip(host_blocks, blocks, strict=True)))
 
     def price(self, shape: Any) -> float:
-        return 1e-3 * plan.tokens
+        return 1e-3 * shape.tokens
 
     def measured(self, shape: Any, seconds: float) -> None:
         pass
@@ -166,7 +166,8 @@ def make_engine(
     queue_limit: int | None = None,
     **policies: Any,
 ) -> Engine:
-    """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint, controller."""
+    """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint or
+    controller."""
     import threading
 
     executor = FakeExecutor(blocks, block_size, host_blocks, seed)

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 import pytest
+from tests.engine.fake import make_engine
 
 from hasten.engine.events import Event, EventLog, Kind
 from hasten.engine.request import AppContext, Request, SamplingParams
@@ -15,7 +16,6 @@ from hasten.engine.scheduling import workflows
 from hasten.engine.scheduling.base import Hint, View
 from hasten.engine.scheduling.fcfs import FCFS
 from hasten.engine.sequence import Sequence
-from tests.engine.fake import make_engine
 
 
 def call(id: str, workflow: str = "", stage: str = "", *, tokens: int = 4, prompt: int = 10, n: int = 1) -> Request:

@@ -2,7 +2,8 @@
 
 *Order*: who goes first. *Batching*: how many tokens of whom go into this step. *Residency*: who holds KV in fast memory, who
 yields, and how. *Lengths*: how much a sequence will still produce, which the others ask through `View`. A published scheduler
-is a named preset of parts. Policies read `View`, answer, and never touch a sequence; the core checks every plan (`check`) and runs the first-come plan in place of an invalid one.
+is a named preset of such parts. Policies read `View`, answer, and never touch a sequence; the core checks every plan (`check`)
+and runs the first-come plan in place of an invalid one.
 """
 
 from __future__ import annotations
