@@ -1,4 +1,4 @@
-"""Sides of a claim on the virtual clock, at the scale of a trace, and the same sides once for real, with the error of prediction.
+"""Sides of a claim on the virtual clock, at the scale of a trace, and the same once for real, with the error of prediction.
 
 The simulated machine is one whose costs are published figures (`device`), so that anybody gets the same numbers; the real point
 is this machine and a model small enough for it, simulated after its own calibration.
