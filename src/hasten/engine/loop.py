@@ -137,6 +137,7 @@ class Engine:
             "free_blocks": self.ledger.books.available,
             "total_blocks": self.ledger.books.pool.blocks,
             "steps_total": counts[Kind.STEP],
+            "planning_seconds_total": self._planner.seconds,
             "tokens_total": sums[Kind.TOKENS],
             "prompt_tokens_total": sums[Kind.ARRIVED],
             "prefix_hit_tokens": sums[Kind.REUSED],
