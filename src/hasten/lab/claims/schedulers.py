@@ -261,8 +261,8 @@ CLAIM = Claim(
     name="schedulers",
     title="Which scheduler for which traffic",
     paper="own",
-    workload="The first 500 requests of the Azure 2023 conversation trace, 250 of Mooncake's, 45 text-to-SQL workflows, at 60, 85 "
-    "and 110 % of what the default sustains; Llama-3 8B on a simulated H100",
+    workload="The first 500 requests of the Azure 2023 conversation trace, 250 of Mooncake's and 45 text-to-SQL workflows, at "
+    "60, 85 and 110 % of what the default sustains; Llama-3 8B on a simulated H100",
     baseline="The default: first come, first served, with stall-free chunks",
     technique="Every order with every batching rule that the registry has",
     requirements=_requirements(),
