@@ -18,11 +18,13 @@ from hasten.engine.sequence import Sequence, State
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Tokens of a step: `beside` decodes (at least one of them for prompts) and `alone`. `watermark`: share of the blocks kept
-    free when admitting beside others, for those to grow into."""
+    free when admitting beside others, for those to grow into. `fits`: only what has memory goes into the step, decodes too;
+    otherwise the residency finds it for whoever runs."""
 
     beside: int
     alone: int
-    watermark: float
+    watermark: float = 0.0
+    fits: bool = False
 
 
 def compose(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure | None) -> StepPlan:
@@ -52,16 +54,23 @@ def decodes(ranked: Seq[Sequence], view: View) -> list[Work]:
 
 def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
     plan = StepPlan(decodes(ranked, view))
+    free = view.free_blocks
+    if budget.fits:
+        plan.work, free = _that_fit(plan.work, free, view)
     if len(plan.work) == len(ranked):
         return plan  # nobody waits
     tokens = _for_prompts(plan.work, view, budget)
     rows = view.limits.rows - len(plan.work)
-    free = view.free_blocks - sum(_blocks(work, view) for work in plan.work)
+    if not budget.fits:
+        free -= sum(_blocks(work, view) for work in plan.work)
     for seq in ranked:
         if seq.state is State.RUNNING and not seq.decoding and rows and tokens:
+            need = view.blocks_needed(seq, seq.remaining)
+            if budget.fits and need > free:
+                return plan  # nor does anybody behind it overtake
             count = min(seq.remaining, tokens)
             plan.work.append(Work(seq, count, WorkKind.PREFILL))
-            free -= view.blocks_needed(seq, seq.remaining)
+            free -= need
             tokens -= count
             rows -= 1
     reserve = int(budget.watermark * view.total_blocks) if plan.work else 0
@@ -188,6 +197,20 @@ def _for_prompts(works: Seq[Work], view: View, budget: Budget) -> int:
     used = sum(work.count + work.drafts for work in works)
     left = view.limits.tokens - used
     return min(left, max(1, budget.beside - used)) if works else min(left, budget.alone)
+
+
+def _that_fit(works: Seq[Work], free: int, view: View) -> tuple[list[Work], int]:
+    """The works that have memory, without their drafts where those lack it, and what is left of it."""
+    kept = []
+    for work in works:
+        need = _blocks(work, view)
+        if need > free and work.drafts:
+            work = Work(work.sequence, work.count, WorkKind.DECODE)
+            need = _blocks(work, view)
+        if need <= free:
+            kept.append(work)
+            free -= need
+    return kept, free
 
 
 def _blocks(work: Work, view: View) -> int:
