@@ -114,10 +114,18 @@ def test_other_residencies_solve_the_same_deadlock_their_way() -> None:
 
 
 def test_while_somebody_can_run_nobody_loses_memory() -> None:
-    engine = make_engine(blocks=9, batching=SplitFuse(Options(tokens=32)), residency=ResetOnDeadlock(), reuse=False)
-    for i in range(3):
-        engine.add(request(f"r{i}", 8 + 3 * i, 24 - 5 * i))  # they come to their block's end at different times, and end
-    ends(engine)
+    engine = make_engine(blocks=9, batching=SplitFuse(Options(tokens=64)), residency=ResetOnDeadlock(), reuse=False)
+    for i, (prompt, output) in enumerate(((8, 24), (16, 14), (14, 10))):
+        engine.add(request(f"r{i}", prompt, output))
+    engine.step()
+    middle = engine.ledger.sequences[1]
+    lengths = [middle.length]
+    while engine.unfinished:
+        engine.step()
+        engine.ledger.audit()
+        lengths.append(middle.length)
+    assert lengths[7:12].count(lengths[8]) > 1, "it waits for its block until the third has ended"
+    assert lengths[-1] == 30
     assert engine.events.counts[Kind.PREEMPTED] == 0
 
 
