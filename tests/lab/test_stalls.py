@@ -13,6 +13,7 @@ from hasten.lab.claims.sarathi_serve import rereads
 from hasten.lab.claims.sides import Side
 from hasten.lab.claims.splitfuse import at_once, uniform, variation
 from hasten.lab.claims.virtual import Virtual
+from hasten.lab.workloads.base import Workload
 from hasten.lab.workloads.transform import scale_load
 
 SIDES = (Side("whole", ("whole-prompts",)), Side("splitfuse", ("splitfuse:tokens=256",)))
@@ -56,14 +57,19 @@ def test_effective_throughput_counts_who_was_kept_up_with(virtual: Virtual, side
 
 
 def test_capacity_is_where_the_objective_is_lost(virtual: Virtual) -> None:
-    work = uniform(80, 10.0, 5)
-    rate = stalls.capacity(virtual, "splitfuse", work, 0.025, 5.0, 0.1)
+    def work(count: int) -> Workload:
+        return uniform(count, 10.0, 5)
 
-    def keeps(rate: float) -> bool:
-        found = summary(virtual.replay("splitfuse", scale_load(work, rate)))
-        return found["gap_p99_s"] <= 0.025 and found["queue_p50_s"] <= stalls.QUEUE_S
+    def keeps(tbt_s: float, rate: float) -> tuple[bool, bool]:
+        run = virtual.replay("whole", scale_load(work(max(20, round(5 * rate))), rate))
+        late = requests(run).queue_s[len(run.workload) // 2 :]
+        return summary(run)["gap_p99_s"] <= tbt_s, float(np.median(late)) <= stalls.QUEUE_S
 
-    assert rate > 0 and keeps(rate) and not keeps(1.12 * rate)
+    rate = stalls.capacity(virtual, "whole", work, 5.0, 0.1, 5.0, 0.1)
+    assert rate > 0 and all(keeps(0.1, rate)) and not all(keeps(0.1, 1.12 * rate))
+    endless = stalls.capacity(virtual, "whole", work, 5.0, 60.0, 5.0, 0.1)
+    assert keeps(60.0, 1.12 * endless) == (True, False), "without an objective the queue is the limit"
+    assert stalls.capacity(virtual, "whole", work, 5.0, 1e-6, 5.0, 0.1) == 0
 
 
 def test_passes_vary_less_when_they_are_filled(virtual: Virtual) -> None:
@@ -79,7 +85,7 @@ def test_small_pieces_read_keys_again() -> None:
 
 
 def test_traces_are_successive_and_fit() -> None:
-    one, two = stalls.trace(50, 1), stalls.trace(50, 2)
+    one, two = stalls.trace(50, 100), stalls.trace(50, 150)
     assert len(one) == len(two) == 50
     assert not {r.id for r in one} & {r.id for r in two}
     assert all(r.prompt_tokens + r.output_tokens < stalls.CONTEXT for r in one)

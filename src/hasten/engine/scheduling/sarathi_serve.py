@@ -9,7 +9,7 @@ the batch has changed.
 
 Where this differs from the paper and what was reconstructed: the paper profiles τ once, for an expected decode context; here
 the cost model is the profile and what runs is expected to go on: τ is chosen anew when rows, decode context, prompt or the
-machine's pace have changed by a fifth. The price of a step counts what its piece reads again, at the *end* of the longest
+machine's pace have changed by a tenth. The price of a step counts what its piece reads again, at the *end* of the longest
 prompt in hand, where it is dearest, so that the last piece keeps the target too. The target is the knob `tbt_s`, or the
 tightest `tpot_s` among those that run, or `slack` times a step that only decodes (the paper's objectives are 5 and 25 times
 that). τ is rounded down to whole tiles of the kernels as in the paper, but not below what decodes and `least` tokens of a
@@ -32,7 +32,7 @@ from hasten.engine.scheduling.displacing import Tenure, preempts
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
-_STEP = 1.2
+_STEP = 1.1
 """Batches whose numbers lie within one such factor of each other count as alike."""
 _KEPT = 4096
 
@@ -45,7 +45,7 @@ class Options:
     """Where nobody sets a target: this many times a step that only decodes."""
     context: int | None = None
     """Tokens of context of a decoding sequence to expect; None: what those that decode have now."""
-    tile: int = 64
+    tile: int = 16
     """τ is a multiple of it: the rows that the kernels take together."""
     least: int = 16
     """Tokens of prompts a step computes at least."""

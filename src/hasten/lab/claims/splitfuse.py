@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DECODERS = 24
 LOW, HIGH = 200, 3000
-PROMPT_LOAD = 0.6
+PROMPT_LOAD = 0.75
 """Share of the time that the long prompts alone would keep the machine busy."""
 COMMON = (
     "executor.threads=1",
@@ -149,10 +149,9 @@ def at_once(work: Workload) -> Workload:
 
 
 def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, Any], dict[str, Run]]:
-    from hasten.engine.executors.cost import StepShape, span_pairs
     from hasten.lab.bench.metrics import gaps_by_request, steps, summary
 
-    rounds, tokens, prompts, waiting, budget_s = (3, 250, 10, 16, 8.0) if setting.quick else (5, 600, 28, 30, 30.0)
+    rounds, prompts, waiting, budget_s = (3, 9, 12, 5.0) if setting.quick else (5, 28, 30, 30.0)
     tell = share(setting.progress, 0.1, 0.6)
     first: dict[str, Run] = {}
     facts: dict[str, list[float]] = {"pass": [], "pass_ms": [], "target": [], "target_ms": []}
@@ -165,9 +164,10 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
 
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         machine = stalls.Machine.calibrate(COMMON, folder, budget_s, tell)
-        costs, mean = machine.device.costs, (LOW + HIGH) // 2
-        every_s = costs.step(StepShape(mean, 1, 1, mean, span_pairs(mean, 0))) / PROMPT_LOAD
-        decode_s = stalls.decode_only_s(machine.device, DECODERS, 120)
+        every_s = stalls.prompt_s(machine.device, (LOW + HIGH) // 2) / PROMPT_LOAD
+        decode_s = stalls.decode_only_s(machine.device, DECODERS, 150)
+        # Clients that go on for as long as prompts come.
+        tokens = round(prompts * every_s * (1 - PROMPT_LOAD) / decode_s)
         prompt_rate = PROMPT_SHARE * best_prompt_rate(machine.device, 4096)
 
         def work(number: int) -> Workload:
@@ -194,9 +194,8 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
                 facts[ms].append(1e3 * float(np.median(found.took_s[mixed])))
         engines = Sides(SIDES[:2], common=machine.common)
         try:
-            backlog = engines.rounds(
-                lambda number: at_once(uniform(waiting, 1.0, setting.seed + number, 48.0)), 3, share(tell, 0.75, 1.0)
-            )
+            crowd = lambda number: at_once(uniform(waiting, 1.0, setting.seed + number, 48.0))  # noqa: E731
+            backlog = engines.rounds(crowd, 2 if setting.quick else 3, share(tell, 0.75, 1.0))
             for runs in backlog:
                 samples["cv"].append(variation(runs[SPLITFUSE]))
                 samples["cv-whole"].append(variation(runs[WHOLE]))
@@ -216,7 +215,7 @@ def _virtual(samples: dict[str, list[float]], setting: Setting) -> dict[str, Any
     from hasten.engine.scheduling.base import Limits
     from hasten.engine.scheduling.splitfuse import Options, knee
 
-    count, rounds = (150, 3) if setting.quick else (500, 3)
+    count, rounds, loads = (100, 3, LOADS[1:3]) if setting.quick else (500, 3, LOADS)
     tell = share(setting.progress, 0.6, 1.0)
     virtual = Virtual(SIDES, common=("scheduling.max_tokens=4096",))
     decode_s = stalls.decode_only_s(virtual.device, 32, (LOW + HIGH) // 2)
@@ -230,7 +229,7 @@ def _virtual(samples: dict[str, list[float]], setting: Setting) -> dict[str, Any
             tell(f"loads of {side.name}", (number + turn / len(SIDES)) / rounds)
             rate = virtual.saturation(side.name, work)
             points = []
-            for load in LOADS:
+            for load in loads:
                 arriving = uniform(count, load * rate, setting.seed + number)
                 points.append((load * rate, effective(virtual.replay(side.name, arriving), prompt_rate, 7.5 * decode_s)))
             curves[-1][side.name] = points

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hasten.engine.executors.cost import StepShape
+from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.lab.claims.sides import Side, Sides
 from hasten.lab.workloads.base import TimedRequest, Workload
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 TRACE = "azure-llm-2023-conv"
 CONTEXT = 8192
 QUEUE_S = 2.0
-"""Capacity is the highest rate that also keeps the median time from due to first scheduled at most this."""
+"""Capacity is the highest rate that also keeps the median time from due to first scheduled at most this, over the later half of
+the requests: a rate that cannot last must not pass because its queue was short at first."""
 Progress = Callable[[str, float], None]
 
 
@@ -116,27 +117,36 @@ def decode_only_s(device: Device, rows: int, context: int) -> float:
     return device.costs.step(StepShape(rows, rows, rows, read, read))
 
 
-def trace(requests: int, number: int) -> Workload:
-    """`requests` successive requests of the trace, other ones for each `number`; those beyond the model's context left out."""
+def prompt_s(device: Device, tokens: int) -> float:
+    """Predicted seconds of a prompt that runs whole and alone."""
+    return device.costs.step(StepShape(tokens, 1, 1, tokens, span_pairs(tokens, 0)))
+
+
+def trace(requests: int, first: int) -> Workload:
+    """`requests` successive requests of the trace from the `first` on; those beyond the model's context left out."""
     from hasten.lab.workloads import load
     from hasten.lab.workloads.transform import cut
 
     whole = load(TRACE)
     fitting = [r for r in whole if r.prompt_tokens + r.output_tokens < CONTEXT]
     whole = dataclasses.replace(whole, requests=fitting)
-    count = len(fitting) // requests
-    return cut(whole, number % count * requests, (number % count + 1) * requests)
+    return cut(whole, first, first + requests)
 
 
-def capacity(sides: Virtual, name: str, work: Workload, tbt_s: float, start: float, tolerance: float) -> float:
+def capacity(
+    sides: Virtual, name: str, work: Callable[[int], Workload], seconds: float, tbt_s: float, start: float, tolerance: float
+) -> float:
     """The highest rate, in requests per second, at which a side keeps the 99th percentile of the time between tokens at most
-    `tbt_s` and the median queueing time at most `QUEUE_S`; searched from `start` within `tolerance`."""
-    from hasten.lab.bench.metrics import summary
+    `tbt_s` and the median queueing time at most `QUEUE_S`; searched from `start` within `tolerance`. `work(count)`: so many
+    requests; arrivals of `seconds` are replayed at each rate. 0 where not even a 16th of `start` keeps them."""
+    from hasten.lab.bench.metrics import requests, summary
     from hasten.lab.bench.saturation import Probe, search
     from hasten.lab.workloads.transform import scale_load
 
     def measure(rate: float) -> Probe:
-        found = summary(sides.replay(name, scale_load(work, rate)))
-        return Probe(rate, float(found["gap_p99_s"] <= tbt_s and found["queue_p50_s"] <= QUEUE_S))
+        run = sides.replay(name, scale_load(work(max(20, round(rate * seconds))), rate))
+        queue_s = requests(run).queue_s
+        late = float(np.median(queue_s[len(queue_s) // 2 :]))
+        return Probe(rate, float(summary(run)["gap_p99_s"] <= tbt_s and late <= QUEUE_S))
 
     return search(measure, start, attainment=1.0, tolerance=tolerance).rate
