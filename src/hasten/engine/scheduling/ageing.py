@@ -1,9 +1,9 @@
 """Ageing: whoever was not served for longer than patience allows goes ahead of everybody who was, under any order.
 
-One mechanism of the planner, not one a policy. A sequence that became overdue stays ahead until it ends: if it fell back after a
-chunk, whoever overtook it before would overtake it again, and take the KV it had just got. So the overdue are served first come,
-first served, they yield last, and the wait is bounded: patience, then what is ahead among the overdue, then what already runs.
-Exact. O(sequences served) a step.
+One mechanism of the planner, not one a policy. A sequence that became overdue stays ahead until it ends: if it fell back
+after a chunk, whoever overtook it before would overtake it again, and take the KV it had just got. So the overdue are served
+first come, first served, they yield last, and the wait is bounded: patience, then what is ahead among the overdue, then what
+already runs. Exact. O(sequences served) a step.
 """
 
 from __future__ import annotations

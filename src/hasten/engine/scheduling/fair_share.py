@@ -1,21 +1,23 @@
 """Fair shares for tenants: a virtual token counter each, the least served first.
 
-Sheng et al., Fairness in Serving Large Language Models, 2024 (VTC). Each tenant has a counter of the service it got, prompt tokens
-and output tokens at a price each, divided by its weight. Whoever waits is admitted from the tenant with the lowest counter, its
-earliest request first; a tenant that comes back after a pause is lifted to the lowest counter of those that wait (or to the one
-that last stopped waiting, if none does), so that nobody saves up service by being away. Then between two tenants that both always
-have requests waiting, the service per weight never differs by more than a bound that does not grow with time. Exact.
+Sheng et al., Fairness in Serving Large Language Models, 2024 (VTC). Each tenant has a counter of the service it got, prompt
+tokens and output tokens at a price each, divided by its weight. Whoever waits is admitted from the tenant with the lowest
+counter, its earliest request first; a tenant that comes back after a pause is lifted to the lowest counter of those that wait
+(or to the one that last stopped waiting, if none does), so that nobody saves up service by being away. Then between two
+tenants that both always have requests waiting, the service per weight never differs by more than a bound that does not grow
+with time. Exact.
 
-As an order this is a tag on each sequence: its tenant's counter, plus the prompts of the tenant's that wait before it. Sorting by
-tags is picking the lowest counter again and again, all picks of a step at once, and an admission changes no tag: what it adds to the
-counter is taken off the prompts ahead. So tags move only with output tokens, which are counted every `EVERY` steps; a tenant's
-tags are set anew when it has got `DRIFT` of service. That adds `EVERY` steps' output and `DRIFT` to the paper's bound,
-2 max(w_p L, w_q M), where L is the longest prompt and M the tokens of KV. O(tenants) an arrival, O(live) every `EVERY` steps.
+As an order this is a tag on each sequence: its tenant's counter, plus the prompts of the tenant's that wait before it.
+Sorting by tags is picking the lowest counter again and again, all picks of a step at once, and an admission changes no tag:
+what it adds to the counter is taken off the prompts ahead. So tags move only with output tokens, which are counted every
+`EVERY` steps; a tenant's tags are set anew when it has got `DRIFT` of service. That adds `EVERY` steps' output and `DRIFT` to
+the paper's bound, 2 max(w_p L, w_q M), where L is the longest prompt and M the tokens of KV. O(tenants) an arrival, O(live)
+every `EVERY` steps.
 
-Where this differs from the paper: work conservation is the batching's affair (a request that does not fit lets nobody overtake, of
-whatever tenant); a prompt found in the cache is charged in full, as the paper's service is what a user asks for, not what it costs;
-recomputation is not charged; running sequences keep their tags, so who yields when memory is short is who was admitted at the
-highest counter.
+Where this differs from the paper: work conservation is the batching's affair (a request that does not fit lets nobody
+overtake, of whatever tenant); a prompt found in the cache is charged in full, as the paper's service is what a user asks for,
+not what it costs; recomputation is not charged; running sequences keep their tags, so who yields when memory is short is who
+was admitted at the highest counter.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ class Options:
 
 @dataclass(slots=True)
 class Tenant:
-    """`counter`: service per weight. `tagged`: the counter when its waiting sequences' tags were set. `waiting`: the sequences not
-    yet admitted in order of arrival, with their prompt's charge; `ahead`: the sum of these."""
+    """`counter`: service per weight. `tagged`: the counter when its waiting sequences' tags were set. `waiting`: the
+    sequences not yet admitted in order of arrival, with their prompt's charge; `ahead`: the sum of these."""
 
     weight: float
     counter: float = 0.0
@@ -80,8 +82,8 @@ class FairShare:
         self._weights = _weights(options.weights)
         self.tenants: OrderedDict[str, Tenant] = OrderedDict()
         """Those that came or went last stand last."""
-        self._last = 0.0
-        """The counter of the tenant that last stopped waiting."""
+        self._last: Tenant | None = None
+        """Who last stopped waiting."""
         self._charged: dict[int, tuple[Sequence, Tenant, int]] = {}
         """Admitted sequences, with the output tokens that have been counted."""
         self._tags: dict[int, float] = {}
@@ -119,6 +121,11 @@ class FairShare:
 
     # -- counting -----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _floor(self) -> float:
+        """Where those begin who come while nobody waits."""
+        return self._last.counter if self._last is not None else 0.0
+
     def _tenant(self, sequence: Sequence) -> Tenant:
         name = sequence.request.tenant
         tenant = self.tenants.get(name)
@@ -132,7 +139,7 @@ class FairShare:
         tenant = self._tenant(sequence)
         if not tenant.waiting:
             others = [other.counter for other in self.tenants.values() if other.waiting]
-            tenant.counter = max(tenant.counter, min(others) if others else self._last)
+            tenant.counter = max(tenant.counter, min(others) if others else self._floor)
             tenant.tagged = tenant.counter
         charge = self._prompt * sequence.prompt_length / tenant.weight
         self._tags[sequence.id] = tenant.tagged + tenant.ahead
@@ -150,7 +157,7 @@ class FairShare:
             tenant.ahead -= charge
             stale = self._tag(tenant)
             if not tenant.waiting:
-                self._last = tenant.counter
+                self._last = tenant
         if sequence.id in self._charged:
             self._charge(sequence.id)
             del self._charged[sequence.id]
@@ -184,7 +191,7 @@ class FairShare:
         self._charged[id] = (sequence, tenant, 0)
         if not tenant.waiting:
             tenant.ahead = 0.0  # what rounding has left
-            self._last = tenant.counter
+            self._last = tenant
 
     def _charge(self, id: int) -> None:
         sequence, tenant, counted = self._charged[id]
@@ -203,7 +210,7 @@ class FairShare:
         if self._idle <= KEPT:
             return
         waiting = [tenant.counter for tenant in self.tenants.values() if tenant.waiting]
-        floor = min(waiting) if waiting else self._last
+        floor = min(waiting) if waiting else self._floor
         idle = [name for name, tenant in self.tenants.items() if not tenant.live]
         gone = [name for name in idle if self.tenants[name].counter <= floor] or idle[: self._idle - KEPT]
         for name in gone:

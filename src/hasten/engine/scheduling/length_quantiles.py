@@ -1,12 +1,12 @@
 """Output lengths by a learned quantile model: linear in features of the request, one set of weights for each quantile.
 
-The quantiles of the logarithm of the length are linear in what is known beforehand: prompt length (piecewise linear, also apart for
-each application and stage), application, stage, tenant, the request's limit, and hashed tokens of the prompt. Each output that ends
-moves every quantile a little towards or away from it (the gradient of the pinball loss; Koenker and Bassett, Regression Quantiles,
-1978), which in the long run makes as many outputs fall below a quantile as it says, whatever the features are worth (Gibbs and
-Candès, 2021). Outputs that were cut short are shared between where they were cut and beyond (Portnoy, 2003). What has been produced
-conditions the answer, so it is refined with every token; beyond the last quantile the tail is a power law. Exact. O(quantiles x
-features) an output and a question, some 50 µs; memory is a megabyte.
+The quantiles of the logarithm of the length are linear in what is known beforehand: prompt length (piecewise linear, also
+apart for each application and stage), application, stage, tenant, the request's limit, and hashed tokens of the prompt. Each
+output that ends moves every quantile a little towards or away from it (the gradient of the pinball loss; Koenker and Bassett,
+Regression Quantiles, 1978), which in the long run makes as many outputs fall below a quantile as it says, whatever the
+features are worth (Gibbs and Candès, 2021). Outputs that were cut short are shared between where they were cut and beyond
+(Portnoy, 2003). What has been produced conditions the answer, so it is refined with every token; beyond the last quantile the
+tail is a power law. Exact. O(quantiles x features) an output and a question, some 50 µs; memory is a megabyte.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Options:
 
 @dataclass(slots=True)
 class Features:
-    """What is known of a request: places int64 [f] in the hashed weights with their values float64 [f], and the prompt's sketch,
-    float64 [TOKENS]."""
+    """What is known of a request: places int64 [f] in the hashed weights with their values float64 [f], and the prompt's
+    sketch, float64 [TOKENS]."""
 
     places: Ints
     values: Floats
@@ -153,7 +153,7 @@ def lengths(quantiles: Floats, at_least: int) -> Floats:
     q = np.sort(quantiles)
     # The slope of a power law's tail: the upper quarter of the quantiles against the logarithm of what is left beyond them.
     quarter = SAMPLES // 4
-    tail = max((q[-1] - q[-1 - quarter]) / math.log((2 * quarter + 1)), 0.05)
+    tail = max((q[-1] - q[-1 - quarter]) / math.log(2 * quarter + 1), 0.05)
     passed = 0.0
     if at_least > 0:
         y = math.log(at_least)

@@ -1,13 +1,14 @@
 """Output lengths of the most similar prompts.
 
-The last outputs of each application are kept with a sketch of their prompts (`lengths/sketch.py`). For a new prompt each of them
-has a say: the `nearest` ones by their likeness, exp(likeness / `SHARPNESS`), the others by 1, as a background that counts where
-nothing is alike. Likeness is the cosine of the sketches, more for the same stage, less the more the prompts differ in length. The
-answer is refined with every token: outputs that were shorter than what has been produced have no say any more.
+The last outputs of each application are kept with a sketch of their prompts (`lengths/sketch.py`). For a new prompt each of
+them has a say: the `nearest` ones by their likeness, exp(likeness / `SHARPNESS`), the others by 1, as a background that
+counts where nothing is alike. Likeness is the cosine of the sketches, more for the same stage, less the more the prompts
+differ in length. The answer is refined with every token: outputs that were shorter than what has been produced have no say
+any more.
 
-This is kernel regression (Nadaraya, 1964; Watson, 1964) over the nearest neighbours, for a whole distribution in place of a mean.
-Exact. O(kept x width) once a prompt, then O(bins) a question that is new; memory is bounded by `memory` outputs of some 1 kB an
-application, and `APPLICATIONS` of those.
+This is kernel regression (Nadaraya, 1964; Watson, 1964) over the nearest neighbours, for a whole distribution in place of a
+mean. Exact. O(kept x width) once a prompt, then O(bins) a question that is new; memory is bounded by `memory` outputs of some
+1 kB an application, and `APPLICATIONS` of those.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Shortest remaining processing time first, by predicted lengths.
 
-SRPT minimises the mean time in a system with one server (Schrage, A Proof of the Optimality of the Shortest Remaining Processing
-Time Discipline, 1968). Here the processing time left is a prediction in seconds: what is left of the prompt, by the cost model, and
-the mean of what is left of the output (`View.remaining_output`), token by token beside those that run now. Whether a shorter one
-takes the KV of a longer one that already runs is the batching's knob `preempt`; without it the order decides who is admitted, whose
-prompt goes first and who yields when memory is short. Exact. O(1) a key.
+SRPT minimises the mean time in a system with one server (Schrage, A Proof of the Optimality of the Shortest Remaining
+Processing Time Discipline, 1968). Here the processing time left is a prediction in seconds: what is left of the prompt, by
+the cost model, and the mean of what is left of the output (`View.remaining_output`), token by token beside those that run
+now. Whether a shorter one takes the KV of a longer one that already runs is the batching's knob `preempt`; without it the
+order decides who is admitted, whose prompt goes first and who yields when memory is short. Exact. O(1) a key.
 
-Where this differs from the theorem: the server is shared, so an engine's steps, not its work, are what a sequence takes; lengths
-are guessed; and keys are renewed at the edges of buckets of produced tokens (each half as wide again as the last), looked for every
-`EVERY` steps, not at every token. Long requests could wait for ever: `scheduling.patience_s` is set with it.
+Where this differs from the theorem: the server is shared, so an engine's steps, not its work, are what a sequence takes;
+lengths are guessed; and keys are renewed at the edges of buckets of produced tokens (each half as wide again as the last),
+looked for every `EVERY` steps, not at every token. Long requests could wait for ever: `scheduling.patience_s` is set with it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ EDGES = _edges()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     by: Literal["time", "work"] = "time"
-    """`time`: the seconds until it would end if it were always served, which counts how long it holds its row and its KV. `work`:
-    the seconds by which it lengthens the engine's steps."""
+    """`time`: the seconds until it would end if it were always served, which counts how long it holds its row and its KV.
+    `work`: the seconds by which it lengthens the engine's steps."""
 
 
 class SRPT:

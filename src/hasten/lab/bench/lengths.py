@@ -1,14 +1,14 @@
 """How well output lengths are predicted: calibration and pinball loss on outputs that were not learned from.
 
-A predictor sees a workload's requests as an engine would show them, in order of arrival: it learns from the outputs of the first
-part and is asked about those of the rest, before the first token and again after more of them; it may go on learning from each
-output it was asked about, as in use, since it was asked before.
+A predictor sees a workload's requests as an engine would show them, in order of arrival: it learns from the outputs of the
+first part and is asked about those of the rest, before the first token and again after more of them; it may go on learning
+from each output it was asked about, as in use, since it was asked before.
 
-- *Coverage error*: outputs should fall below the predicted q-quantile in a share q of all cases; the mean distance from that over
-  the quantiles.
-- *Pinball loss* (Koenker and Bassett, 1978): the mean over quantiles of q (y - z) above and (1 - q) (z - y) below a predicted z,
-  here of logarithms, so that an error of 10 % counts the same for short and for long outputs; proper: only the true distribution
-  makes it least.
+- *Coverage error*: outputs should fall below the predicted q-quantile in a share q of all cases; the mean distance from that
+  over the quantiles.
+- *Pinball loss* (Koenker and Bassett, 1978): the mean over quantiles of q (y - z) above and (1 - q) (z - y) below a predicted
+  z, here of logarithms, so that an error of 10 % counts the same for short and for long outputs; proper: only the true
+  distribution makes it least.
 - *Error of the mean*: what an order by expected length rests on: rank correlation of predicted means and outputs (Spearman).
 """
 
@@ -79,7 +79,9 @@ class Score:
         return float(np.abs(self.observed - LEVELS).mean())
 
 
-def score(predictor: Learning, learn: Sequence[Example], test: Sequence[Example], *, keep_learning: bool = True) -> dict[int, Score]:
+def score(
+    predictor: Learning, learn: Sequence[Example], test: Sequence[Example], *, keep_learning: bool = True
+) -> dict[int, Score]:
     """Scores by tokens produced when asked (`AFTER`; only outputs longer than that count, and at least 20 of them)."""
     for example in learn:
         predictor.observe(example.request, example.output, ended=True)

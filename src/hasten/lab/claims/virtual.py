@@ -6,7 +6,7 @@ is this machine and a model small enough for it, simulated after its own calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ def h100() -> Device:
 class Virtual:
     """Simulates each side on `device` (None: `h100`) with the settings `common` to all; every run has a fresh engine.
 
-    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints. `limit`: of every output, whose
-    true length no policy is told (`drive.replay`)."""
+    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints. `limit`: of every output,
+    whose true length no policy is told (`drive.replay`)."""
 
     def __init__(
         self,
@@ -123,11 +123,12 @@ def real_point(
     calibration_s: float = 6.0,
     limit: int | None = None,
     attend: Callable[[str, Engine], None] = lambda name, engine: None,
+    summarise: Callable[[Run], Mapping[str, float]] | None = None,
 ) -> Point:
     """Replay `workload(round)`, scaled to `load` of what the first side sustains, on a real engine of each side in turns; then
     simulate the same arrivals with costs fitted to calibrations made between the runs. Lengths must fit the engine's context.
-    `limit` and `attend` are as `Virtual` takes them; `attend` is called before each run, real or simulated. Raises RuntimeError
-    when a request failed."""
+    `limit` and `attend` are as `Virtual` takes them; `attend` is called before each run, real or simulated. `summarise` makes
+    the figures of a run (None: `metrics.summary`). Raises RuntimeError when a request failed."""
     from hasten.engine.build import build
     from hasten.lab.bench import metrics
     from hasten.lab.bench.drive import replay
@@ -136,6 +137,7 @@ def real_point(
     from hasten.lab.planning.fit import fit
     from hasten.lab.workloads.transform import scale_load
 
+    summary = summarise if summarise is not None else metrics.summary
     configs = {side.name: _config(side, common, model) for side in sides}
     built = {name: build(config) for name, config in configs.items()}
     first = next(iter(built.values()))
@@ -161,8 +163,8 @@ def real_point(
     for name, run in ran:
         engine = device.engine(configs[name])
         attend(name, engine)
-        simulated = metrics.summary(_sound(replay(engine, run.workload, name=name, limit=limit)))
-        real = metrics.summary(run)
+        simulated = summary(_sound(replay(engine, run.workload, name=name, limit=limit)))
+        real = summary(run)
         for figure in figures:
             point.measured.setdefault(name, {}).setdefault(figure, []).append(real[figure])
             point.predicted.setdefault(name, {}).setdefault(figure, []).append(simulated[figure])

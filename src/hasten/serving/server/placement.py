@@ -1,9 +1,9 @@
 """What a client may say of a request beside what it asks: how urgent it is, whose it is, and of which application it is a part.
 
 In the body (`extra_body` of OpenAI's client): `priority` (an integer, lower is more urgent), `slo` (an object with `ttft_s`,
-`tpot_s`, `deadline_s`, seconds as everywhere in hasten) and `tenant`. In headers, which a gateway or a framework can set without
-touching bodies: `x-hasten-application`, `-workflow`, `-stage`, `-parents` (ids of earlier answers, with commas between) and
-`-tenant`. Schedulers use them (`hasten techniques`); tenants do not share cached prefixes.
+`tpot_s`, `deadline_s`, seconds as everywhere in hasten) and `tenant`. In headers, which a gateway or a framework can set
+without touching bodies: `x-hasten-application`, `-workflow`, `-stage`, `-parents` (ids of earlier answers, with commas
+between) and `-tenant`. Schedulers use them (`hasten techniques`); tenants do not share cached prefixes.
 """
 
 from __future__ import annotations

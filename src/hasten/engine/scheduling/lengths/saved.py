@@ -57,8 +57,8 @@ class Learning:
         raise NotImplementedError
 
     def predict(self, request: Request, produced: int) -> Floats | None:
-        """Equally likely numbers of tokens still to come after `produced`, float64 [k], ascending, each at least 1. None: nothing
-        is known yet."""
+        """Equally likely numbers of tokens still to come after `produced`, float64 [k], ascending, each at least 1. None:
+        nothing is known yet."""
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Any], Arrays]:

@@ -1,8 +1,8 @@
 """Prompts as short vectors: hashed n-grams of tokens, so that prompts with pieces in common point the same way.
 
-The hashing trick (Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009): each n-gram adds +1 or -1 to one
-of the vector's places, both told by its hash; unlike n-grams cancel out on average. Counts are damped by a square root, so that
-what repeats does not drown the rest, and the vector has length 1. O(tokens looked at).
+The hashing trick (Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009): each n-gram adds +1 or -1 to
+one of the vector's places, both told by its hash; unlike n-grams cancel out on average. Counts are damped by a square root,
+so that what repeats does not drown the rest, and the vector has length 1. O(tokens looked at).
 """
 
 from __future__ import annotations

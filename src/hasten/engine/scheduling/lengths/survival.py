@@ -1,9 +1,9 @@
 """How likely outputs are to be longer than so many tokens, learned from outputs that ended and outputs that were cut short.
 
-Lengths are counted in bins: single tokens up to 16, then each `RATIO` times as wide as the last. What ended at a length is an end
-in its bin; what was cancelled or failed there was at risk until then and says nothing of the end (censored). The product-limit
-estimate (Kaplan and Meier, 1958; in bins: the actuarial estimate of Cutler and Ederer, 1958) makes a distribution of both. Weights
-of old lengths decay, so that drift is followed.
+Lengths are counted in bins: single tokens up to 16, then each `RATIO` times as wide as the last. What ended at a length is an
+end in its bin; what was cancelled or failed there was at risk until then and says nothing of the end (censored). The
+product-limit estimate (Kaplan and Meier, 1958; in bins: the actuarial estimate of Cutler and Ederer, 1958) makes a
+distribution of both. Weights of old lengths decay, so that drift is followed.
 """
 
 from __future__ import annotations
