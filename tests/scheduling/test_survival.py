@@ -40,20 +40,36 @@ def test_lengths_ascend_beyond_what_was_produced(ended: list[int], cut: list[int
     assert (found > passed).all() and np.isfinite(found).all() and (found == np.rint(found)).all()
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 2000), min_size=50, max_size=400), st.integers(0, 400))
-def test_without_cuts_quantiles_are_those_of_the_longer_outputs(ended: list[int], passed: int) -> None:
-    longer = np.sort([length for length in ended if length > passed])
-    if len(longer) < 30:
-        return
-    found = lengths(weights(ended), passed)
-    # A bin may hold the edges of both; beyond that the ranks agree.
-    for level, value in zip(LEVELS, found, strict=True):
-        place = bin_of(int(value))
-        below, upto = (longer <= LOWER[place]).mean(), (longer <= UPPER[place]).mean()
-        inside_passed = bin_of(passed + 1)
-        slack = ((longer > LOWER[inside_passed]) & (longer <= UPPER[inside_passed])).mean() if passed else 0.0
-        assert below - slack - 1e-9 <= level <= upto + slack + 1e-9
+def survival(weights: np.ndarray, passed: int, length: int) -> float:
+    """The share of outputs longer than `passed` that are longer than `length`, bin by bin."""
+    share = 1.0
+    for place in range(bin_of(passed + 1), BINS):
+        low, high = max(int(LOWER[place]), passed), int(UPPER[place])
+        if length <= low:
+            break
+        part = (high - low) / (UPPER[place] - LOWER[place])
+        ended, cut = weights[0, place] * part, weights[1, place] * part
+        risk = ended + cut / 2 + weights[:, place + 1 :].sum()
+        if risk > 0:
+            share *= 1 - ended / risk * (min(length, high) - low) / (high - low)
+    return share
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ended=st.lists(st.integers(1, 600), min_size=1, max_size=30),
+    cut=st.lists(st.integers(1, 600), max_size=15),
+    passed=st.integers(0, 500),
+)
+def test_lengths_are_quantiles_of_the_product_limit_estimate(ended: list[int], cut: list[int], passed: int) -> None:
+    counted = weights(ended, cut)
+    last = int(UPPER[bin_of(max([*ended, *cut]))])
+    for level, found in zip(LEVELS, lengths(counted, passed), strict=True):
+        if found > last:  # beyond all that is known
+            assert survival(counted, passed, last) >= 1 - level - 1e-6
+            continue
+        assert survival(counted, passed, int(found)) <= 1 - level + 1e-6
+        assert survival(counted, passed, int(found) - 1) >= 1 - level - 1e-6
 
 
 def test_cut_outputs_count_as_longer_and_dropping_them_would_not() -> None:

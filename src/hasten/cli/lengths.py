@@ -76,7 +76,8 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\nCoverage error: mean distance between a predicted quantile's level and the share of outputs below it. Pinball loss: of "
+        "\nCoverage error: mean distance between a predicted quantile's level and the share of outputs below it. Pinball "
+        "loss: of "
         "logarithms, lower is better. Rank: correlation of predicted means with outputs, 1 at best.",
         style="dim",
     )

@@ -27,6 +27,7 @@ GROUPS = 1024
 LEAN = 8.0
 """Outputs that the larger group's histogram counts for in a smaller one's."""
 _CACHED = 4096
+_MANY = 1 << 20
 
 Group = tuple[str, ...]
 
@@ -69,8 +70,9 @@ class LengthHistogram(Learning):
             return None
         group = next(g for g in _groups(request)[::-1] if g in self._groups)
         place = bin_of(produced + 1)
-        # A thousand outputs are not changed by a few more.
-        age = self._learned if self._learned < 256 else self._learned // 16
+        # Many outputs are not changed by a few more, and hardly by those of other groups.
+        own = self._groups[group].seen
+        age = (own if own < 256 else own // 16) * _MANY + min(self._learned, _MANY) // 64
         found = self._known.get((group, place))
         if found is None or found[0] != age:
             begin = int(UPPER[place - 1]) if place else 0

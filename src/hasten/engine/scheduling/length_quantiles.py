@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,17 @@ def features(request: Request) -> Features:
     )
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A request that was asked about: how much had been learned and the bin of what had been produced, and the answer then."""
+
+    request: Request
+    features: Features
+    age: int = -1
+    place: int = -1
+    lengths: Floats = field(default_factory=lambda: np.empty(0))
+
+
 class LengthQuantiles(Learning):
     name = "length-quantiles"
 
@@ -85,14 +96,15 @@ class LengthQuantiles(Learning):
         """Sum of squares of each hashed feature's values so far."""
         self._seen_tokens: Floats = np.zeros(TOKENS)
         self._learned = 0
-        self._asked: OrderedDict[str, tuple[Features, int, int, Floats]] = OrderedDict()
-        """By request: its features, how much had been learned and the bin of what had been produced, and the answer then."""
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        """By request."""
         super().__init__(options.file)
 
     def observe(self, request: Request, output: int, *, ended: bool) -> None:
-        asked = self._asked.get(request.id) if request.sampling.n > 1 else self._asked.pop(request.id, None)
-        known = asked[0] if asked is not None else features(request)
-        # Lengths are whole: half a token up or down keeps equal ones from sitting on an edge.
+        asked = self._asked.get(request.id)
+        known = asked.features if asked is not None and asked.request is request else features(request)
+        if request.sampling.n == 1:
+            self._asked.pop(request.id, None)
         y = math.log(output)
         if not self._learned:
             self._hashed[:, known.places[0]] = y + 0.5 * np.log(LEVELS / (1 - LEVELS))
@@ -121,13 +133,15 @@ class LengthQuantiles(Learning):
         age = self._learned if self._learned < 256 else self._learned // 16
         place = bin_of(produced + 1)
         asked = self._asked.get(request.id)
-        if asked is None or asked[1:3] != (age, place):
-            known = asked[0] if asked is not None else features(request)
-            begin = int(UPPER[place - 1]) if place else 0
-            asked = self._asked[request.id] = (known, age, place, lengths(self._quantiles(known), begin))
+        if asked is None or asked.request is not request:
+            asked = self._asked[request.id] = _Asked(request, features(request))
             if len(self._asked) > _CACHED:
                 self._asked.popitem(last=False)
-        return np.maximum(asked[3] - produced, 1.0)
+        if asked.age != age or asked.place != place:
+            asked.age, asked.place = age, place
+            begin = int(UPPER[place - 1]) if place else 0
+            asked.lengths = lengths(self._quantiles(asked.features), begin)
+        return np.maximum(asked.lengths - produced, 1.0)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         return {"learned": self._learned}, {

@@ -14,7 +14,7 @@ mean. Exact. O(kept x width) once a prompt, then O(bins) a question that is new;
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,14 @@ from hasten.engine.technique import Technique
 
 APPLICATIONS = 32
 """Most applications; the one that learned least recently is forgotten."""
+CHANCE = 0.2
+"""Cosine that sketches of unlike prompts may have."""
 SHARPNESS = 0.1
 SAME_STAGE = 0.5
-FARTHER = 0.1
+FARTHER = 0.3
 """Likeness lost for each e-fold between the prompts' lengths."""
+BACKGROUND = 0.05
+"""What each output has to say, whatever its prompt."""
 _CACHED = 4096
 
 
@@ -79,14 +83,27 @@ class Store:
     def weights(self, vector: npt.NDArray[np.float32], request: Request, nearest: int) -> Floats:
         """float64 [2, BINS]: how much each bin's outputs have to say, ended and cut short."""
         n = self.count
-        alike = self.sketches[:n] @ vector
+        alike = np.maximum(self.sketches[:n] @ vector - CHANCE, 0.0)
         alike -= FARTHER * np.abs(self.log_prompts[:n] - np.log(len(request.prompt)))
         alike += SAME_STAGE * (self.stages[:n] == self.names.get(request.app.stage, -2))
-        say = np.ones(n)
+        say = np.full(n, BACKGROUND)
         best = np.argpartition(alike, n - nearest)[n - nearest :] if nearest < n else np.arange(n)
-        say[best] = np.exp(np.maximum(alike[best], 0.0) / SHARPNESS)
+        say[best] += np.exp(alike[best] / SHARPNESS)
         bins, ended = self.bins[:n], self.ended[:n]
         return np.stack([np.bincount(bins, say * ended, BINS), np.bincount(bins, say * ~ended, BINS)])
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A prompt that was asked about: its sketch, how much had been learned when `weights` were found, and the last answer,
+    with the bin of what had been produced then."""
+
+    request: Request
+    vector: npt.NDArray[np.float32]
+    age: int = -1
+    place: int = -1
+    weights: Floats = field(default_factory=lambda: np.empty(0))
+    lengths: Floats = field(default_factory=lambda: np.empty(0))
 
 
 class LengthSimilarity(Learning):
@@ -99,18 +116,20 @@ class LengthSimilarity(Learning):
         self._options = options
         self._stores: OrderedDict[str, Store] = OrderedDict()
         self._learned = 0
-        self._asked: OrderedDict[str, tuple[npt.NDArray[np.float32], int, Floats, int, Floats]] = OrderedDict()
-        """By request: its sketch, how much had been learned when its weights were found, they, and the last answer with the bin
-        of what had been produced then."""
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        """By request."""
         super().__init__(options.file)
 
     def observe(self, request: Request, output: int, *, ended: bool) -> None:
-        asked = self._asked.get(request.id) if request.sampling.n > 1 else self._asked.pop(request.id, None)
+        asked = self._asked.get(request.id)
+        vector = asked.vector if asked is not None and asked.request is request else sketch(request.prompt)
+        if request.sampling.n == 1:
+            self._asked.pop(request.id, None)
         name = request.app.application
         store = self._stores.get(name)
         if store is None:
             store = self._stores[name] = Store(self._options.memory)
-        store.add(asked[0] if asked is not None else sketch(request.prompt), request, output, ended)
+        store.add(vector, request, output, ended)
         self._stores.move_to_end(name)
         if len(self._stores) > APPLICATIONS:
             self._stores.popitem(last=False)
@@ -125,14 +144,16 @@ class LengthSimilarity(Learning):
         age = self._learned if self._learned < 256 else self._learned // 64
         place = bin_of(produced + 1)
         asked = self._asked.get(request.id)
-        if asked is None or asked[1] != age or asked[3] != place:
-            vector = asked[0] if asked is not None else sketch(request.prompt)
-            fresh = asked is not None and asked[1] == age
-            weights = asked[2] if asked is not None and fresh else store.weights(vector, request, self._options.nearest)
-            asked = self._asked[request.id] = (vector, age, weights, place, lengths(weights, produced))
+        if asked is None or asked.request is not request:
+            asked = self._asked[request.id] = _Asked(request, sketch(request.prompt))
             if len(self._asked) > _CACHED:
                 self._asked.popitem(last=False)
-        return np.maximum(asked[4] - produced, 1.0)
+        if asked.age != age:
+            asked.weights = store.weights(asked.vector, request, self._options.nearest)
+        if asked.age != age or asked.place != place:
+            asked.age, asked.place = age, place
+            asked.lengths = lengths(asked.weights, produced)
+        return np.maximum(asked.lengths - produced, 1.0)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         meta = {"learned": self._learned, "applications": list(self._stores)}

@@ -84,12 +84,16 @@ def run(setting: Setting) -> Outcome:
         guards=[guard, within],
         notes=[
             f"saturation: {rate:.1f} requests/s with everything waiting; stall-free chunks of {CHUNK} tokens on all sides",
-            f"Jain's index of the service (prompt tokens and twice the output tokens) that {len(GREEDY)} tenants get from a quarter "
-            f"to three quarters of the arrivals, while each asks for more than its share ({', '.join(f'{v:g}' for v in GREEDY.values())} "
+            f"Jain's index of the service (prompt tokens and twice the output tokens) that {len(GREEDY)} tenants get from "
+            "a quarter "
+            "to three quarters of the arrivals, while each asks for more than its share "
+            f"({', '.join(f'{v:g}' for v in GREEDY.values())} "
             "of saturation); 1 is equal",
-            f"flood: a tenant at {VICTIM:g} of saturation beside one at {FLOOD:g}; its latency is compared with having the engine to "
+            f"flood: a tenant at {VICTIM:g} of saturation beside one at {FLOOD:g}; its latency is compared with having "
+            "the engine to "
             "itself",
-            f"for real: built-in model, 16 rows, {point['rate']:.1f} requests/s of both together; prediction error of the ratio "
+            f"for real: built-in model, 16 rows, {point['rate']:.1f} requests/s of both together; prediction error of the "
+            "ratio "
             f"{100 * point['ratio_error']:.1f}%",
         ],
         details={"rate": rate, "rounds": figures, "real": point},
@@ -223,7 +227,8 @@ def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> t
 
     pair = SIDES[0], SIDES[1]
     point = real_point(
-        [Side(FCFS), Side(FAIR, ("fair-share",))], work, ["ttft_mean_s"], progress, load=VICTIM + FLOOD, rounds=2 if setting.quick else 3,
+        [Side(FCFS), Side(FAIR, ("fair-share",))], work, ["ttft_mean_s"], progress, load=VICTIM + FLOOD,
+        rounds=2 if setting.quick else 3,
         common=REAL_COMMON, calibration_s=2.0 if setting.quick else 6.0, summarise=_victim,
     )  # fmt: skip
     samples["real"] += point.ratios(FCFS, FAIR, "ttft_mean_s")
@@ -259,7 +264,8 @@ CLAIM = Claim(
     name="fair-share",
     title="Equal service for tenants that ask for more than there is, and none hurt by a flood",
     paper="Fairness in Serving Large Language Models (Sheng et al., 2024)",
-    workload=f"Llama-3 8B on a simulated H100; lengths of {TRACE}, Poisson arrivals of several tenants, together beyond saturation; "
+    workload=f"Llama-3 8B on a simulated H100; lengths of {TRACE}, Poisson arrivals of several tenants, together beyond "
+    "saturation; "
     "one point for real: the built-in model",
     baseline=f"fcfs, stall-free chunks of {CHUNK}",
     technique="fair-share (weights: equal, or a=2), the same chunks",

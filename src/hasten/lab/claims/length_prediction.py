@@ -73,14 +73,20 @@ def run(setting: Setting) -> Outcome:
             "azure-length-histogram": "there is one application and no stage, so the two are the same histogram",
         },
         notes=[
-            f"each round is another part of the traces (or another seed): {requests} requests, or as many as its workflows have; "
-            "learned from the first half, asked about the second in order of arrival, each output learned once it was asked about",
-            "coverage error: mean distance between the 19 quantiles' levels (5 % to 95 %) and the shares of outputs below them; "
+            f"each round is another part of the traces (or another seed): {requests} requests, or as many as its "
+            "workflows have; "
+            "learned from the first half, asked about the second in order of arrival, each output learned once it was "
+            "asked about",
+            "coverage error: mean distance between the 19 quantiles' levels (5 % to 95 %) and the shares of outputs below "
+            "them; "
             "the worst of the four workloads; later: asked again after 32 and 128 tokens",
-            f"pinball loss of the logarithm of the length, mean over these quantiles; {LIMIT} tokens are the limit of all requests",
-            "burst stands for BurstGPT's traffic: the generator of that claim, fitted to the Azure trace, as its own trace is not in "
+            f"pinball loss of the logarithm of the length, mean over these quantiles; {LIMIT} tokens are the limit of all "
+            "requests",
+            "burst stands for BurstGPT's traffic: the generator of that claim, fitted to the Azure trace, as its own "
+            "trace is not in "
             "the repository; the mixture has Azure conversations, Mooncake conversations and text-to-SQL calls as applications",
-            "text-to-SQL prompts are made up here and share nothing, so similarity has the stage and the prompt's length to go by",
+            "text-to-SQL prompts are made up here and share nothing, so similarity has the stage and the prompt's length "
+            "to go by",
         ],
         details={"rounds": details},
         pictures={"calibration": calibration(first)},
@@ -145,7 +151,8 @@ CLAIM = Claim(
     name="length-prediction",
     title="Output lengths predicted as distributions, calibrated on traffic not learned from",
     paper="Regression Quantiles (Koenker and Bassett, 1978) for the loss; no paper's figures are claimed",
-    workload=f"outputs of {CONVERSATIONS}, of requests generated like it, of {SQL}, and a mixture with {SHARED}; the first half "
+    workload=f"outputs of {CONVERSATIONS}, of requests generated like it, of {SQL}, and a mixture with {SHARED}; the "
+    "first half "
     "learned, the second predicted",
     baseline="one histogram of all outputs, learned and refined in the same way",
     technique=", ".join(PREDICTORS) + ", with their default knobs",

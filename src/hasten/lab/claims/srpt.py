@@ -67,7 +67,8 @@ def run(setting: Setting) -> Outcome:
         samples=samples,
         guards=[guard],
         shortfall={
-            f"{name}-{load:g}": "at this load FCFS queues for a small part of the latency only, and that part is all an order can "
+            f"{name}-{load:g}": "at this load FCFS queues for a small part of the latency only, and that part is all an "
+            "order can "
             "change"
             for name in (ORACLE, LEARNED)
             for load in LOADS
@@ -75,10 +76,12 @@ def run(setting: Setting) -> Outcome:
         notes=[
             f"FCFS with stall-free chunks of {chunk} tokens, the best of {', '.join(map(str, CHUNKS))} by mean latency at load "
             f"{LOADS[-1]:g}; saturation: {rate:.1f} requests/s of it, with everything waiting",
-            f"all requests have the limit {LIMIT}, so that none tells its length; outputs of another part of the trace were learned "
+            f"all requests have the limit {LIMIT}, so that none tells its length; outputs of another part of the trace "
+            "were learned "
             "beforehand, and learning goes on",
             "srpt may preempt (preempt=true); the mean latency is end to end, over all requests",
-            f"for real: built-in model, {point['rate']:.1f} requests/s, 16 rows, outputs of median 20 tokens with a heavy tail; "
+            f"for real: built-in model, {point['rate']:.1f} requests/s, 16 rows, outputs of median 20 tokens with a heavy "
+            "tail; "
             f"prediction error of the mean latency {100 * point['error']:.1f}%, of the ratio {100 * point['ratio_error']:.1f}%",
         ],
         details={"rate": rate, "chunk": chunk, "rounds": figures, "real": point},
@@ -163,10 +166,8 @@ def _picture(runs: dict[str, Run]) -> dict[str, bytes]:
         latency.step(values, np.arange(1, len(values) + 1) / len(values) * 100, where="post", label=name, linewidth=1)
         order = np.argsort(table.output_tokens)
         groups = np.array_split(order, 8)
-        by_length.plot(
-            [table.output_tokens[group].mean() for group in groups], [table.e2e_s[group].mean() for group in groups], marker=".",
-            label=name, linewidth=1,
-        )  # fmt: skip
+        tokens = [table.output_tokens[group].mean() for group in groups]
+        by_length.plot(tokens, [table.e2e_s[group].mean() for group in groups], marker=".", label=name, linewidth=1)
     latency.set(xlabel="end-to-end latency, s", ylabel=f"requests, %, load {LOADS[-1]:g}", xscale="log", ylim=(0, 104))
     by_length.set(xlabel="output tokens (eighths of the requests)", ylabel="mean latency, s", xscale="log", yscale="log")
     latency.legend(frameon=False, fontsize=8)
@@ -197,10 +198,12 @@ CLAIM = Claim(
     name="srpt",
     title="Shortest remaining processing time against first come, first served",
     paper="A Proof of the Optimality of the Shortest Remaining Processing Time Discipline (Schrage, 1968)",
-    workload=f"Llama-3 8B on a simulated H100; {TRACE} at loads {', '.join(f'{load:g}' for load in LOADS)} of saturation; one point "
+    workload=f"Llama-3 8B on a simulated H100; {TRACE} at loads {', '.join(f'{load:g}' for load in LOADS)} of saturation; "
+    "one point "
     "for real: the built-in model, Poisson arrivals, outputs with a heavy tail",
     baseline="fcfs with stall-free chunks, their size tuned",
-    technique="srpt:by=time, preemptive, the same chunks; lengths: length-oracle, length-similarity, length-histogram, length-limit",
+    technique="srpt:by=time, preemptive, the same chunks; lengths: length-oracle, length-similarity, length-histogram, "
+    "length-limit",
     requirements=_requirements(),
     run=run,
     simulated=True,

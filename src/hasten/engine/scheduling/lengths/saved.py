@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import weakref
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -41,7 +42,7 @@ class Learning:
 
     def __init__(self, file: str = "") -> None:
         self._path = Path(file) if file else None
-        self._saved_s = 0.0
+        self._saved_s = -math.inf
         self._dirty = False
         if self._path is not None:
             if self._path.exists():

@@ -45,17 +45,20 @@ class Counts:
     """Decayed counts by bin: `ended` and `cut` (censored), float64 [BINS]. A length counts half as much once `half_life` more
     have come."""
 
-    __slots__ = ("_growth", "cut", "ended", "unit")
+    __slots__ = ("_growth", "cut", "ended", "seen", "unit")
 
     def __init__(self, half_life: float) -> None:
         self.ended: Floats = np.zeros(BINS)
         self.cut: Floats = np.zeros(BINS)
         self.unit = 1.0
         """What the newest length counts: weights grow in place of all others' falling."""
+        self.seen = 0
+        """How many lengths there have been."""
         self._growth = 2.0 ** (1.0 / half_life)
 
     def add(self, length: int, *, ended: bool) -> None:
         (self.ended if ended else self.cut)[bin_of(length)] += self.unit
+        self.seen += 1
         self.unit *= self._growth
         if self.unit > _RESCALE:
             self.ended /= self.unit
@@ -75,15 +78,16 @@ class Counts:
 def lengths(weights: Floats, at_least: int) -> Floats:
     """Equally likely whole lengths float64 [SAMPLES], ascending, of outputs longer than `at_least` tokens. `weights`: float64
     [2, BINS] as `Counts.weights` gives them."""
-    ended, cut = weights
+    ended, cut = weights.copy()
     first = bin_of(at_least + 1)
-    # Whoever is cut short in a bin was at risk in half of it.
-    later = np.cumsum((ended + cut)[::-1])[::-1]
-    at_risk = later - 0.5 * cut
-    hazard = np.divide(ended, at_risk, out=np.zeros(BINS), where=at_risk > 0)
+    ended[:first] = cut[:first] = 0.0
     # Of the bin that it has partly passed, only the rest counts.
-    hazard[first] *= (UPPER[first] - at_least) / _WIDTH[first]
-    hazard[:first] = 0.0
+    rest = (UPPER[first] - at_least) / _WIDTH[first]
+    ended[first] *= rest
+    cut[first] *= rest
+    # Whoever is cut short in a bin was at risk in half of it.
+    at_risk = np.cumsum((ended + cut)[::-1])[::-1] - 0.5 * cut
+    hazard = np.divide(ended, at_risk, out=np.zeros(BINS), where=at_risk > 0)
     surviving = np.cumprod(1.0 - hazard)
     reached = 1.0 - surviving
     place = np.searchsorted(reached, LEVELS, side="left")
