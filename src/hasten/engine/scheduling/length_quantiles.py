@@ -32,6 +32,8 @@ HASHED = 4096
 """Weights that named features share, by hash."""
 TOKENS = 64
 """Width of the prompt's sketch."""
+CAUTION = 16.0
+"""How much faster the steps of the sketch's weights fall: there are many, and mostly they tell nothing."""
 SETTLED = 0.03
 """The share of the first step that is still taken after many outputs, so that drift is followed."""
 _TOP = 1.0 / (2 * SAMPLES)
@@ -40,7 +42,7 @@ _CACHED = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    rate: float = 0.5
+    rate: float = 0.2
     """How far the first outputs move the quantiles (of the logarithm); it falls with the root of their number."""
     file: str = ""
     """Where what was learned is kept; empty: nowhere."""
@@ -118,7 +120,7 @@ class LengthQuantiles(Learning):
         np.add.at(self._seen, known.places, known.values**2)
         self._seen_tokens += known.tokens**2
         step = np.maximum(1.0 / np.sqrt(1.0 + self._seen[known.places]), SETTLED) * known.values
-        step_tokens = np.maximum(1.0 / np.sqrt(1.0 + self._seen_tokens), SETTLED) * known.tokens
+        step_tokens = np.maximum(1.0 / np.sqrt(1.0 + CAUTION * self._seen_tokens), SETTLED) * known.tokens
         for place, size in zip(known.places.tolist(), (self._rate * step).tolist(), strict=True):  # places may meet
             self._hashed[:, place] += size * up
         self._tokens += self._rate * up[:, None] * step_tokens

@@ -32,9 +32,9 @@ CHANCE = 0.2
 """Cosine that sketches of unlike prompts may have."""
 SHARPNESS = 0.1
 SAME_STAGE = 0.5
-FARTHER = 0.3
+FARTHER = 1.0
 """Likeness lost for each e-fold between the prompts' lengths."""
-BACKGROUND = 0.05
+BACKGROUND = 0.01
 """What each output has to say, whatever its prompt."""
 _CACHED = 4096
 

@@ -102,12 +102,30 @@ def score(
 def _score(samples: list[Floats], outputs: list[int]) -> Score:
     y = np.array(outputs, dtype=np.float64)
     quantiles = np.stack([np.quantile(one, LEVELS, method="hazen") for one in samples])
-    # Lengths are whole: an output that equals the quantile is below it in half of the cases.
-    below = (y[:, None] < quantiles) + 0.5 * (y[:, None] == quantiles)
+    low, high = np.array([_place(one, length) for one, length in zip(samples, y.tolist(), strict=True)]).T
+    width = np.maximum(high - low, 1e-9)
+    below = np.clip((LEVELS - low[:, None]) / width[:, None], 0.0, 1.0)
     error = np.log(y)[:, None] - np.log(quantiles)
     loss = np.maximum(LEVELS * error, (LEVELS - 1) * error)
     means = np.array([one.mean() for one in samples])
     return Score(len(y), below.mean(0), float(loss.mean()), _spearman(means, y), loss.mean(0))
+
+
+def _place(sample: Floats, length: float) -> tuple[float, float]:
+    """(probability of less, probability of at most) `length` by the distribution that an ascending `sample` stands for: linear
+    between samples, a step where several are equal to it. Lengths are whole and some distributions are one length, so an output
+    is spread over its step (the probability integral transform of counts; Czado, Gneiting and Held, 2009)."""
+    count = len(sample)
+    left, right = int(np.searchsorted(sample, length, "left")), int(np.searchsorted(sample, length, "right"))
+    if right > left:
+        return left / count, right / count
+    if left == 0:
+        return 0.0, 0.5 / count
+    if left == count:
+        return 1 - 0.5 / count, 1.0
+    share = (length - sample[left - 1]) / (sample[left] - sample[left - 1])
+    place = (left - 0.5 + share) / count
+    return place, place
 
 
 def _spearman(a: Floats, b: Floats) -> float:
