@@ -4,41 +4,57 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 
 if TYPE_CHECKING:
-    from hasten.lab.bench.lengths import Score
+    from hasten.lab.bench.lengths import Example, Score
     from hasten.lab.workloads.base import Workload
 
 PREDICTORS = ("length-histogram", "length-similarity", "length-quantiles")
 PLAIN = "histogram of all"
-CONVERSATIONS, SQL, SHARED = "azure-llm-2023-conv", "text2sql-workflow-trace1", "mooncake-conversation"
+CONVERSATIONS, SHARED = "azure-llm-2023-conv", "mooncake-conversation"
+SQL = ("text2sql-workflow-trace1", "text2sql-workflow-financial")
 WORKLOADS = ("azure", "burst", "text2sql", "mixture")
 LIMIT = 2048
+BEFORE = 4000
+"""Requests at the beginning of a trace on which the predictors' constants were chosen: not judged by."""
 COVERAGE, LATER = 5.0, 10.0
 """Points that outputs below a quantile may be off its level, before the first token and later."""
 
 
-def workload(name: str, number: int, requests: int, seed: int) -> Workload:
-    """Round `number` of a workload: another part of the trace each."""
+def workload(name: str, number: int, requests: int, seed: int) -> list[Example]:
+    """Round `number` of a workload in order of arrival: another part of the trace, another seed, or the SQL workflows in
+    another order."""
+    from hasten.lab.bench.lengths import examples
     from hasten.lab.workloads import burst, load
     from hasten.lab.workloads.transform import mix
 
+    def part(trace: str, size: int) -> Workload:
+        begin = BEFORE + number * size
+        return load(f"{trace}[{begin}:{begin + size}]@load=3")
+
     if name == "azure":
-        return load(f"{CONVERSATIONS}[{number * requests}:{(number + 1) * requests}]")
-    if name == "burst":
-        return burst.like(trace=CONVERSATIONS, requests=requests, seed=seed + number)
-    calls = requests // 8  # of workflows, that many requests: the file is cut by first requests
+        found = part(CONVERSATIONS, requests)
+    elif name == "burst":
+        found = burst.like(trace=CONVERSATIONS, requests=requests, seed=seed + number)
+    elif name == "text2sql":
+        found = mix(*map(load, SQL))
+    else:
+        calls = load(f"{SQL[number % len(SQL)]}:seed={seed + number}@load=3")
+        found = mix(part(CONVERSATIONS, requests // 3), part(SHARED, requests // 3), calls)
+    known = examples(found, limit=LIMIT, seed=seed)
     if name == "text2sql":
-        return load(f"{SQL}[{number * calls * 8}:{(number + 1) * calls * 8}]")
-    part = requests // 3
-    traces = [load(f"{trace}[{number * part}:{(number + 1) * part}]@load=3") for trace in (CONVERSATIONS, SHARED)]
-    return mix(*traces, load(f"{SQL}[{number * part}:{(number + 1) * part}]@load=3"))
+        names = sorted({example.request.app.workflow for example in known})
+        place = dict(zip(names, np.random.default_rng(seed + number).permutation(len(names)).tolist(), strict=True))
+        known.sort(key=lambda example: place[example.request.app.workflow])
+    return known[: 2 * requests]
 
 
 def run(setting: Setting) -> Outcome:
     from hasten.engine.config import EngineConfig
-    from hasten.lab.bench.lengths import examples, of_all, score
+    from hasten.lab.bench.lengths import of_all, score
     from hasten.lab.bench.lengths_picture import calibration
 
     rounds, requests = (2, 1200) if setting.quick else (3, 2400)
@@ -49,7 +65,7 @@ def run(setting: Setting) -> Outcome:
         found: dict[str, dict[str, dict[int, Score]]] = {}
         for turn, name in enumerate(WORKLOADS):
             setting.progress(f"{name}, round {number + 1}", (number + turn / len(WORKLOADS)) / rounds)
-            known = examples(workload(name, number, requests, setting.seed), limit=LIMIT, seed=setting.seed)
+            known = workload(name, number, requests, setting.seed)
             half, blank = len(known) // 2, of_all(known)
             histogram = EngineConfig.build(with_=[PREDICTORS[0]]).make(PREDICTORS[0])
             found[name] = {PLAIN: score(histogram, blank[:half], blank[half:])}
@@ -73,20 +89,20 @@ def run(setting: Setting) -> Outcome:
             "azure-length-histogram": "there is one application and no stage, so the two are the same histogram",
         },
         notes=[
-            f"each round is another part of the traces (or another seed): {requests} requests, or as many as its "
-            "workflows have; "
-            "learned from the first half, asked about the second in order of arrival, each output learned once it was "
-            "asked about",
-            "coverage error: mean distance between the 19 quantiles' levels (5 % to 95 %) and the shares of outputs below "
-            "them; "
+            f"each round is another part of the traces, or another seed: {requests} requests, and all text-to-SQL workflows in "
+            "another order; the first half is learned, then each output of the second is predicted and learned",
+            f"the predictors' constants were chosen on the first {BEFORE:,} requests of the traces, which are left out "
+            "here, and "
+            "on the text-to-SQL workflows, of which there are no others",
+            "coverage error: mean distance between the levels of 19 quantiles (5 % to 95 %) and the shares of outputs "
+            "below them, "
             "the worst of the four workloads; later: asked again after 32 and 128 tokens",
-            f"pinball loss of the logarithm of the length, mean over these quantiles; {LIMIT} tokens are the limit of all "
-            "requests",
-            "burst stands for BurstGPT's traffic: the generator of that claim, fitted to the Azure trace, as its own "
-            "trace is not in "
-            "the repository; the mixture has Azure conversations, Mooncake conversations and text-to-SQL calls as applications",
-            "text-to-SQL prompts are made up here and share nothing, so similarity has the stage and the prompt's length "
-            "to go by",
+            f"pinball loss: of the logarithm of the length, mean over these quantiles; all requests have the limit {LIMIT}",
+            "burst stands for BurstGPT's traffic, whose trace is not at hand: the generator of that claim, fitted to the Azure "
+            "trace; the mixture has Azure conversations, Mooncake conversations and text-to-SQL calls as applications",
+            "prompts of the Azure trace and of text-to-SQL are made up and share nothing, so similarity has the prompt's "
+            "length "
+            "and the stage to go by",
         ],
         details={"rounds": details},
         pictures={"calibration": calibration(first)},
@@ -108,12 +124,10 @@ def _plain(found: dict[str, dict[str, dict[int, Score]]]) -> dict[str, Any]:
 
 def _learned_nothing_of_the_future(seed: int) -> Guard:
     """Shuffled outputs cannot be told from prompts: no predictor may seem to do it."""
-    import numpy as np
-
     from hasten.engine.config import EngineConfig
-    from hasten.lab.bench.lengths import Example, examples, of_all, score
+    from hasten.lab.bench.lengths import Example, of_all, score
 
-    known = examples(workload("azure", 0, 1200, seed), limit=LIMIT, seed=seed)
+    known = workload("azure", 0, 1200, seed)
     outputs = np.random.default_rng(seed).permutation([example.output for example in known]).tolist()
     known = [Example(example.request, output) for example, output in zip(known, outputs, strict=True)]
     half, blank = len(known) // 2, of_all(known)
@@ -151,9 +165,8 @@ CLAIM = Claim(
     name="length-prediction",
     title="Output lengths predicted as distributions, calibrated on traffic not learned from",
     paper="Regression Quantiles (Koenker and Bassett, 1978) for the loss; no paper's figures are claimed",
-    workload=f"outputs of {CONVERSATIONS}, of requests generated like it, of {SQL}, and a mixture with {SHARED}; the "
-    "first half "
-    "learned, the second predicted",
+    workload=f"outputs of {CONVERSATIONS}, of requests generated like it, of text-to-SQL workflows, and a mixture with "
+    f"{SHARED}",
     baseline="one histogram of all outputs, learned and refined in the same way",
     technique=", ".join(PREDICTORS) + ", with their default knobs",
     requirements=_requirements(),
