@@ -2,108 +2,129 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 from hasten.lab.claims.sides import Side, equal_tokens, share
+from hasten.lab.claims.srpt_services import LONGEST, heavy, services
 
 if TYPE_CHECKING:
     from hasten.engine.loop import Engine
     from hasten.lab.bench.run import Run
     from hasten.lab.workloads.base import Workload
 
-TRACE = "azure-llm-2023-conv"
 LOADS = (0.85, 0.95)
-LIMIT = 2048
-CHUNKS = (512, 1024, 2048)
-COMMON = ("kv.reuse=none",)
-FCFS, ORACLE, LEARNED, HISTOGRAM, NOTHING = "fcfs", "oracle", "learned", "histogram", "nothing"
-PREDICTOR = {LEARNED: "length-similarity", HISTOGRAM: "length-histogram"}
+TRACE, TRACE_LOAD = "azure-llm-2023-conv", 0.95
+CHUNKS, ROWS = (256, 512, 1024), (256, 512)
+FCFS, ORACLE, LEARNED, NOTHING = "fcfs", "oracle", "learned", "nothing"
+WORDS = {ORACLE: "true lengths", LEARNED: "learned lengths", NOTHING: "nothing known"}
 REAL_LIMIT = 512
 REAL_COMMON = (
     "executor.threads=1", "model.max_length=1024", "kv.reuse=none", "scheduling.max_rows=16",
 )  # fmt: skip
 
 
-def sides(chunk: int) -> list[Side]:
+def sides(predictor: str, chunk: int) -> list[Side]:
     batching = f"stall-free:chunk={chunk}"
-    lengths = {ORACLE: "length-oracle", **PREDICTOR, NOTHING: "length-limit"}
-    ordered = [Side(name, ("srpt", one, f"{batching}:preempt=true")) for name, one in lengths.items()]
-    return [Side(FCFS, (batching,)), *ordered]
+    lengths = {ORACLE: "length-oracle", LEARNED: predictor, NOTHING: "length-limit"}
+    return [
+        Side(FCFS, (batching,)),
+        *(Side(name, ("srpt", one, f"{batching}:preempt=true")) for name, one in lengths.items()),
+    ]
 
 
 def run(setting: Setting) -> Outcome:
     from hasten.lab.bench.metrics import summary
-    from hasten.lab.claims.virtual import Virtual
+    from hasten.lab.workloads import load as named
     from hasten.lab.workloads.transform import scale_load
 
-    requests, rounds = (700, 2) if setting.quick else (2500, 3)
-    tell = share(setting.progress, 0.0, 0.15)
-    taught = _Taught(_part(0, requests))
-    chunk, rate = _tuned(_part(1, requests // 2), tell)
-    virtual = Virtual(sides(chunk), common=COMMON, attend=taught, limit=LIMIT)
+    count, rounds = (400, 2) if setting.quick else (2000, 3)
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     figures: list[dict[str, Any]] = []
-    first: dict[str, Run] = {}
-    for place, load in enumerate(LOADS):
-        begin = 0.15 + 0.55 * place / len(LOADS)
-        progress = share(setting.progress, begin, begin + 0.55 / len(LOADS))
-        part = [scale_load(_part(1 + number, requests), load * rate) for number in range(rounds)]
-        for runs in virtual.rounds(lambda number, part=part: part[number], rounds, progress):  # type: ignore[misc]
+
+    def compare(bench: _Bench, load: float, label: str, work: list[Workload], begin: float, end: float) -> dict[str, Run]:
+        runs: dict[str, Run] = {}
+        for runs in bench.virtual.rounds(lambda n: scale_load(work[n], load * bench.rate), rounds, _part(setting, begin, end)):
             of = {name: summary(run) for name, run in runs.items()}
-            mean = {name: of[name]["e2e_mean_s"] for name in runs}
-            for name in (ORACLE, LEARNED, HISTOGRAM, NOTHING):
-                samples[f"{name}-{load:g}"].append(mean[FCFS] / mean[name])
-            gain = mean[FCFS] - mean[ORACLE]
-            samples[f"share-{load:g}"].append(100 * (mean[FCFS] - mean[LEARNED]) / gain if gain > 0 else 0.0)
-            samples[f"p99-{load:g}"].append(of[LEARNED]["e2e_p99_s"] / of[FCFS]["e2e_p99_s"])
-            kept = ("e2e_mean_s", "e2e_p99_s", "ttft_mean_s", "ttft_p99_s", "preemptions")
-            figures.append({"load": load, **{name: {k: one[k] for k in kept} for name, one in of.items()}})
-            first = runs
-    point, guard = _real(setting, samples, share(setting.progress, 0.7, 1.0))
+            for name in WORDS:
+                samples[f"{label}-{name}"].append(of[FCFS]["e2e_mean_s"] / of[name]["e2e_mean_s"])
+            samples[f"{label}-p99"].append(of[LEARNED]["e2e_p99_s"] / of[FCFS]["e2e_p99_s"])
+            kept = ("e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "ttft_mean_s", "ttft_p99_s", "tpot_mean_s", "preemptions")
+            figures.append({"workload": label, **{name: {k: one[k] for k in kept} for name, one in of.items()}})
+        return runs
+
+    seed = setting.seed
+    bench = _Bench("length-histogram", services(count, 10.0, seed + 100), services(count // 2, 10.0, seed + 101), setting)
+    work = [services(count, 10.0, seed + number) for number in range(rounds)]
+    compare(bench, LOADS[0], f"{LOADS[0]:g}", work, 0.15, 0.4)
+    drawn = compare(bench, LOADS[1], f"{LOADS[1]:g}", work, 0.4, 0.65)
+    size = count // 2
+    parts = [named(f"{TRACE}[{number * size}:{(number + 1) * size}]") for number in range(rounds + 2)]
+    trace = _Bench("length-similarity", parts[0], parts[1], setting, 0.65)
+    compare(trace, TRACE_LOAD, "trace", parts[2:], 0.7, 0.8)
+    point, guard = _real(setting, samples, _part(setting, 0.8, 1.0))
     return Outcome(
         samples=samples,
         guards=[guard],
-        shortfall={
-            f"{name}-{load:g}": "at this load FCFS queues for a small part of the latency only, and that part is all an "
-            "order can "
-            "change"
-            for name in (ORACLE, LEARNED)
-            for load in LOADS
-        },
+        shortfall={"real-error": "the mean latency near saturation magnifies every error of the steps' times"},
         notes=[
-            f"FCFS with stall-free chunks of {chunk} tokens, the best of {', '.join(map(str, CHUNKS))} by mean latency at load "
-            f"{LOADS[-1]:g}; saturation: {rate:.1f} requests/s of it, with everything waiting",
-            f"all requests have the limit {LIMIT}, so that none tells its length; outputs of another part of the trace "
-            "were learned "
-            "beforehand, and learning goes on",
-            "srpt may preempt (preempt=true); the mean latency is end to end, over all requests",
+            f"FCFS has the best of {len(CHUNKS) * len(ROWS)} settings (chunks of {', '.join(map(str, CHUNKS))} tokens, "
+            f"{' or '.join(map(str, ROWS))} rows) by mean latency at load {LOADS[-1]:g}: {bench.best} on the services, "
+            f"{trace.best} on the trace; all sides run with it",
+            f"saturation: {bench.rate:.1f} requests/s of the services, {trace.rate:.1f} of the trace, with everything waiting",
+            "services: labels (half of the requests, outputs of median 8), chat (130) and reasoning (1,500, a tenth); "
+            "all have the "
+            f"limit {LONGEST}, so that none tells its length; learned: length-histogram by application, taught other requests",
+            f"on {TRACE} (learned: length-similarity) prompts are the bottleneck: the engine has room for all that decode, so "
+            "little waits, and the order changes little",
             f"for real: built-in model, {point['rate']:.1f} requests/s, 16 rows, outputs of median 20 tokens with a heavy "
             "tail; "
-            f"prediction error of the mean latency {100 * point['error']:.1f}%, of the ratio {100 * point['ratio_error']:.1f}%",
+            f"the prediction of the mean latency is {100 * point['error']:.1f}% off",
         ],
-        details={"rate": rate, "chunk": chunk, "rounds": figures, "real": point},
-        pictures=_picture(first),
+        details={"rounds": figures, "real": point, "settings": {"services": bench.tried, "trace": trace.tried}},
+        pictures=_picture(drawn),
     )
 
 
-def _part(number: int, requests: int) -> Workload:
-    from hasten.lab.workloads import load
-
-    return load(f"{TRACE}[{number * requests}:{(number + 1) * requests}]")
+def _part(setting: Setting, begin: float, end: float) -> Any:
+    return share(setting.progress, begin, end)
 
 
-class _Taught:
-    """Teaches each engine's predictor the outputs of `work`."""
+class _Bench:
+    """The sides over what is best for FCFS on `probe`; predictors are taught `lesson` before each run. `rate`: requests per
+    second at saturation."""
 
-    def __init__(self, work: Workload, limit: int = LIMIT) -> None:
+    def __init__(self, predictor: str, lesson: Workload, probe: Workload, setting: Setting, begin: float = 0.0) -> None:
         from hasten.lab.bench.lengths import examples
+        from hasten.lab.bench.metrics import summary
+        from hasten.lab.claims.virtual import Virtual
+        from hasten.lab.workloads.transform import scale_load
 
-        self._known = examples(work, limit=limit)
+        self._known = examples(lesson, limit=LONGEST)
+        found = [(chunk, rows) for chunk in CHUNKS for rows in ROWS]
+        plain = {
+            one: Virtual([Side(FCFS, (f"stall-free:chunk={one[0]}",))], common=_common(one[1]), limit=LONGEST) for one in found
+        }
+        progress = _part(setting, begin, begin + 0.1)
+        rates = {}
+        for number, one in enumerate(found):
+            progress(f"saturation: {one}", number / len(found) / 2)
+            rates[one] = plain[one].saturation(FCFS, probe)
+        rate = max(rates.values())
+        self.tried = {}
+        for number, one in enumerate(found):
+            progress(f"latency: {one}", 0.5 + number / len(found) / 2)
+            run = plain[one].replay(FCFS, scale_load(probe, LOADS[-1] * rate))
+            self.tried[f"chunk {one[0]}, {one[1]} rows"] = summary(run)["e2e_mean_s"]
+        self.best = min(self.tried, key=lambda name: self.tried[name])
+        chunk, rows = found[list(self.tried).index(self.best)]
+        self.rate = rates[chunk, rows]
+        self.virtual = Virtual(sides(predictor, chunk), common=_common(rows), attend=self._teach, limit=LONGEST)
 
-    def __call__(self, name: str, engine: Engine) -> None:
+    def _teach(self, name: str, engine: Engine) -> None:
         from hasten.engine.scheduling.lengths.saved import Learning
 
         if isinstance(engine.lengths, Learning):
@@ -111,48 +132,33 @@ class _Taught:
                 engine.lengths.observe(example.request, example.output, ended=True)
 
 
-def _tuned(work: Workload, progress: Any) -> tuple[int, float]:
-    """(chunk, requests per second at saturation) of the best FCFS."""
-    from hasten.lab.bench.metrics import summary
-    from hasten.lab.claims.virtual import Virtual
-    from hasten.lab.workloads.transform import scale_load
-
-    plain = Virtual([Side(str(chunk), (f"stall-free:chunk={chunk}",)) for chunk in CHUNKS], common=COMMON, limit=LIMIT)
-    rates = {}
-    for number, chunk in enumerate(CHUNKS):
-        progress(f"saturation with chunks of {chunk}", number / len(CHUNKS) / 2)
-        rates[chunk] = plain.saturation(str(chunk), work)
-    rate = max(rates.values())
-    mean_s = {}
-    for number, chunk in enumerate(CHUNKS):
-        progress(f"latency with chunks of {chunk}", 0.5 + number / len(CHUNKS) / 2)
-        mean_s[chunk] = summary(plain.replay(str(chunk), scale_load(work, LOADS[-1] * rate)))["e2e_mean_s"]
-    best = min(mean_s, key=lambda chunk: mean_s[chunk])
-    return best, rates[best]
+def _common(rows: int) -> tuple[str, ...]:
+    return ("kv.reuse=none", f"scheduling.max_rows={rows}")
 
 
 def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> tuple[dict[str, Any], Guard]:
     from hasten.lab.claims.virtual import real_point
-    from hasten.lab.workloads.generate import poisson
-
-    def work(number: int) -> Workload:
-        count = 120 if setting.quick else 300
-        return poisson(
-            rate=20.0, requests=count, prompt=32, prompt_sigma=0.6, output=20, output_sigma=1.5, longest=REAL_LIMIT,
-            seed=setting.seed + number,
-        )  # fmt: skip
 
     pair = [Side(FCFS), Side(ORACLE, ("srpt", "length-oracle", "stall-free:preempt=true"))]
+    count = 120 if setting.quick else 300
+    figure = "e2e_mean_s"
     point = real_point(
-        pair, work, ["e2e_mean_s"], progress, load=0.95, rounds=2 if setting.quick else 3, common=REAL_COMMON, limit=REAL_LIMIT,
-        calibration_s=2.0 if setting.quick else 6.0,
-    )  # fmt: skip
-    samples["real"] += point.ratios(FCFS, ORACLE, "e2e_mean_s")
-    samples["real-error"].append(100 * point.error_of_ratio(FCFS, ORACLE, "e2e_mean_s"))
-    guard = equal_tokens(pair, work(100).__class__(name="equal", requests=work(100).requests[:24]), common=REAL_COMMON)
-    figures = {"rate": point.rate, "error": point.error("e2e_mean_s")}
-    figures["ratio_error"] = point.error_of_ratio(FCFS, ORACLE, "e2e_mean_s")
-    return {**figures, "measured": point.measured, "predicted": point.predicted}, guard
+        pair,
+        lambda number: heavy(count, REAL_LIMIT, setting.seed + number),
+        [figure],
+        progress,
+        load=0.95,
+        rounds=2 if setting.quick else 3,
+        common=REAL_COMMON,
+        limit=REAL_LIMIT,
+        calibration_s=2.0 if setting.quick else 5.0,
+    )
+    samples["real"] += point.ratios(FCFS, ORACLE, figure)
+    samples["real-error"].append(100 * point.error_of_ratio(FCFS, ORACLE, figure))
+    few = heavy(24, 128, setting.seed)
+    guard = equal_tokens(pair, dataclasses.replace(few, name="few"), common=REAL_COMMON)
+    out = {"rate": point.rate, "error": point.error(figure), "measured": point.measured, "predicted": point.predicted}
+    return out, guard
 
 
 def _picture(runs: dict[str, Run]) -> dict[str, bytes]:
@@ -164,31 +170,26 @@ def _picture(runs: dict[str, Run]) -> dict[str, bytes]:
         table = requests(run)
         values = np.sort(table.e2e_s)
         latency.step(values, np.arange(1, len(values) + 1) / len(values) * 100, where="post", label=name, linewidth=1)
-        order = np.argsort(table.output_tokens)
-        groups = np.array_split(order, 8)
+        groups = np.array_split(np.argsort(table.output_tokens), 10)
         tokens = [table.output_tokens[group].mean() for group in groups]
         by_length.plot(tokens, [table.e2e_s[group].mean() for group in groups], marker=".", label=name, linewidth=1)
     latency.set(xlabel="end-to-end latency, s", ylabel=f"requests, %, load {LOADS[-1]:g}", xscale="log", ylim=(0, 104))
-    by_length.set(xlabel="output tokens (eighths of the requests)", ylabel="mean latency, s", xscale="log", yscale="log")
+    by_length.set(xlabel="output tokens (tenths of the requests)", ylabel="mean latency, s", xscale="log", yscale="log")
     latency.legend(frameon=False, fontsize=8)
     return {"srpt": png(figure)}
 
 
 def _requirements() -> tuple[Requirement, ...]:
-    words = {
-        ORACLE: "true lengths", LEARNED: "lengths learned from similar prompts", HISTOGRAM: "one histogram of lengths",
-        NOTHING: "nothing known",
-    }  # fmt: skip
+    least = {f"{LOADS[1]:g}": {ORACLE: 1.5, LEARNED: 1.3}}
+    places = {f"{load:g}": f"the services at load {load:g}" for load in LOADS}
     out = []
-    for load in LOADS:
-        for name, known in words.items():
-            at_least = {ORACLE: 1.2, LEARNED: 1.1}.get(name) if load == LOADS[-1] else None
-            what = f"mean latency at load {load:g}, FCFS over srpt, {known}"
-            out.append(Requirement(name=f"{name}-{load:g}", what=what, unit="x", at_least=at_least))
-        what = f"of the gain with true lengths at load {load:g}, kept with learned ones"
-        out.append(Requirement(name=f"share-{load:g}", what=what, unit="%", at_least=60.0 if load == LOADS[-1] else None))
-        what = f"99th percentile at load {load:g}, srpt with learned lengths over FCFS"
-        out.append(Requirement(name=f"p99-{load:g}", what=what, unit="x"))
+    for label, place in {**places, "trace": f"the trace at load {TRACE_LOAD:g}"}.items():
+        for name, known in WORDS.items():
+            what = f"mean latency, FCFS over srpt with {known}, {place}"
+            at_least = least.get(label, {}).get(name)
+            out.append(Requirement(name=f"{label}-{name}", what=what, unit="x", at_least=at_least))
+        what = f"99th percentile of latency, srpt with learned lengths over FCFS, {place}"
+        out.append(Requirement(name=f"{label}-p99", what=what, unit="x"))
     out.append(Requirement(name="real", what="mean latency for real at load 0.95, FCFS over srpt with true lengths", unit="x"))
     out.append(Requirement(name="real-error", what="error of that ratio's prediction", unit="%", at_most=15.0))
     return tuple(out)
@@ -198,12 +199,12 @@ CLAIM = Claim(
     name="srpt",
     title="Shortest remaining processing time against first come, first served",
     paper="A Proof of the Optimality of the Shortest Remaining Processing Time Discipline (Schrage, 1968)",
-    workload=f"Llama-3 8B on a simulated H100; {TRACE} at loads {', '.join(f'{load:g}' for load in LOADS)} of saturation; "
-    "one point "
-    "for real: the built-in model, Poisson arrivals, outputs with a heavy tail",
-    baseline="fcfs with stall-free chunks, their size tuned",
-    technique="srpt:by=time, preemptive, the same chunks; lengths: length-oracle, length-similarity, length-histogram, "
-    "length-limit",
+    workload="Llama-3 8B on a simulated H100: three services whose outputs differ in length, Poisson arrivals, at "
+    f"{' and '.join(f'{load:g}' for load in LOADS)} of saturation; {TRACE} at {TRACE_LOAD:g}; one point for real: the built-in "
+    "model, outputs with a heavy tail",
+    baseline="fcfs with stall-free chunks; their size and the rows of a step tuned",
+    technique="srpt, preemptive, with the same chunks and rows; lengths: length-oracle, length-histogram (on the trace "
+    "length-similarity), length-limit",
     requirements=_requirements(),
     run=run,
     simulated=True,
