@@ -8,6 +8,23 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
+from hasten.lab.claims.fair_share_tenants import (
+    FLOOD,
+    GREEDY,
+    OUTPUT_PRICE,
+    PROMPT_PRICE,
+    TRACE,
+    VICTIM,
+    curve,
+    flood,
+    greedy,
+    jain,
+    services,
+    stream,
+    widest,
+    window,
+    workload,
+)
 from hasten.lab.claims.sides import Side, equal_tokens, share
 
 if TYPE_CHECKING:
@@ -16,7 +33,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-TRACE = "azure-llm-2023-conv"
 CHUNK = 1024
 COMMON = ("kv.reuse=none",)
 FCFS, FAIR, WEIGHTED = "fcfs", "fair-share", "weighted"
@@ -26,10 +42,6 @@ SIDES = (
     Side(FAIR, ("fair-share", BATCHING)),
     Side(WEIGHTED, ("fair-share:weights=a=2", BATCHING)),
 )
-GREEDY = {"a": 0.5, "b": 1.0, "c": 2.0}
-"""Tenants that each ask for more than a third of what there is: their load, as a share of saturation."""
-VICTIM, FLOOD = 0.25, 2.0
-PROMPT_PRICE, OUTPUT_PRICE = 1.0, 2.0
 REAL_COMMON = (
     "executor.threads=1", "model.max_length=1024", "kv.reuse=none", "scheduling.max_rows=16",
 )  # fmt: skip
@@ -42,7 +54,7 @@ def run(setting: Setting) -> Outcome:
     count, rounds = (500, 2) if setting.quick else (1500, 3)
     virtual = Virtual(SIDES, common=COMMON)
     setting.progress("saturation", 0.0)
-    rate = virtual.saturation(FCFS, _stream("", 1.0, count // 2, 1.0, 100))
+    rate = virtual.sustained(FCFS, stream("", 1.0, count // 2, 1.0, 100))
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     first: dict[str, Run] = {}
     figures: list[dict[str, Any]] = []
@@ -64,7 +76,7 @@ def run(setting: Setting) -> Outcome:
         setting.progress(f"flood, round {number + 1} of {rounds}", 0.4 + 0.3 * number / rounds)
         work = flood(count, rate, setting.seed + number)
         own = [request for request in work if request.tenant == "victim"]
-        alone = requests(pair.replay(FCFS, _only(work, own)))
+        alone = requests(pair.replay(FCFS, workload(own)))
         took: dict[str, Floats] = {}
         for name in (FCFS, FAIR):
             table = requests(pair.replay(name, work))
@@ -101,101 +113,6 @@ def run(setting: Setting) -> Outcome:
     )
 
 
-# -- workloads ---------------------------------------------------------------------------------------------------------------
-
-
-def _stream(tenant: str, rate: float, count: int, load: float, seed: int) -> Workload:
-    """`count` requests with lengths of the trace, Poisson at `load` x `rate`."""
-    import dataclasses
-
-    from hasten.lab.workloads import load as named
-    from hasten.lab.workloads.generate import arrivals
-
-    rng = np.random.default_rng(seed)
-    trace = named(TRACE).requests
-    at_s = arrivals(rng, count, load * rate)
-    picked = rng.integers(0, len(trace), count)
-    requests = [
-        dataclasses.replace(trace[i], id=f"{tenant}{n}", arrival_s=float(at), tenant=tenant)
-        for n, (i, at) in enumerate(zip(picked.tolist(), at_s.tolist(), strict=True))
-    ]
-    return _workload(requests)
-
-
-def _workload(requests: Any) -> Workload:
-    from hasten.lab.workloads.base import Workload
-
-    return Workload(name="tenants", requests=sorted(requests, key=lambda request: request.arrival_s))
-
-
-def _only(work: Workload, requests: Any) -> Workload:
-    return _workload(requests)
-
-
-def greedy(count: int, rate: float, seed: int) -> Workload:
-    """Tenants that all ask for more than their share, in one span of time."""
-    total = sum(GREEDY.values())
-    streams = [
-        _stream(tenant, rate, round(count * load / total), load, 10 * seed + place)
-        for place, (tenant, load) in enumerate(GREEDY.items())
-    ]
-    return _workload([request for stream in streams for request in stream])
-
-
-def flood(count: int, rate: float, seed: int) -> Workload:
-    total = VICTIM + FLOOD
-    victim = _stream("victim", rate, round(count * VICTIM / total), VICTIM, 10 * seed)
-    other = _stream("flood", rate, round(count * FLOOD / total), FLOOD, 10 * seed + 1)
-    return _workload([*victim, *other])
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------------
-
-
-def curve(run: Run, tenant: str) -> tuple[Floats, Floats]:
-    """(seconds, service so far) at each event by which a tenant was served: prompts when first computed, tokens when
-    committed."""
-    from hasten.engine.events import Kind
-    from hasten.lab.bench.metrics import requests
-
-    mine = np.array([request.tenant == tenant for request in run.workload])
-    table = requests(run)
-    prompts = table.scheduled_s[mine], PROMPT_PRICE * table.prompt_tokens[mine]
-    tokens = (run.columns["kind"] == Kind.TOKENS) & np.isin(run.columns["sequence"], run.sequence[mine])
-    time_s = np.concatenate([prompts[0], run.columns["time_s"][tokens] - run.start_s])
-    service = np.concatenate([prompts[1], OUTPUT_PRICE * run.columns["a"][tokens]])
-    order = np.argsort(time_s, kind="stable")
-    return time_s[order], np.cumsum(service[order])
-
-
-def _window(run: Run) -> tuple[float, float]:
-    """From a quarter to three quarters of the arrivals, while all tenants still come."""
-    last = min(max(r.arrival_s for r in run.workload if r.tenant == tenant) for tenant in {r.tenant for r in run.workload})
-    return 0.25 * last, 0.75 * last
-
-
-def services(run: Run) -> dict[str, float]:
-    """By tenant, in the window."""
-    out = {}
-    for tenant in sorted({request.tenant for request in run.workload}):
-        time_s, service = curve(run, tenant)
-        begin, end = (float(np.interp(at, time_s, service)) for at in _window(run))
-        out[tenant] = end - begin
-    return out
-
-
-def jain(values: list[float]) -> float:
-    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
-
-
-def widest(run: Run, one: str, other: str) -> float:
-    """The widest difference of the service of two tenants over any interval in the window."""
-    begin_s, end_s = _window(run)
-    at = np.linspace(begin_s, end_s, 4000)
-    ahead = np.interp(at, *curve(run, one)) - np.interp(at, *curve(run, other))
-    return float(ahead.max() - ahead.min())
-
-
 def _limit(virtual: Any, run: Run) -> float:
     """The paper's bound 2 max(w_p L, w_q M), and what counting every few steps adds."""
     from hasten.engine.scheduling.fair_share import DRIFT, EVERY
@@ -220,7 +137,7 @@ def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> t
         )
         rng = np.random.default_rng(number)
         victims = rng.random(count) < VICTIM / (VICTIM + FLOOD)
-        return _workload(
+        return workload(
             dataclasses.replace(request, tenant="victim" if mine else "flood")
             for request, mine in zip(made, victims.tolist(), strict=True)
         )
@@ -233,7 +150,7 @@ def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> t
     )  # fmt: skip
     samples["real"] += point.ratios(FCFS, FAIR, "ttft_mean_s")
     samples["real-error"].append(100 * point.error_of_ratio(FCFS, FAIR, "ttft_mean_s"))
-    guard = equal_tokens(pair, _workload(list(work(100))[:24]), common=REAL_COMMON)
+    guard = equal_tokens(pair, workload(list(work(100))[:24]), common=REAL_COMMON)
     figures = {"rate": point.rate, "ratio_error": point.error_of_ratio(FCFS, FAIR, "ttft_mean_s")}
     return {**figures, "measured": point.measured, "predicted": point.predicted}, guard
 
@@ -253,7 +170,7 @@ def _picture(runs: dict[str, Run]) -> dict[str, bytes]:
         for tenant in GREEDY:
             time_s, service = curve(run, tenant)
             plot.plot(time_s, service / 1e3, label=f"{tenant}, asks for {GREEDY[tenant]:g}", linewidth=1)
-        for at in _window(run):
+        for at in window(run):
             plot.axvline(at, color="0.7", linewidth=0.8, linestyle=":")
         plot.set(title=name, xlabel="seconds", ylabel="service so far, thousands", xlim=(0, None), ylim=(0, None))
     plots[0].legend(frameon=False, fontsize=8)

@@ -10,10 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from hasten.lab.workloads.base import Workload
 
-SERVICES = {"labels": (0.5, 400, 0.5, 8, 0.5), "chat": (0.4, 300, 0.9, 130, 0.86), "reasoning": (0.1, 200, 0.6, 1500, 0.7)}
+SERVICES = {"labels": (0.5, 400, 0.5, 8, 0.5), "chat": (0.4, 300, 0.9, 130, 0.86), "reasoning": (0.1, 200, 0.6, 600, 0.7)}
 """By application: share of the requests, then prompt and output: median and spread (sigma of the logarithm). Chat outputs are
 those of the Azure conversation trace; the rest is our modelling."""
-LONGEST = 4096
+LONGEST = 2048
 
 
 def services(count: int, rate: float, seed: int) -> Workload:

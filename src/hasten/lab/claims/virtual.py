@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REAL = ("executor.threads=1", "model.max_length=2048")
 """Settings of a real point. One thread: a second one waits whenever a neighbour takes a core, which nothing could predict."""
+AT_ONCE = 1e6
+"""A rate at which all requests wait from the start."""
 
 
 def h100() -> Device:
@@ -67,6 +69,14 @@ class Virtual:
         from hasten.lab.bench.saturation import throughput
 
         return throughput(lambda crowd: self.replay(name, crowd, seed), workload)
+
+    def sustained(self, name: str, workload: Workload, seed: int = 0) -> float:
+        """The same while requests wait: without the end, when the last long outputs run alone and most of the engine idles."""
+        from hasten.lab.claims.flover import sustained
+        from hasten.lab.workloads.transform import scale_load
+
+        run = self.replay(name, scale_load(workload, AT_ONCE), seed)
+        return sustained(run) * len(workload) / sum(request.output_tokens for request in workload)
 
     def rounds(
         self, workload: Callable[[int], Workload], count: int, progress: Callable[[str, float], None]
