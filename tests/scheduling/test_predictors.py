@@ -31,8 +31,8 @@ def test_quantiles_are_those_of_outputs_not_learned_from(name: str) -> None:
     predictor = make(name)
     teach(predictor, np.rint(random.lognormal(4.5, 0.8, 1500)) + 1)
     test = np.rint(random.lognormal(4.5, 0.8, 4000)) + 1
-    found = quantiles(predictor, ask("new"))
-    assert np.abs((test[:, None] <= found).mean(0) - QUARTERS).max() < 0.06
+    below = [(test[:, None] <= quantiles(predictor, ask(f"new{number}"))).mean(0) for number in range(40)]
+    assert np.abs(np.mean(below, axis=0) - QUARTERS).max() < 0.06
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,8 +80,12 @@ def test_outputs_cut_short_are_no_samples_but_say_something(name: str) -> None:
         if length <= cut:
             dropped.observe(request, length, ended=True)
     median = float(np.median(true))
-    assert quantiles(counted, ask("new"))[1] == pytest.approx(median, rel=0.25)
-    assert quantiles(dropped, ask("new"))[1] < 0.75 * median, "dropping them makes outputs seem short"
+
+    def middle(predictor: object) -> float:
+        return float(np.mean([quantiles(predictor, ask(f"new{number}"))[1] for number in range(40)]))
+
+    assert middle(counted) == pytest.approx(median, rel=0.2)
+    assert middle(dropped) < 0.75 * median, "dropping them makes outputs seem short"
 
 
 @pytest.mark.parametrize("name", NAMES)
