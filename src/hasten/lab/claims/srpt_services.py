@@ -14,10 +14,13 @@ SERVICES = {"labels": (0.5, 400, 0.5, 8, 0.5), "chat": (0.4, 300, 0.9, 130, 0.86
 """By application: share of the requests, then prompt and output: median and spread (sigma of the logarithm). Chat outputs are
 those of the Azure conversation trace; the rest is our modelling."""
 LONGEST = 2048
+BURSTS = 4.0
+"""Coefficient of variation of the gaps between arrivals, as in bursts of recorded traffic (BurstGPT, 2025)."""
 
 
-def services(count: int, rate: float, seed: int) -> Workload:
-    """`count` requests, Poisson at `rate` a second; an application each, which alone tells the lengths apart."""
+def services(count: int, rate: float, seed: int, cv: float = BURSTS) -> Workload:
+    """`count` requests at `rate` a second, gaps gamma distributed with coefficient of variation `cv`; an application each,
+    which alone tells the lengths apart."""
     from hasten.lab.workloads.base import TimedRequest, Workload
     from hasten.lab.workloads.generate import arrivals, lengths
 
@@ -36,7 +39,9 @@ def services(count: int, rate: float, seed: int) -> Workload:
             output_tokens=int(drawn[name][1][number]),
             application=name,
         )
-        for number, (at_s, name) in enumerate(zip(arrivals(of_arrivals, count, rate), [names[k] for k in kinds], strict=True))
+        for number, (at_s, name) in enumerate(
+            zip(arrivals(of_arrivals, count, rate, cv), [names[k] for k in kinds], strict=True)
+        )
     ]
     shares = ", ".join(f"{name} {service[0]:.0%}" for name, service in SERVICES.items())
     return Workload(name="services", requests=requests, source=f"{count} requests: {shares}; seed {seed}")

@@ -102,4 +102,5 @@ def lengths(weights: Floats, at_least: int) -> Floats:
         last = float(max(at_least, UPPER[known[-1]] if len(known) else 1))
         left = 1.0 - reached[-1]
         out[beyond] = last * (1.0 + (LEVELS[beyond] - reached[-1]) / max(left, 1e-12))
-    return np.maximum(np.ceil(out - 1e-9), at_least + 1.0)
+    found: Floats = np.maximum(np.ceil(out - 1e-9), at_least + 1.0)
+    return found
