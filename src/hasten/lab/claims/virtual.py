@@ -6,7 +6,7 @@ is this machine and a model small enough for it, simulated after its own calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 REAL = ("executor.threads=1", "model.max_length=2048")
 """Settings of a real point. One thread: a second one waits whenever a neighbour takes a core, which nothing could predict."""
+AT_ONCE = 1e6
+"""A rate at which all requests wait from the start."""
 
 
 def h100() -> Device:
@@ -37,7 +39,8 @@ def h100() -> Device:
 class Virtual:
     """Simulates each side on `device` (None: `h100`) with the settings `common` to all; every run has a fresh engine.
 
-    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints."""
+    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints. `limit`: of every output,
+    whose true length no policy is told (`drive.replay`)."""
 
     def __init__(
         self,
@@ -46,10 +49,12 @@ class Virtual:
         device: Device | None = None,
         common: Sequence[str] = (),
         attend: Callable[[str, Engine], None] = lambda name, engine: None,
+        limit: int | None = None,
     ) -> None:
         self.device = device if device is not None else h100()
         self.configs = {side.name: _config(side, common) for side in sides}
         self._attend = attend
+        self._limit = limit
 
     def replay(self, name: str, workload: Workload, seed: int = 0) -> Run:
         """Raises RuntimeError when a request failed."""
@@ -57,13 +62,21 @@ class Virtual:
 
         engine = self.device.engine(self.configs[name])
         self._attend(name, engine)
-        return _sound(replay(engine, workload, name=name, seed=seed))
+        return _sound(replay(engine, workload, name=name, seed=seed, limit=self._limit))
 
     def saturation(self, name: str, workload: Workload, seed: int = 0) -> float:
         """Requests per second of a side when all of `workload` comes at once: what a load is a share of."""
         from hasten.lab.bench.saturation import throughput
 
         return throughput(lambda crowd: self.replay(name, crowd, seed), workload)
+
+    def sustained(self, name: str, workload: Workload, seed: int = 0) -> float:
+        """The same while requests wait: without the end, when the last long outputs run alone and most of the engine idles."""
+        from hasten.lab.claims.flover import sustained
+        from hasten.lab.workloads.transform import scale_load
+
+        run = self.replay(name, scale_load(workload, AT_ONCE), seed)
+        return sustained(run) * len(workload) / sum(request.output_tokens for request in workload)
 
     def rounds(
         self, workload: Callable[[int], Workload], count: int, progress: Callable[[str, float], None]
@@ -118,25 +131,29 @@ def real_point(
     model: str | None = None,
     common: Sequence[str] = REAL,
     calibration_s: float = 6.0,
+    limit: int | None = None,
+    attend: Callable[[str, Engine], None] = lambda name, engine: None,
+    summarise: Callable[[Run], Mapping[str, float]] | None = None,
 ) -> Point:
     """Replay `workload(round)`, scaled to `load` of what the first side sustains, on a real engine of each side in turns; then
     simulate the same arrivals with costs fitted to calibrations made between the runs. Lengths must fit the engine's context.
-    Raises RuntimeError when a request failed."""
+    `limit` and `attend` are as `Virtual` takes them; `attend` is called before each run, real or simulated. `summarise` makes
+    the figures of a run (None: `metrics.summary`). Raises RuntimeError when a request failed."""
     from hasten.engine.build import build
     from hasten.lab.bench import metrics
     from hasten.lab.bench.drive import replay
     from hasten.lab.bench.saturation import throughput
     from hasten.lab.planning import calibrate
     from hasten.lab.planning.fit import fit
-    from hasten.lab.planning.simulate import simulate
     from hasten.lab.workloads.transform import scale_load
 
+    summary = summarise if summarise is not None else metrics.summary
     configs = {side.name: _config(side, common, model) for side in sides}
     built = {name: build(config) for name, config in configs.items()}
     first = next(iter(built.values()))
     try:
         calibrate.collect(first, rounds=1, budget_s=calibration_s / 2)  # warms up
-        rate = throughput(lambda crowd: replay(first.engine, crowd), workload(0))
+        rate = throughput(lambda crowd: replay(first.engine, crowd, limit=limit), workload(0))
         point = Point(load * rate)
         ran: list[tuple[str, Run]] = []
         steps: list[Any] = []
@@ -146,15 +163,18 @@ def real_point(
             for turn, name in enumerate(turns):
                 progress(f"for real, round {number + 1} of {rounds}: {name}", (number + turn / len(turns)) / rounds)
                 steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
-                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number))))
+                attend(name, built[name].engine)
+                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number, limit=limit))))
         steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
         device = calibrate.of(first, fit(*(np.concatenate([part[k] for part in steps]) for k in (0, 1)))).device()
     finally:
         for one in built.values():
             one.engine.executor.close()
     for name, run in ran:
-        simulated = metrics.summary(_sound(simulate(run.workload, device, configs[name], name=name)))
-        real = metrics.summary(run)
+        engine = device.engine(configs[name])
+        attend(name, engine)
+        simulated = summary(_sound(replay(engine, run.workload, name=name, limit=limit)))
+        real = summary(run)
         for figure in figures:
             point.measured.setdefault(name, {}).setdefault(figure, []).append(real[figure])
             point.predicted.setdefault(name, {}).setdefault(figure, []).append(simulated[figure])
