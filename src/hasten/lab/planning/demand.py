@@ -1,4 +1,5 @@
-"""Demand graphs from what the lab has: workloads with stages, and replays of them. And demand that says nothing, for comparison."""
+"""Demand graphs from what the lab has: workloads with stages, and replays of them. And demand that says nothing, for
+comparison."""
 
 from __future__ import annotations
 
@@ -74,8 +75,8 @@ def shuffled(demand: Demand, seed: int = 0) -> Demand:
 
 
 def halves(workload: Workload) -> tuple[Workload, Workload]:
-    """The workflows at even places and those at odd ones: a part to learn from and a part to test on. Arrivals keep their times,
-    so each half comes at half the rate."""
+    """The workflows at even places and those at odd ones: a part to learn from and a part to test on. Arrivals keep their
+    times, so each half comes at half the rate."""
     number: dict[str, int] = {}
     for request in workload:
         number.setdefault(request.workflow or request.id, len(number))
@@ -84,6 +85,8 @@ def halves(workload: Workload) -> tuple[Workload, Workload]:
         kept: Sequence[TimedRequest] = [r for r in workload if number[r.workflow or r.id] % 2 == which]
         first_s = next(r.arrival_s for r in kept if not r.parents)
         moved = [r if r.parents else replace(r, arrival_s=r.arrival_s - first_s) for r in kept]
-        return replace(workload, requests=moved, source=f"{workload.source or workload.name}; {('even', 'odd')[which]} workflows")
+        return replace(
+            workload, requests=moved, source=f"{workload.source or workload.name}; {('even', 'odd')[which]} workflows"
+        )
 
     return part(0), part(1)

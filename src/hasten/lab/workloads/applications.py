@@ -1,9 +1,9 @@
 """Five kinds of applications with demand that varies much, within and between them: what demand graphs are tried on.
 
-The shapes follow the applications that papers on serving them describe (routed assistants, map and reduce over documents, writing
-code until its tests pass, agents that browse, extraction in pieces); all numbers are our modelling. Each kind's service time has
-a coefficient of variation of 1 or more, two have two clearly separate modes, and in three an early stage tells something about
-the later ones. Tools work between stages: they take time and no service. Prompts share nothing.
+The shapes follow the applications that papers on serving them describe (routed assistants, map and reduce over documents,
+writing code until its tests pass, agents that browse, extraction in pieces); all numbers are our modelling. Each kind's
+service time has a coefficient of variation of 1 or more, two have two clearly separate modes, and in three an early stage
+tells something about the later ones. Tools work between stages: they take time and no service. Prompts share nothing.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ NEAREST = 16
 
 @dataclass(slots=True)
 class Walks:
-    """Of W walks, arrays [W]: of the unit they begin in the `output` tokens of a call (mean) and of its `longest` call; of all that
-    comes after it the `service_s` and the `time_s`. `following` float64 [units + 1]: how often each unit came next, the last
-    being the end."""
+    """Of W walks, arrays [W]: of the unit they begin in the `output` tokens of a call (mean) and of its `longest` call; of
+    all that comes after it the `service_s` and the `time_s`. `following` float64 [units + 1]: how often each unit came next,
+    the last being the end."""
 
     output: Floats
     longest: Floats
@@ -42,8 +42,8 @@ def window(cell: Ints, prompt: Floats, known: float) -> int:
 def walk(
     tables: Tables, unit: int, seen: list[int], history: list[int], around: int, walks: int, rng: np.random.Generator
 ) -> Walks:
-    """Begin in `unit`, whose prompts are known (`around`, from `window`) and whose outputs are not. `seen`: visits to each unit,
-    this one included; `history`: the bucket of the last ended visit to each, 0 where there is none."""
+    """Begin in `unit`, whose prompts are known (`around`, from `window`) and whose outputs are not. `seen`: visits to each
+    unit, this one included; `history`: the bucket of the last ended visit to each, 0 where there is none."""
     units = tables.units
     cell = tables.cell(unit, seen[unit], history)
     # Those whose prompts are nearest: what a call will write, and what comes later, may go with what it reads.
