@@ -69,7 +69,7 @@ def test_shuffled_demand_keeps_what_is_there_and_deals_it_out() -> None:
         return sorted(visit.calls for graph in of.graphs.values() for run in graph.runs for visit in run if visit.calls)
 
     assert amounts(demand) == amounts(dealt) and set(demand.graphs) == set(dealt.graphs)
-    assert dealt.graphs["coder"].units != demand.graphs["coder"].units
+    assert any(dealt.graphs[name].units != graph.units for name, graph in demand.graphs.items()), "graphs are traded"
 
 
 def test_nothing_to_learn_from_is_said() -> None:

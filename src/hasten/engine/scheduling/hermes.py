@@ -154,7 +154,9 @@ class Hermes:
                 self._unneeded(app, view, sequence)
             return list(app.live)
         gone = self._applications.went(sequence, prices, event.time_s)
-        return list(gone.live) if gone is not None and self._place(gone, gone.attained(prices)) else ()
+        if gone is None or gone.total is None or not gone.live:
+            return ()
+        return list(gone.live) if self._place(gone, gone.attained(prices)) else ()
 
     def _step(self, event: Event, view: View) -> Iterable[int]:
         self._step_s += (0.1 if self._step_s else 1.0) * (event.b - self._step_s)
@@ -199,7 +201,7 @@ class Hermes:
         """Keys change by events, or when running applications are looked at."""
         started = len(plan.work) - self._running
         by_tokens = self._look_tokens // started if started > 0 else math.inf
-        return max(0.0, min(self._look_after // 1, by_tokens))
+        return max(0.0, min(self._look_after, by_tokens))
 
     # -- backends ---------------------------------------------------------------------------------------------------------
 

@@ -44,14 +44,14 @@ class Estimator:
         state = tuple(history[i] for i in self._read), tuple(min(seen[i], 255) for i in self._looped)
         return self._cached(unit, around, *state)
 
-    def _walk(self, unit: int, around: int, read: tuple[int, ...], looped: tuple[int, ...]) -> Walks:
+    def _walk(self, unit: int, around: tuple[int, int], read: tuple[int, ...], looped: tuple[int, ...]) -> Walks:
         seen, history = [0] * self.tables.units, [0] * self.tables.units
         for i, number in zip(self._looped, looped, strict=True):
             seen[i] = number
         seen[unit] = max(1, seen[unit])
         for i, bucket in zip(self._read, read, strict=True):
             history[i] = bucket
-        rng = np.random.default_rng([*self._seed, unit, around, *read, *looped])
+        rng = np.random.default_rng([*self._seed, unit, *around, *read, *looped])
         return walk(self.tables, unit, seen, history, around, self._walks, rng)
 
 
