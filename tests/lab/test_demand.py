@@ -44,7 +44,9 @@ def test_a_graph_has_the_units_of_its_kind() -> None:
     assert coder.backends[coder.number["sandbox"]] == "sandbox"
     assert coder.between[coder.number["write"], coder.number["write"]] == coder.number["sandbox"]
     report = demand.graphs["report"]
-    assert report.features.demand[report.number["section"]] == report.number["outline"], "as long as the outline"
+    written = report.number["outline"] + len(report.units)
+    assert report.features.demand[report.number["section"]] == written, "as many as the outline says"
+    assert coder.features.branch[coder.number["write"]] == coder.number["plan"] + len(coder.units), "hard ones have long plans"
 
 
 def test_a_replay_adds_durations() -> None:

@@ -27,10 +27,10 @@ _CELLS = max(VISITS, BUCKETS) + 1
 @dataclass(slots=True)
 class Tables:
     """U units, R records. Of a record: `calls`, `prompt` (tokens of all of them), `output` (mean of a call), `longest` output,
-    `service_s` in cost-model seconds, `time_s` it takes with steps of `Prices.step_s` (tools: as logged), `bucket`. Of a unit:
-    `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] + count[u,
-    c]]`, ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit, the last
-    being the end. `steps`: most units of a walk."""
+    `service_s` in cost-model seconds, `time_s` it takes with steps of `Prices.step_s` (tools: as logged), `bucket` [R, 2]. Of
+    a unit: `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] +
+    count[u, c]]`, ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit,
+    the last being the end. `steps`: most units of a walk."""
 
     graph: DemandGraph
     calls: Ints
