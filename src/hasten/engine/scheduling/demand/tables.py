@@ -124,7 +124,7 @@ def _ways(ways: Floats, following: Ints, visit: Ints, bucket: Ints, by: int, uni
         if inside.sum() < FEWEST:
             inside = everybody
         for number in range(1, ways.shape[0]):
-                rows, least = inside & (visit == number), number
+            rows, least = inside & (visit == number), number
             while rows.sum() < FEWEST and least > 0:  # repeats that few runs reached go on as those just before them
                 rows, least = inside & (visit >= least), least - 1
             counts = np.bincount(following[rows], minlength=units + 1)
