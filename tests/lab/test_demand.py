@@ -38,7 +38,7 @@ def test_each_kind_varies_at_least_as_much_as_its_mean(kind: str) -> None:
 
 
 def test_a_graph_has_the_units_of_its_kind() -> None:
-    demand = learning.learn(applications(workflows=300, seed=1), warm_s={"sandbox": 2.0})
+    demand = learning.learn(applications(workflows=1000, seed=1), warm_s={"sandbox": 2.0})
     coder = demand.graphs["coder"]
     assert set(coder.units) == {"plan", "write", "sandbox", "review"}
     assert coder.backends[coder.number["sandbox"]] == "sandbox"

@@ -172,11 +172,13 @@ def totals(
 def test_the_branch_that_was_taken_tells_what_comes() -> None:
     graph, table = of(routed(200))
     route, answer, search = (graph.number[name] for name in ("route", "answer", "search"))
-    assert graph.features.demand[answer] == search and graph.features.demand_p[answer] < 1e-6
+    assert graph.features.demand[answer] % 3 == search and graph.features.demand_p[answer] < 1e-6
     assert graph.features.demand[route] == NOBODY and graph.features.branch[route] == NOBODY
-    bucket, _ = graph.buckets(search, 2.0, 0.0)
-    hard = table.cell(answer, 1, [bucket if i == search else 1 if i == route else 0 for i in range(3)] * 2)
-    easy = table.cell(answer, 1, [1 if i == route else 0 for i in range(3)] * 2)
+    past = [0] * 6
+    past[route] = past[route + 3] = 1
+    easy = table.cell(answer, 1, past)
+    past[search], past[search + 3] = graph.buckets(search, 2.0, 0.0)
+    hard = table.cell(answer, 1, past)
     assert table.output[hard].min() >= 400 and table.output[easy].max() < 60
     service = totals(table, "route", {})
     runs = np.array([sum(sum(call) for v in run[1:] for call in v.calls) for run in graph.runs]) * 1e-3
