@@ -16,7 +16,7 @@ from hasten.engine.kv.books import Books
 from hasten.engine.kv.host import HostTier
 from hasten.engine.ledger import Ledger
 from hasten.engine.loop import Engine
-from hasten.engine.scheduling.base import Limits
+from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
 from hasten.engine.technique import ConfigError
 
@@ -56,10 +56,11 @@ def assemble(
     lock: Any,
     host_blocks: int,
     sampler: Sampler | None = None,
+    order: Order | None = None,
     build_batch: Callable[[list[Span]], Batch] | None = None,
     steady: bool = False,
 ) -> Engine:
-    """The loop and its policies around an executor; `sampler` instead of the configuration's, `build_batch` and `steady` as
+    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and `steady` as
     `Engine` takes them."""
     config = parts.config
     tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
@@ -83,7 +84,7 @@ def assemble(
         lock=lock,
         clock=parts.clock,
         events=parts.events,
-        order=policy(config.scheduling.order),
+        order=order if order is not None else policy(config.scheduling.order),
         batching=policy(config.scheduling.batching),
         residency=policy(config.scheduling.residency),
         lengths=policy(config.scheduling.lengths),

@@ -16,6 +16,7 @@ from hasten.engine.executors.simulated import SimulatedExecutor, SimulatedModel,
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.loop import Engine
+from hasten.engine.scheduling.base import Order
 from hasten.engine.technique import ConfigError
 
 _MODELLED = {
@@ -51,10 +52,12 @@ def simulated_engine(
     host_blocks: int = 0,
     speed: float = 1.0,
     single_steps: bool = False,
+    order: Order | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Engine:
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
-    advance steps together (the events are the same). Raises ConfigError for techniques whose cost is not modelled."""
+    advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no engine
+    can. Raises ConfigError for techniques whose cost is not modelled."""
     for path, value in _MODELLED.items():
         section, field = path.split(".")
         if (found := getattr(getattr(config, section), field)) != value:
@@ -76,6 +79,7 @@ def simulated_engine(
         lock=threading.RLock(),
         host_blocks=host_blocks,
         sampler=SimulatedSampler(model.vocabulary),
+        order=order,
         build_batch=spans_only,
         steady=not single_steps,
     )

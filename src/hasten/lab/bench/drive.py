@@ -82,11 +82,13 @@ def replay(
     temperature: float = 0.0,
     encode: Encode | None = None,
     progress: Progress | None = None,
+    delay: Callable[[int, float], float] | None = None,
 ) -> Run:
     """Hand each request over when it is due, between steps, and run until all have ended.
 
     On a real clock prompts are made beforehand. A request's lag is the replay's own delay: from when it was due, or from the
-    end of the step that was under way then, to its hand-over. `encode` makes tokens of prompts that are text. Raises
+    end of the step that was under way then, to its hand-over. `encode` makes tokens of prompts that are text. `delay` says how
+    long after its parents a stage comes (see `Arrivals`), where what works in between is simulated too. Raises
     RuntimeError when the engine is not idle, WorkloadError for text without `encode`."""
     if engine.unfinished:
         raise RuntimeError("the engine is still busy with other requests")
@@ -111,7 +113,7 @@ def replay(
     ended = 0
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     start_s = clock.now()
-    arrivals = Arrivals(workload, start_s)
+    arrivals = Arrivals(workload, start_s, delay)
 
     def fail(number: int, error: str) -> None:
         nonlocal ended

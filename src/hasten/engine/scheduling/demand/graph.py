@@ -1,0 +1,236 @@
+"""The demand graph of an application: its units, where runs go from each, and what each asks for, as a set of logged runs has it.
+
+A graph is the runs it was learned from, and everything else follows from them: so graphs merge without loss, and what depends on
+what is tested again over all runs. `Features` says by what a unit's demand and the way on from it are told apart:
+
+- Each unit's demand falls into buckets of equal count. A run's history is the bucket of its latest visit to each unit, "not
+  visited" being one too, so that the branch taken is part of it.
+- A unit's demand is told apart by the history of one unit (itself, in a loop), or by the number of the visit: by whichever has
+  the smallest p-value of Kruskal and Wallis, if that is below 1 % after Bonferroni's correction for all candidates.
+- The next unit is told apart by the number of the visit always (so repeats of a loop have the distribution they had), and by
+  the history of one unit if the chi-squared test finds one, by the same rule.
+
+Tests take one visit of each run (the first; of a unit with itself the second), since visits of one run are not independent; that
+of the number of the visit takes all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.scheduling.demand.dependence import amounts_differ, branches_differ
+from hasten.engine.scheduling.demand.runs import Run, Visit
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+SURE = 0.01
+"""The p-value below which a dependence is believed, after correction."""
+BUCKETS, BUCKET_RUNS = 4, 12
+"""Most buckets of a unit's demand, and fewest visits in one."""
+VISITS = 16
+"""Later visits to a unit count as this one."""
+MOST_RUNS = 2000
+"""Runs that are kept of an application, the latest."""
+MOST_UNITS = 128
+
+NOBODY, BY_VISIT = -1, -2
+"""Instead of a unit's number: nothing tells apart; the number of the visit does."""
+END = -1
+"""Instead of the next unit's number."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """All visits to a unit in all runs, arrays [n]: which visit `number` of its run (from 1), the `demand` (tokens, or seconds of
+    a tool), `before` and `after` [n, units] the history's buckets when it began and when it ended, the `next` unit's number."""
+
+    visits: list[Visit]
+    number: Ints
+    demand: Floats
+    bucket: Ints
+    before: Ints
+    after: Ints
+    next: Ints
+
+
+@dataclass(slots=True)
+class Features:
+    """By what demand and branch of each unit are told apart: unit numbers, NOBODY or BY_VISIT; and the p-values of that."""
+
+    demand: list[int]
+    branch: list[int]
+    demand_p: list[float]
+    branch_p: list[float]
+
+
+@dataclass(frozen=True)
+class DemandGraph:
+    """Raises ValueError where there is nothing to learn from, or stages have so many names that they say nothing."""
+
+    application: str
+    runs: tuple[Run, ...]
+    units: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        runs = tuple(run for run in self.runs if run)[-MOST_RUNS:]
+        if not runs:
+            raise ValueError(f"{self.application or 'an application'}: there are no runs to learn from")
+        units = tuple(dict.fromkeys(visit.unit for run in runs for visit in run))
+        if len(units) > MOST_UNITS:
+            raise ValueError(
+                f"{self.application}: {len(units)} units in {len(runs)} runs, as {units[0]!r} and {units[-1]!r}: name stages by "
+                f"what they do (at most {MOST_UNITS} names)"
+            )
+        object.__setattr__(self, "runs", runs)
+        object.__setattr__(self, "units", units)
+
+    def merged(self, other: DemandGraph) -> DemandGraph:
+        """Of the runs of both, `other`'s being the later ones."""
+        if other.application != self.application:
+            raise ValueError(f"{self.application} and {other.application} are different applications")
+        return DemandGraph(self.application, (*self.runs, *other.runs))
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        return {unit: i for i, unit in enumerate(self.units)}
+
+    @cached_property
+    def backends(self) -> tuple[str, ...]:
+        """Of each unit: who serves it, empty for the engine."""
+        found = {visit.unit: visit.backend for run in self.runs for visit in run}
+        return tuple(found[unit] for unit in self.units)
+
+    @cached_property
+    def bounds(self) -> list[Floats]:
+        """Of each unit the demands at which a next bucket begins, ascending."""
+        demands: list[list[float]] = [[] for _ in self.units]
+        for run in self.runs:
+            for visit in run:
+                demands[self.number[visit.unit]].append(demand_of(visit))
+        out = []
+        for values in demands:
+            count = min(BUCKETS, len(values) // BUCKET_RUNS)
+            inner = np.quantile(values, np.arange(1, count) / count) if count > 1 else np.zeros(0)
+            out.append(np.unique(inner[inner > min(values)]) if len(inner) else inner)
+        return out
+
+    def bucket(self, unit: int, demand: float) -> int:
+        """From 1 on; 0 means that a unit has not been visited."""
+        return 1 + int(np.searchsorted(self.bounds[unit], demand, side="right"))
+
+    @cached_property
+    def seen(self) -> list[Seen]:
+        """Of each unit."""
+        rows: list[list[tuple[Any, ...]]] = [[] for _ in self.units]
+        for run in self.runs:
+            history, times = [0] * len(self.units), [0] * len(self.units)
+            for place, visit in enumerate(run):
+                unit = self.number[visit.unit]
+                times[unit] += 1
+                before = tuple(history)
+                demand = demand_of(visit)
+                history[unit] = self.bucket(unit, demand)
+                following = self.number[run[place + 1].unit] if place + 1 < len(run) else END
+                rows[unit].append((visit, times[unit], demand, history[unit], before, tuple(history), following))
+        out = []
+        for of_unit in rows:
+            visits, number, demand, bucket, before, after, following = zip(*of_unit, strict=True)
+            of = [np.array(column, dtype=np.int64) for column in (number, bucket, before, after, following)]
+            out.append(Seen(list(visits), of[0], np.array(demand, dtype=np.float64), *of[1:]))
+        return out
+
+    @cached_property
+    def features(self) -> Features:
+        chosen = Features([], [], [], [])
+        for unit, seen in enumerate(self.seen):
+            first = seen.number == 1
+            amounts: dict[int, float] = {}
+            branches: dict[int, float] = {}
+            for other in range(len(self.units)):
+                rows = seen.number == 2 if other == unit else first
+                if rows.any() and len(np.unique(seen.before[rows, other])) > 1:
+                    amounts[other] = amounts_differ(seen.demand[rows], seen.before[rows, other])
+                if len(np.unique(seen.after[first, other])) > 1:
+                    branches[other] = branches_differ(seen.next[first], seen.after[first, other])
+            if seen.number.max() > 1:
+                amounts[BY_VISIT] = amounts_differ(seen.demand, np.minimum(seen.number, VISITS))
+            for found, names, values in (
+                (amounts, chosen.demand, chosen.demand_p),
+                (branches, chosen.branch, chosen.branch_p),
+            ):
+                best = min(found, key=lambda other: found[other], default=NOBODY)
+                p = min(1.0, found[best] * len(found)) if found else 1.0
+                names.append(best if p < SURE else NOBODY)
+                values.append(p)
+        return chosen
+
+    @cached_property
+    def between(self) -> dict[tuple[int, int], int]:
+        """(unit, unit) -> the tool that worked between the two in most runs that went from the one to the other."""
+        counts: dict[tuple[int, int], dict[int, int]] = {}
+        for run in self.runs:
+            last, tool = None, END
+            for visit in run:
+                unit = self.number[visit.unit]
+                if not visit.calls:
+                    tool = unit
+                    continue
+                if last is not None:
+                    found = counts.setdefault((last, unit), {})
+                    found[tool] = found.get(tool, 0) + 1
+                last, tool = unit, END
+        most = {pair: max(found, key=lambda tool: found[tool]) for pair, found in counts.items()}
+        return {pair: tool for pair, tool in most.items() if tool != END}
+
+    # -- as plain values ------------------------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """A visit is [unit's number, delay, duration or null, [[prompt, output], ...]]."""
+
+        def plain(visit: Visit) -> list[Any]:
+            duration_s = None if math.isnan(visit.duration_s) else round(visit.duration_s, 6)
+            return [self.number[visit.unit], round(visit.delay_s, 6), duration_s, [list(call) for call in visit.calls]]
+
+        runs = [[plain(visit) for visit in run] for run in self.runs]
+        return {"units": list(self.units), "backends": list(self.backends), "runs": runs}
+
+    @classmethod
+    def of_dict(cls, application: str, content: Any) -> DemandGraph:
+        """Raises ValueError for what `as_dict` does not give."""
+        try:
+            units, backends = content["units"], content["backends"]
+            runs = tuple(tuple(_visit(units, backends, visit) for visit in run) for run in content["runs"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{application}: this is no demand graph: {error!r}") from None
+        return cls(application, runs)
+
+
+def _visit(units: Sequence[str], backends: Sequence[str], visit: Sequence[Any]) -> Visit:
+    unit, delay_s, duration_s, calls = visit
+    tokens = tuple((int(prompt), int(output)) for prompt, output in calls)
+    if unit < 0 or delay_s < 0 or (duration_s or 0) < 0 or any(prompt < 1 or output < 0 for prompt, output in tokens):
+        raise ValueError(f"a visit with values that cannot be: {visit}")
+    return Visit(units[unit], backends[unit], tokens, float(delay_s), math.nan if duration_s is None else float(duration_s))
+
+
+def demand_of(visit: Visit) -> float:
+    """The amount that is put into buckets: tokens of the calls, or seconds of a tool."""
+    if visit.calls:
+        return float(sum(prompt + output for prompt, output in visit.calls))
+    return 0.0 if math.isnan(visit.duration_s) else visit.duration_s
+
+
+def graphs_of(runs: Iterable[tuple[str, Run]]) -> dict[str, DemandGraph]:
+    """The graph of each application from (application, run)."""
+    of: dict[str, list[Run]] = {}
+    for application, run in runs:
+        of.setdefault(application, []).append(run)
+    return {application: DemandGraph(application, tuple(found)) for application, found in of.items()}
