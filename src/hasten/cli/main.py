@@ -35,6 +35,7 @@ GROUPS = {
     "claims": "Run the experiments that hold each technique against the plain engine.",
     "eval": "Score answers on tasks with one right answer; compare configurations on the same questions.",
     "grammar": "Check a grammar, a regular expression or a JSON Schema, and texts against it.",
+    "demand": "Learn, show and merge demand graphs of applications, for the technique hermes.",
     "workloads": "Show, compare and export traces and generated workloads.",
     "quantize": "Round a model's weights to 4 or 8 bits, weighed by what it reads, and write them as a checkpoint.",
     "calibrate": "Measure this machine's steps, for simulation.",

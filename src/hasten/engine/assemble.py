@@ -60,8 +60,8 @@ def assemble(
     build_batch: Callable[[list[Span]], Batch] | None = None,
     steady: bool = False,
 ) -> Engine:
-    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and `steady` as
-    `Engine` takes them."""
+    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and
+    `steady` as `Engine` takes them."""
     config = parts.config
     tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
     ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)

@@ -56,8 +56,8 @@ def simulated_engine(
     facts: Mapping[str, Any] | None = None,
 ) -> Engine:
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
-    advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no engine
-    can. Raises ConfigError for techniques whose cost is not modelled."""
+    advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no
+    engine can. Raises ConfigError for techniques whose cost is not modelled."""
     for path, value in _MODELLED.items():
         section, field = path.split(".")
         if (found := getattr(getattr(config, section), field)) != value:

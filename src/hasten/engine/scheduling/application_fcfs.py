@@ -1,10 +1,10 @@
 """First come, first served by application: the calls of a workflow go by when its first call came.
 
-Under plain first-come order every later stage of a workflow queues up again behind all that came meanwhile; here a workflow keeps
-its place until it is done, as in Parrot (Lin et al., 2024) and Autellix (Luo et al., 2025), whose schedulers treat a program's
-calls as one job. Exact. O(1) a call, asked once. A request without a workflow is one of its own, so without workflows this is
-plain first come, first served. The engine takes a workflow's name from the client: who invents one workflow for everything is
-served first, so it is for clients that are trusted with it.
+Under plain first-come order every later stage of a workflow queues up again behind all that came meanwhile; here a workflow
+keeps its place until it is done, as in Parrot (Lin et al., 2024) and Autellix (Luo et al., 2025), whose schedulers treat a
+program's calls as one job. Exact. O(1) a call, asked once. A request without a workflow is one of its own, so without
+workflows this is plain first come, first served. The engine takes a workflow's name from the client: who invents one workflow
+for everything is served first, so it is for clients that are trusted with it.
 """
 
 from __future__ import annotations

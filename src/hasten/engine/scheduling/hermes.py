@@ -1,19 +1,21 @@
-"""Hermes: Gittins order over probabilistic demand graphs ("Efficient Serving of LLM Applications with Probabilistic Demand Modeling", 2025).
+"""Hermes: Gittins order over probabilistic demand graphs ("Efficient Serving of LLM Applications with Probabilistic Demand
+Modeling", 2025).
 
 An application's calls and tools are no black boxes: from runs that were logged, a graph of its units with what each asks for is
 learned beforehand (`demand/graph.py`), and whenever a unit of a run begins, the rest of the graph is walked a few hundred times
-from where it stands, with what is known (the branch taken, the prompts, the demand so far). The samples are totals of service in
-seconds of the cost model; the applications with the best odds of being done for the least service (Gittins index) go first, and
-all calls of a run carry its index. The same samples say which tool will be needed soon, so that it can be warmed up (`Hint`).
+from where it stands, with what is known (the branch taken, the prompts, the demand so far). The samples are totals of service
+in seconds of the cost model; the applications with the best odds of being done for the least service (Gittins index) go
+first, and all calls of a run carry its index. The same samples say which tool will be needed soon, so that it can be warmed
+up (`Hint`).
 
 Exact. A unit's beginning costs one walk of O(walks x units of the rest) in numpy, shared by runs in the same state, and a sort;
 an index O(walks) a bucket of attained service; nothing else happens in a step but a look at those who run, when one of them may
 have reached the next bucket.
 
-What the paper leaves open is reconstructed here: how buckets of demand are formed and what test says that demand depends on them
-(`demand/graph.py`), ten buckets of attained service, K = 0.5. Different: estimates are made when a unit begins instead of when
-the one before ends, since until then no call of the run is queued; a tool between two stages is not seen by the engine and is
-inferred from both; `ageing` lets nobody wait for ever, which the index alone would.
+What the paper leaves open is reconstructed here: how buckets of demand are formed and what test says that demand depends on
+them (`demand/graph.py`), ten buckets of attained service, K = 0.5. Different: estimates are made when a unit begins instead
+of when the one before ends, since until then no call of the run is queued; a tool between two stages is not seen by the
+engine and is inferred from both; `ageing` lets nobody wait for ever, which the index alone would.
 """
 
 from __future__ import annotations
@@ -49,10 +51,11 @@ _MOST_STEPS = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     graphs: str = ""
-    """File of demand graphs (`hasten demand learn`). Applications without one go by what the lengths part says of their calls."""
+    """File of demand graphs (`hasten demand learn`). Applications without one go by what the lengths part says of their
+    calls."""
     rule: Literal["gittins", "mean", "deadline"] = "gittins"
-    """Highest Gittins index; shortest mean of what remains; or least slack to the application's deadline (the first of its calls'
-    `slo.deadline_s`), behind which those without one go by their index."""
+    """Highest Gittins index; shortest mean of what remains; or least slack to the application's deadline (the first of its
+    calls' `slo.deadline_s`), behind which those without one go by their index."""
     walks: int = 256
     buckets: int = 10
     """Buckets of attained service, an index each."""
@@ -151,7 +154,9 @@ class Hermes:
                 self._unneeded(app, view, sequence)
             return list(app.live)
         gone = self._applications.went(sequence, prices, event.time_s)
-        return list(gone.live) if gone is not None and self._place(gone, gone.attained(prices)) else ()
+        if gone is None or gone.total is None or not gone.live:
+            return ()
+        return list(gone.live) if self._place(gone, gone.attained(prices)) else ()
 
     def _step(self, event: Event, view: View) -> Iterable[int]:
         self._step_s += (0.1 if self._step_s else 1.0) * (event.b - self._step_s)
@@ -196,7 +201,7 @@ class Hermes:
         """Keys change by events, or when running applications are looked at."""
         started = len(plan.work) - self._running
         by_tokens = self._look_tokens // started if started > 0 else math.inf
-        return max(0.0, min(self._look_after // 1, by_tokens))
+        return max(0.0, min(self._look_after, by_tokens))
 
     # -- backends ---------------------------------------------------------------------------------------------------------
 
@@ -252,7 +257,7 @@ TECHNIQUE = Technique(
     seam="scheduling",
     summary="applications by Gittins index over what their demand graphs say they still need",
     exact=True,
-    sets={"scheduling.order": "hermes"},
+    sets={"scheduling.order": "hermes", "scheduling.residency": "rank-yields", "scheduling.preempt": True},
     options=Options,
     make=lambda context, options: Hermes(options),
     paper="Efficient Serving of LLM Applications with Probabilistic Demand Modeling (Hermes), 2025",

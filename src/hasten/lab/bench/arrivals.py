@@ -14,8 +14,8 @@ from hasten.lab.workloads.base import Workload
 class Arrivals:
     """Open loop: what is due never waits for a completion, except that a stage exists only once its parents have ended.
 
-    `start_s`: the clock's time of the workload's second 0. `delay(number, now_s)`: seconds from when the last parent of a request
-    ended (now) until it is due, None for its `delay_s`. `due_s` float64 [n]: NaN until known."""
+    `start_s`: the clock's time of the workload's second 0. `delay(number, now_s)`: seconds from when the last parent of a
+    request ended (now) until it is due, None for its `delay_s`. `due_s` float64 [n]: NaN until known."""
 
     def __init__(self, workload: Workload, start_s: float, delay: Callable[[int, float], float] | None = None) -> None:
         requests = workload.requests

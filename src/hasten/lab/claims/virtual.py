@@ -6,7 +6,7 @@ is this machine and a model small enough for it, simulated after its own calibra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from hasten.lab.claims.sides import Side
 if TYPE_CHECKING:
     from hasten.engine.config import EngineConfig
     from hasten.engine.loop import Engine
+    from hasten.engine.scheduling.base import Order
     from hasten.lab.bench.run import Run
     from hasten.lab.planning.devices import Device
     from hasten.lab.workloads.base import Workload
@@ -37,7 +38,8 @@ def h100() -> Device:
 class Virtual:
     """Simulates each side on `device` (None: `h100`) with the settings `common` to all; every run has a fresh engine.
 
-    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints."""
+    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints. `orders`: of a side, what
+    makes its order for a workload instead of the configuration's, for orders that know what no engine can."""
 
     def __init__(
         self,
@@ -46,16 +48,19 @@ class Virtual:
         device: Device | None = None,
         common: Sequence[str] = (),
         attend: Callable[[str, Engine], None] = lambda name, engine: None,
+        orders: Mapping[str, Callable[[Workload], Order]] | None = None,
     ) -> None:
         self.device = device if device is not None else h100()
         self.configs = {side.name: _config(side, common) for side in sides}
         self._attend = attend
+        self._orders = orders or {}
 
     def replay(self, name: str, workload: Workload, seed: int = 0) -> Run:
         """Raises RuntimeError when a request failed."""
         from hasten.lab.bench.drive import replay
 
-        engine = self.device.engine(self.configs[name])
+        made = self._orders.get(name)
+        engine = self.device.engine(self.configs[name], order=made(workload) if made is not None else None)
         self._attend(name, engine)
         return _sound(replay(engine, workload, name=name, seed=seed))
 

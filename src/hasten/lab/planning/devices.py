@@ -55,7 +55,8 @@ class Device:
     def engine(
         self, config: EngineConfig, *, speed: float = 1.0, single_steps: bool = False, order: Order | None = None
     ) -> Engine:
-        """A simulated engine; `order` instead of the configuration's. Raises ConfigError for what is not modelled, or does not fit."""
+        """A simulated engine; `order` instead of the configuration's. Raises ConfigError for what is not modelled, or does
+        not fit."""
         model = SimulatedModel(name=self.model.name, vocabulary=self.model.vocabulary, max_length=self.length(config))
         block_bytes = self.kv_token_bytes * config.kv.block_size
         return simulated_engine(

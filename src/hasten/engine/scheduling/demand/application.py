@@ -44,23 +44,23 @@ class Estimator:
         state = tuple(history[i] for i in self._read), tuple(min(seen[i], 255) for i in self._looped)
         return self._cached(unit, around, *state)
 
-    def _walk(self, unit: int, around: int, read: tuple[int, ...], looped: tuple[int, ...]) -> Walks:
+    def _walk(self, unit: int, around: tuple[int, int], read: tuple[int, ...], looped: tuple[int, ...]) -> Walks:
         seen, history = [0] * self.tables.units, [0] * self.tables.units
         for i, number in zip(self._looped, looped, strict=True):
             seen[i] = number
         seen[unit] = max(1, seen[unit])
         for i, bucket in zip(self._read, read, strict=True):
             history[i] = bucket
-        rng = np.random.default_rng([*self._seed, unit, around, *read, *looped])
+        rng = np.random.default_rng([*self._seed, unit, *around, *read, *looped])
         return walk(self.tables, unit, seen, history, around, self._walks, rng)
 
 
 @dataclass(slots=True, eq=False)
 class Application:
-    """`arrival_s`: of its first call. `unit`: the current one's number, None where the graph does not know it. `seen`, `history`:
-    as `walk` takes them. `live`: calls of the current unit that are not over; `done_s`: service of those that are; `tokens`:
-    what they had (prompt, output). `total`: ascending estimates of the current unit and all that follows, None when they are to
-    be made anew."""
+    """`arrival_s`: of its first call. `unit`: the current one's number, None where the graph does not know it. `seen`,
+    `history`: as `walk` takes them. `live`: calls of the current unit that are not over; `done_s`: service of those that are;
+    `tokens`: what they had (prompt, output). `total`: ascending estimates of the current unit and all that follows, None when
+    they are to be made anew."""
 
     arrival_s: float
     estimator: Estimator | None
@@ -162,7 +162,6 @@ class Application:
             self.seen, self.history = [0] * len(graph.units), [0] * len(graph.units)
         if self.unit is not None:
             self.seen[self.unit] += 1
-
 
     def _pass(self, left: int, took_s: float) -> None:
         """A tool that usually works between the unit that was left and this one has worked: the engine does not see it."""

@@ -49,7 +49,7 @@ def branches_differ(outcomes: Ints, categories: Ints) -> float:
 
 def _large(values: npt.NDArray[np.generic], categories: Ints) -> tuple[npt.NDArray[np.generic], Ints]:
     """Only observations of categories that are large enough, these numbered from 0."""
-    found, inverse, counts = np.unique(categories, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(categories, return_inverse=True, return_counts=True)
     kept = counts >= SMALLEST
     number = np.cumsum(kept) - 1
     chosen = kept[inverse]

@@ -1,10 +1,11 @@
-"""The Gittins index of a job with attained service a over equally likely totals X (Gittins, 1979; Aalto, Ayesta and Righter, 2009).
+"""The Gittins index of a job with attained service a over equally likely totals X (Gittins, 1979; Aalto, Ayesta and Righter,
+2009).
 
     G(a) = max over D of P(X - a <= D | X > a) / E[min(X - a, D) | X > a]
 
-Here its inverse, the rank, in seconds: the cheapest expected service per completion. It equals what remains where that is known,
-and the mean of what remains where no early end is likely. With n samples only D at a sample can be best, so prefix sums give
-every candidate at once: O(n) after sorting.
+Here its inverse, the rank, in seconds: the cheapest expected service per completion. It equals what remains where that is
+known, and the mean of what remains where no early end is likely. With n samples only D at a sample can be best, so prefix
+sums give every candidate at once: O(n) after sorting.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def after(total: Floats, attained: float) -> Floats:
 
 def edges(total: Floats, buckets: int) -> Floats:
     """Where the buckets of attained service begin: float64, ascending from 0, `buckets` of them (fewer where
-    totals are equal) with as many of the totals in each, one beyond all, infinity at the end. An index is computed once a bucket, at its beginning."""
+    totals are equal) with as many of the totals in each, one beyond all, infinity at the end. An index is computed once a
+    bucket, at its beginning."""
     inner = total[(len(total) * np.arange(1, buckets)) // buckets]
     return np.concatenate([np.unique(np.concatenate([[0.0], inner, total[-1:]])), [np.inf]])

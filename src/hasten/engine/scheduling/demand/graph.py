@@ -1,7 +1,8 @@
-"""The demand graph of an application: its units, where runs go from each, and what each asks for, as a set of logged runs has it.
+"""The demand graph of an application: its units, where runs go from each, and what each asks for, as a set of logged runs has
+it.
 
-A graph is the runs it was learned from, and everything else follows from them: so graphs merge without loss, and what depends on
-what is tested again over all runs. `Features` says by what a unit's demand and the way on from it are told apart:
+A graph is the runs it was learned from, and everything else follows from them: so graphs merge without loss, and what depends
+on what is tested again over all runs. `Features` says by what a unit's demand and the way on from it are told apart:
 
 - Each unit's demand falls into buckets of equal count. A run's history is the bucket of its latest visit to each unit, "not
   visited" being one too, so that the branch taken is part of it.
@@ -10,8 +11,8 @@ what is tested again over all runs. `Features` says by what a unit's demand and 
 - The next unit is told apart by the number of the visit always (so repeats of a loop have the distribution they had), and by
   the history of one unit if the chi-squared test finds one, by the same rule.
 
-Tests take one visit of each run (the first; of a unit with itself the second), since visits of one run are not independent; that
-of the number of the visit takes all.
+Tests take one visit of each run (the first; of a unit with itself the second), since visits of one run are not independent;
+that of the number of the visit takes all.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ END = -1
 
 @dataclass(slots=True)
 class Seen:
-    """All visits to a unit in all runs, arrays [n]: which visit `number` of its run (from 1), the `demand` (tokens, or seconds of
-    a tool), `before` and `after` [n, units] the history's buckets when it began and when it ended, the `next` unit's number."""
+    """All visits to a unit in all runs, arrays [n]: which visit `number` of its run (from 1), the `demand` (tokens, or
+    seconds of a tool), `before` and `after` [n, units] the history's buckets when it began and when it ended, the `next`
+    unit's number."""
 
     visits: list[Visit]
     number: Ints
@@ -86,8 +88,8 @@ class DemandGraph:
         units = tuple(dict.fromkeys(visit.unit for run in runs for visit in run))
         if len(units) > MOST_UNITS:
             raise ValueError(
-                f"{self.application}: {len(units)} units in {len(runs)} runs, as {units[0]!r} and {units[-1]!r}: name stages by "
-                f"what they do (at most {MOST_UNITS} names)"
+                f"{self.application}: {len(units)} units in {len(runs)} runs, as {units[0]!r} and {units[-1]!r}: name stages "
+                f"by what they do (at most {MOST_UNITS} names)"
             )
         object.__setattr__(self, "runs", runs)
         object.__setattr__(self, "units", units)

@@ -1,8 +1,8 @@
 """What a call's tokens cost the engine: its share of full steps, in seconds of the cost model.
 
-A busy engine's steps are full, so a token's service is the price of a full step divided by its tokens, whether it is a prompt's or
-an output's; on top comes what depends on context: an output token reads all before it, a prompt is read again by each of its
-chunks. Order matters when the engine is busy; what a step costs with few rows in it is nobody's share.
+A busy engine's steps are full, so a token's service is the price of a full step divided by its tokens, whether it is a
+prompt's or an output's; on top comes what depends on context: an output token reads all before it, a prompt is read again by
+each of its chunks. Order matters when the engine is busy; what a step costs with few rows in it is nobody's share.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _PROBE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Seconds: `token_s` of a token, `draw_s` more of one that is an output, `read_s` for a cached token it reads, `pair_s` of a
-    pair of query and key, `step_s` of a full step of `step_tokens` tokens."""
+    """Seconds: `token_s` of a token, `draw_s` more of one that is an output, `read_s` for a cached token it reads, `pair_s`
+    of a pair of query and key, `step_s` of a full step of `step_tokens` tokens."""
 
     token_s: float
     draw_s: float

@@ -32,8 +32,8 @@ Run = tuple[Visit, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedCall:
-    """A model call of a log. `parents`: ids of the calls whose ends it waited for. `tool`: what worked in the `delay_s` between,
-    if anything did. `arrival_s`, `end_s`: NaN where they are not known."""
+    """A model call of a log. `parents`: ids of the calls whose ends it waited for. `tool`: what worked in the `delay_s`
+    between, if anything did. `arrival_s`, `end_s`: NaN where they are not known."""
 
     id: str
     stage: str
@@ -47,7 +47,8 @@ class LoggedCall:
 
 
 def joins(parents: tuple[str, ...], unit_parents: tuple[str, ...], overlaps: bool) -> bool:
-    """Whether a call belongs to the unit that came last: it has that one's parents, or, where nobody names any, they overlap."""
+    """Whether a call belongs to the unit that came last: it has that one's parents, or, where nobody names any, they
+    overlap."""
     return set(parents) == set(unit_parents) if parents or unit_parents else overlaps
 
 

@@ -1,7 +1,7 @@
 """A demand graph as arrays, for walking it many times at once.
 
-Record r is a visit that was seen. A cell of a unit is what one value of its feature (see `graph.Features`) leaves of its records or
-ways on; cells with too few observations are those of the unit without the feature.
+Record r is a visit that was seen. A cell of a unit is what one value of its feature (see `graph.Features`) leaves of its
+records or ways on; cells with too few observations are those of the unit without the feature.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _CELLS = max(VISITS, BUCKETS) + 1
 class Tables:
     """U units, R records. Of a record: `calls`, `prompt` (tokens of all of them), `output` (mean of a call), `longest` output,
     `service_s` in cost-model seconds, `time_s` it takes with steps of `Prices.step_s` (tools: as logged), `bucket`. Of a unit:
-    `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] + count[u, c]]`,
-    ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit, the last being the
-    end. `steps`: most units of a walk."""
+    `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] + count[u,
+    c]]`, ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit, the last
+    being the end. `steps`: most units of a walk."""
 
     graph: DemandGraph
     calls: Ints

@@ -18,13 +18,14 @@ Floats = npt.NDArray[np.float64]
 
 NEAREST = 16
 """Fewest records that the current unit's may be drawn from, where there are so many."""
+_PARTS = 8
 
 
 @dataclass(slots=True)
 class Walks:
-    """Of W walks, arrays [W]: of the unit they begin in the `output` tokens of a call (mean) and of its `longest` call; of all that
-    comes after it the `service_s` and the `time_s`. `following` float64 [units + 1]: how often each unit came next, the last
-    being the end."""
+    """Of W walks, arrays [W]: of the unit they begin in the `output` tokens of a call (mean) and of its `longest` call; of
+    all that comes after it the `service_s` and the `time_s`. `following` float64 [units + 1]: how often each unit came next,
+    the last being the end."""
 
     output: Floats
     longest: Floats
@@ -33,24 +34,35 @@ class Walks:
     following: Floats
 
 
-def window(cell: Ints, prompt: Floats, known: float) -> int:
-    """Which of the windows over a cell's records lies around those whose prompts are like `known` (tokens of all calls)."""
-    step = max(1, -(-len(cell) // 8))
-    return int(np.searchsorted(prompt[cell], known)) // step
+def window(cell: Ints, prompt: Floats, known: float) -> tuple[int, int]:
+    """Which eighths of a cell's records, from and to, have prompts like `known` (tokens of all calls): one or two of them, or all
+    that have this very length."""
+    step = -(-len(cell) // _PARTS)
+    low, high = (int(np.searchsorted(prompt[cell], known, side=side)) for side in ("left", "right"))
+    return low // step, -(-high // step)
 
 
 def walk(
-    tables: Tables, unit: int, seen: list[int], history: list[int], around: int, walks: int, rng: np.random.Generator
+    tables: Tables,
+    unit: int,
+    seen: list[int],
+    history: list[int],
+    around: tuple[int, int],
+    walks: int,
+    rng: np.random.Generator,
 ) -> Walks:
-    """Begin in `unit`, whose prompts are known (`around`, from `window`) and whose outputs are not. `seen`: visits to each unit,
-    this one included; `history`: the bucket of the last ended visit to each, 0 where there is none."""
+    """Begin in `unit`, whose prompts are known (`around`, from `window`) and whose outputs are not. `seen`: visits to each
+    unit, this one included; `history`: the bucket of the last ended visit to each, 0 where there is none."""
     units = tables.units
     cell = tables.cell(unit, seen[unit], history)
     # Those whose prompts are nearest: what a call will write, and what comes later, may go with what it reads.
+    step = -(-len(cell) // _PARTS)
+    low, high = around[0] * step, min(len(cell), around[1] * step)
     width = min(len(cell), max(NEAREST, len(cell) // 4))
-    centre = around * max(1, -(-len(cell) // 8))
-    low = min(max(0, centre - width // 2), len(cell) - width)
-    record = cell[low + rng.integers(0, width, walks)]
+    if high - low < width:
+        low = min(max(0, (low + high - width) // 2), len(cell) - width)
+        high = low + width
+    record = cell[rng.integers(low, high, walks)]
     output, longest = tables.output[record], tables.longest[record]
     service_s, time_s = np.zeros(walks), np.zeros(walks)
     following = np.zeros(units + 1)
