@@ -62,7 +62,7 @@ class Virtual:
         made = self._orders.get(name)
         engine = self.device.engine(self.configs[name], order=made(workload) if made is not None else None)
         self._attend(name, engine)
-        return _sound(replay(engine, workload, name=name, seed=seed))
+        return sound(replay(engine, workload, name=name, seed=seed))
 
     def saturation(self, name: str, workload: Workload, seed: int = 0) -> float:
         """Requests per second of a side when all of `workload` comes at once: what a load is a share of."""
@@ -151,14 +151,14 @@ def real_point(
             for turn, name in enumerate(turns):
                 progress(f"for real, round {number + 1} of {rounds}: {name}", (number + turn / len(turns)) / rounds)
                 steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
-                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number))))
+                ran.append((name, sound(replay(built[name].engine, work, name=name, seed=number))))
         steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
         device = calibrate.of(first, fit(*(np.concatenate([part[k] for part in steps]) for k in (0, 1)))).device()
     finally:
         for one in built.values():
             one.engine.executor.close()
     for name, run in ran:
-        simulated = metrics.summary(_sound(simulate(run.workload, device, configs[name], name=name)))
+        simulated = metrics.summary(sound(simulate(run.workload, device, configs[name], name=name)))
         real = metrics.summary(run)
         for figure in figures:
             point.measured.setdefault(name, {}).setdefault(figure, []).append(real[figure])
@@ -172,7 +172,8 @@ def _config(side: Side, common: Sequence[str], model: str | None = None) -> Engi
     return EngineConfig.build(model, with_=side.with_, set_=[*common, *side.set_])
 
 
-def _sound(run: Run) -> Run:
+def sound(run: Run) -> Run:
+    """The run, if none of its requests failed. Raises RuntimeError."""
     if run.errors:
         number, error = next(iter(run.errors.items()))
         raise RuntimeError(
