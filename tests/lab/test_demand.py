@@ -38,13 +38,16 @@ def test_each_kind_varies_at_least_as_much_as_its_mean(kind: str) -> None:
 
 
 def test_a_graph_has_the_units_of_its_kind() -> None:
-    demand = learning.learn(applications(workflows=300, seed=1), warm_s={"sandbox": 2.0})
+    demand = learning.learn(applications(workflows=1000, seed=1), warm_s={"sandbox": 2.0})
     coder = demand.graphs["coder"]
     assert set(coder.units) == {"plan", "write", "sandbox", "review"}
     assert coder.backends[coder.number["sandbox"]] == "sandbox"
     assert coder.between[coder.number["write"], coder.number["write"]] == coder.number["sandbox"]
     report = demand.graphs["report"]
-    assert report.features.demand[report.number["section"]] == report.number["outline"], "as long as the outline"
+    written = report.number["outline"] + len(report.units)
+    assert report.features.demand[report.number["section"]] == written, "as many as the outline says"
+    told_by = coder.features.branch[coder.number["sandbox"]]
+    assert told_by == coder.number["plan"] + len(coder.units), "hard tasks have long plans, and are tried again"
 
 
 def test_a_replay_adds_durations() -> None:

@@ -12,12 +12,10 @@ from hasten.engine.scheduling.fcfs import FCFS
 def finished(order: object) -> list[str]:
     """One row: who ends in which order. The second call of workflow v comes when u's only call waits."""
     engine = make_engine(order=order, rows=1)
-    engine.add(call("v1", "v", tokens=3))
-    engine.step()
-    engine.add(call("u1", "u", tokens=30))
-    engine.add(call("w", tokens=3))
-    engine.step()
-    engine.add(call("v2", "v", tokens=3))
+    for id, workflow, tokens in (("v1", "v", 5), ("u1", "u", 30), ("w", "", 3), ("v2", "v", 3)):
+        engine.add(call(id, workflow, tokens=tokens))
+        engine.step()
+        engine.clock.sleep(1.0)
     return [delta.request_id for delta in engine.run() if delta.last]
 
 
@@ -30,9 +28,8 @@ def test_two_users_workflows_of_one_name_are_two() -> None:
     from dataclasses import replace
 
     engine = make_engine(order=ApplicationFCFS(), rows=1)
-    engine.add(replace(call("a1", "same", tokens=3), tenant="a"))
-    engine.step()
-    engine.add(call("u", "u", tokens=8))
-    engine.step()
-    engine.add(replace(call("b1", "same", tokens=3), tenant="b"))
+    for request in (call("a1", "same", tokens=5), call("u", "u", tokens=8), replace(call("b1", "same"), tenant="b")):
+        engine.add(request)
+        engine.step()
+        engine.clock.sleep(1.0)
     assert [delta.request_id for delta in engine.run() if delta.last] == ["a1", "u", "b1"]

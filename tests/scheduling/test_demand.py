@@ -161,7 +161,7 @@ def totals(
     table: Tables, unit: str, history: dict[str, int], *, seen: dict[str, int] | None = None, walks: int = 4000
 ) -> np.ndarray:
     graph = table.graph
-    past = [history.get(name, 0) for name in graph.units]
+    past = [history.get(name, 0) for name in graph.units] * 2
     times = [(seen or {}).get(name, 0) for name in graph.units]
     number = graph.number[unit]
     times[number] = max(1, times[number])
@@ -172,11 +172,13 @@ def totals(
 def test_the_branch_that_was_taken_tells_what_comes() -> None:
     graph, table = of(routed(200))
     route, answer, search = (graph.number[name] for name in ("route", "answer", "search"))
-    assert graph.features.demand[answer] == search and graph.features.demand_p[answer] < 1e-6
+    assert graph.features.demand[answer] % 3 == search and graph.features.demand_p[answer] < 1e-6
     assert graph.features.demand[route] == NOBODY and graph.features.branch[route] == NOBODY
-    bucket = graph.bucket(search, 2.0)
-    hard = table.cell(answer, 1, [bucket if i == search else 1 if i == route else 0 for i in range(3)])
-    easy = table.cell(answer, 1, [1 if i == route else 0 for i in range(3)])
+    past = [0] * 6
+    past[route] = past[route + 3] = 1
+    easy = table.cell(answer, 1, past)
+    past[search], past[search + 3] = graph.buckets(search, 2.0, 0.0)
+    hard = table.cell(answer, 1, past)
     assert table.output[hard].min() >= 400 and table.output[easy].max() < 60
     service = totals(table, "route", {})
     runs = np.array([sum(sum(call) for v in run[1:] for call in v.calls) for run in graph.runs]) * 1e-3
@@ -187,9 +189,9 @@ def test_the_branch_that_was_taken_tells_what_comes() -> None:
 def test_loops_repeat_as_often_as_they_did() -> None:
     graph, table = of(looping(120))
     assert graph.features.demand == [NOBODY]
-    assert table.chances(0, 1, [1]).tolist() == [1.0, 0.0]
-    assert 0.3 < table.chances(0, 2, [1])[0] < 0.7
-    assert table.chances(0, 5, [1])[0] == 1.0 and table.chances(0, 10, [1])[0] == 0.0
+    assert table.chances(0, 1, [1, 1]).tolist() == [1.0, 0.0]
+    assert 0.3 < table.chances(0, 2, [1, 1])[0] < 0.7
+    assert table.chances(0, 5, [1, 1])[0] == 1.0 and table.chances(0, 10, [1, 1])[0] == 0.0
     later = totals(table, "try", {}, walks=8000) / 1e-3
     # One more try, or nine, of 60 tokens each on average.
     assert np.mean(later < 200) == pytest.approx(np.mean([len(run) == 2 for run in graph.runs]), abs=0.03)
@@ -199,8 +201,8 @@ def test_loops_repeat_as_often_as_they_did() -> None:
 def test_what_comes_later_goes_with_what_came() -> None:
     graph, table = of(growing(200))
     plan, work = graph.number["plan"], graph.number["work"]
-    assert graph.features.demand[work] == plan
-    low, high = (table.output[table.cell(work, 1, [bucket, 0])] for bucket in (1, 4))
+    assert graph.features.demand[work] == plan + 2, "what the plan writes, not what it reads"
+    low, high = (table.output[table.cell(work, 1, [1, 0, bucket, 0])] for bucket in (1, 4))
     assert low.max() < high.min()
     # The walk draws a plan, puts it into its bucket and goes on from there: totals keep their tail.
     later = totals(table, "plan", {}) / 1e-3 - 10
@@ -218,15 +220,15 @@ def test_visits_that_differ_by_number_are_told_apart() -> None:
     rng = np.random.default_rng(0)
     graph, table = of([tuple(visit("step", 10, 100 * n + int(rng.integers(20))) for n in (1, 2, 3)) for _ in range(40)])
     assert graph.features.demand == [BY_VISIT]
-    assert [int(table.output[table.cell(0, n, [1])].min()) // 100 for n in (1, 2, 3)] == [1, 2, 3]
+    assert [int(table.output[table.cell(0, n, [1, 1])].min()) // 100 for n in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_outputs_go_with_prompts_that_are_like_the_known_one() -> None:
     rng = np.random.default_rng(0)
     _, table = of([(visit("a", n := int(rng.integers(10, 1000)), n),) for _ in range(200)])
     for known in (50, 500, 950):
-        around = window(table.cell(0, 1, [0]), table.prompt, known)
-        found = walk(table, 0, [1], [0], around, 500, np.random.default_rng(0))
+        around = window(table.cell(0, 1, [0, 0]), table.prompt, known)
+        found = walk(table, 0, [1], [0, 0], around, 500, np.random.default_rng(0))
         assert abs(np.median(found.output) - known) < 200
         assert found.following.tolist() == [0.0, 1.0]
 

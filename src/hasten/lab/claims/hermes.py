@@ -244,12 +244,12 @@ CLAIM = Claim(
     name="hermes",
     title="Hermes: Gittins order over demand graphs",
     paper="Efficient Serving of LLM Applications with Probabilistic Demand Modeling (Hermes, 2025)",
-    workload=f"Llama-3 8B on a simulated H100 at {LOAD:.0%} load: five generated kinds of applications (service times with a "
+    workload=f"Llama-3.1 8B on a simulated H100 at {LOAD:.0%} load: five generated kinds of applications (service times with a "
     "CV of 1 or more, most of two modes; 200 runs tested, 300 others learned from), and the 184 workflows of two text-to-SQL "
     "traces (half learned from, the other half tested, twice over); one point for real with the built-in model and "
     "applications a twelfth as long",
-    baseline=f"application-fcfs with stall-free batching, its chunk the best of {', '.join(map(str, CHUNKS))} by mean completion; "
-    "also FCFS by call, shortest mean, SRPT by call and by application that know all lengths",
+    baseline=f"application-fcfs with stall-free batching, its chunk the best of {', '.join(map(str, CHUNKS))} by mean "
+    "completion; also FCFS by call, shortest mean, SRPT by call and by application that know all lengths",
     technique="hermes (order, preemption, memory by rank) with default knobs",
     requirements=_requirements(),
     run=run,

@@ -15,6 +15,7 @@ from hasten.lab.claims.virtual import Virtual
 if TYPE_CHECKING:
     from hasten.engine.scheduling.demand.store import Demand
     from hasten.lab.bench.run import Floats, Run
+    from hasten.lab.planning.devices import Device
     from hasten.lab.planning.keepalive import Cost
     from hasten.lab.workloads.base import Workload
 
@@ -79,6 +80,16 @@ def _again(workload: Workload, times: int, seed: int) -> Workload:
     return replace(workload, requests=requests, source=f"{workload.source}; {times} times, Poisson")
 
 
+def device() -> Device:
+    """An H100 with Llama-3.1 8B: prompts of the text-to-SQL traces, up to 12,000 tokens, do not fit the context of Llama-3
+    8B."""
+    from hasten.lab.planning.devices import on_hardware
+    from hasten.lab.planning.hardware import profile
+    from hasten.lab.planning.shapes import shape
+
+    return on_hardware(shape("llama-3.1-8b"), profile("h100"))
+
+
 def sides(demand: Demand, chunk: int, seed: int) -> Virtual:
     """All sides over one demand. The orders that rank by what remains get what the preset has (preemption, memory by rank)."""
     from hasten.engine.scheduling.hermes import Hermes, Options
@@ -94,7 +105,7 @@ def sides(demand: Demand, chunk: int, seed: int) -> Virtual:
         ORACLE: lambda work: OracleSRPT(work, "application"),
     }
     plain = [Side(PER_APPLICATION, (batching, "application-fcfs")), Side(PER_CALL, (batching,))]
-    return Virtual([*plain, *(Side(name, (batching, "hermes")) for name in ranked)], orders=ranked)
+    return Virtual([*plain, *(Side(name, (batching, "hermes")) for name in ranked)], device=device(), orders=ranked)
 
 
 def at_load(virtual: Virtual, work: Workload, load: float = LOAD) -> Workload:
@@ -161,11 +172,10 @@ def _with_owner(material: Material, work: Workload, chunk: int, *, hints: bool, 
     from hasten.engine.config import EngineConfig
     from hasten.engine.scheduling.hermes import Hermes, Options
     from hasten.lab.bench.drive import replay
-    from hasten.lab.claims.virtual import h100
     from hasten.lab.planning.backends import Owner
 
     config = EngineConfig.build(with_=[f"stall-free:chunk={chunk}", "hermes"])
-    engine = h100().engine(config, order=Hermes(Options(), material.demand))
+    engine = device().engine(config, order=Hermes(Options(), material.demand))
     owner = Owner(work, material.demand.warm_s, keep_s)
     if hints:
         engine.on_hint(owner.listener(engine.clock.now))

@@ -47,7 +47,12 @@ def ways(graph: DemandGraph, unit: int) -> list[tuple[int, float]]:
 
 def told_by(graph: DemandGraph, feature: int) -> str:
     """What a feature is, in words."""
-    return "" if feature == NOBODY else "the number of the visit" if feature == BY_VISIT else graph.units[feature]
+    if feature in (NOBODY, BY_VISIT):
+        return "" if feature == NOBODY else "the number of the visit"
+    unit = feature % len(graph.units)
+    if not graph.seen[unit].visits[0].calls:
+        return f"{graph.units[unit]}'s time"
+    return f"what {graph.units[unit]} {'reads' if feature == unit else 'writes'}"
 
 
 def words(seen: Seen) -> str:

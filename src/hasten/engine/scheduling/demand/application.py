@@ -34,8 +34,8 @@ class Estimator:
         self._walks, self._seed = walks, (seed, crc32(graph.application.encode()))
         features = graph.features
         told_by = {*features.demand, *features.branch}
-        self._read = [unit for unit in range(self.tables.units) if unit in told_by]
-        """Units whose history anything depends on: the rest of it is no part of a state."""
+        self._read = [entry for entry in range(2 * self.tables.units) if entry in told_by]
+        """Entries of the history that anything depends on: the rest of it is no part of a state."""
         self._looped = [unit for unit, seen in enumerate(graph.seen) if seen.number.max() > 1]
         self._cached = lru_cache(maxsize=STATES)(self._walk)
 
@@ -45,7 +45,7 @@ class Estimator:
         return self._cached(unit, around, *state)
 
     def _walk(self, unit: int, around: tuple[int, int], read: tuple[int, ...], looped: tuple[int, ...]) -> Walks:
-        seen, history = [0] * self.tables.units, [0] * self.tables.units
+        seen, history = [0] * self.tables.units, [0] * (2 * self.tables.units)
         for i, number in zip(self._looped, looped, strict=True):
             seen[i] = number
         seen[unit] = max(1, seen[unit])
@@ -59,7 +59,7 @@ class Estimator:
 class Application:
     """`arrival_s`: of its first call. `unit`: the current one's number, None where the graph does not know it. `seen`,
     `history`: as `walk` takes them. `live`: calls of the current unit that are not over; `done_s`: service of those that are;
-    `tokens`: what they had (prompt, output). `total`: ascending estimates of the current unit and all that follows, None when
+    `output`: what they wrote. `total`: ascending estimates of the current unit and all that follows, None when
     they are to be made anew."""
 
     arrival_s: float
@@ -73,7 +73,7 @@ class Application:
     calls: int = 0
     prompt: int = 0
     done_s: float = 0.0
-    tokens: int = 0
+    output: int = 0
     deadline_s: float = np.inf
     walks: Walks | None = None
     total: Floats | None = None
@@ -98,7 +98,7 @@ class Application:
         if fresh:
             self._leave()
             self.parents, self.stages, self.live = app.parents, set(), {}
-            self.calls = self.prompt = self.tokens = 0
+            self.calls = self.prompt = self.output = 0
             self.done_s = 0.0
         if app.stage not in self.stages:
             if not fresh and self.unit is not None:
@@ -121,7 +121,7 @@ class Application:
             if seq.index == 0:
                 self.done_s += float(prices.prompt(seq.prompt_length))
             self.done_s += float(prices.output(seq.prompt_length, max(0, seq.output_length)))
-            self.tokens += seq.prompt_length + seq.output_length
+            self.output += seq.output_length
 
     def attained(self, prices: Prices) -> float:
         """Seconds of service that the current unit's calls have had. KV that was dropped is to be computed again."""
@@ -151,7 +151,7 @@ class Application:
     def _leave(self) -> None:
         """The current unit is over: it becomes history."""
         if self.unit is not None and self.estimator is not None:
-            self.history[self.unit] = self.estimator.tables.graph.bucket(self.unit, self.tokens)
+            self._remember(self.unit, self.prompt, self.output)
 
     def _enter(self) -> None:
         if self.estimator is None:
@@ -159,7 +159,7 @@ class Application:
         graph = self.estimator.tables.graph
         self.unit = graph.number.get(unit_name(self.stages))
         if not self.seen:
-            self.seen, self.history = [0] * len(graph.units), [0] * len(graph.units)
+            self.seen, self.history = [0] * len(graph.units), [0] * (2 * len(graph.units))
         if self.unit is not None:
             self.seen[self.unit] += 1
 
@@ -171,7 +171,12 @@ class Application:
         self.passed = graph.between.get((left, self.unit))
         if self.passed is not None:
             self.seen[self.passed] += 1
-            self.history[self.passed] = graph.bucket(self.passed, took_s)
+            self._remember(self.passed, took_s, 0.0)
+
+    def _remember(self, unit: int, read: float, wrote: float) -> None:
+        assert self.estimator is not None
+        graph = self.estimator.tables.graph
+        self.history[unit], self.history[unit + len(graph.units)] = graph.buckets(unit, read, wrote)
 
 
 def attained(seq: Sequence, prices: Prices) -> float:

@@ -4,12 +4,13 @@ it.
 A graph is the runs it was learned from, and everything else follows from them: so graphs merge without loss, and what depends
 on what is tested again over all runs. `Features` says by what a unit's demand and the way on from it are told apart:
 
-- Each unit's demand falls into buckets of equal count. A run's history is the bucket of its latest visit to each unit, "not
-  visited" being one too, so that the branch taken is part of it.
-- A unit's demand is told apart by the history of one unit (itself, in a loop), or by the number of the visit: by whichever has
-  the smallest p-value of Kruskal and Wallis, if that is below 1 % after Bonferroni's correction for all candidates.
+- What each unit reads (prompt tokens; seconds of a tool) and what it writes (output tokens) fall into buckets of equal count. A
+  run's history is both buckets of its latest visit to each unit, "not visited" being one too, so that the branch taken is part
+  of it.
+- A unit's demand is told apart by one entry of the history (its own, in a loop), or by the number of the visit: by whichever
+  has the smallest p-value of Kruskal and Wallis, if that is below 1 % after Bonferroni's correction for all candidates.
 - The next unit is told apart by the number of the visit always (so repeats of a loop have the distribution they had), and by
-  the history of one unit if the chi-squared test finds one, by the same rule.
+  one entry of the history if the chi-squared test finds one, by the same rule.
 
 Tests take one visit of each run (the first; of a unit with itself the second), since visits of one run are not independent;
 that of the number of the visit takes all.
@@ -50,9 +51,9 @@ END = -1
 
 @dataclass(slots=True)
 class Seen:
-    """All visits to a unit in all runs, arrays [n]: which visit `number` of its run (from 1), the `demand` (tokens, or
-    seconds of a tool), `before` and `after` [n, units] the history's buckets when it began and when it ended, the `next`
-    unit's number."""
+    """All visits to a unit in all runs, arrays [n]: which visit `number` of its run (from 1), the `demand` (all tokens, or
+    seconds of a tool), `bucket` [n, 2] of what it read and wrote, `before` and `after` [n, 2 units] the history when it began
+    and when it ended (what units read, then what they wrote), the `next` unit's number."""
 
     visits: list[Visit]
     number: Ints
@@ -65,7 +66,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Features:
-    """By what demand and branch of each unit are told apart: unit numbers, NOBODY or BY_VISIT; and the p-values of that."""
+    """By what demand and branch of each unit are told apart: entries of the history, NOBODY or BY_VISIT; and the p-values."""
 
     demand: list[int]
     branch: list[int]
@@ -112,36 +113,40 @@ class DemandGraph:
 
     @cached_property
     def bounds(self) -> list[Floats]:
-        """Of each unit the demands at which a next bucket begins, ascending."""
-        demands: list[list[float]] = [[] for _ in self.units]
+        """Of each entry of a history the amounts at which a next bucket begins, ascending."""
+        units = len(self.units)
+        amounts: list[list[float]] = [[] for _ in range(2 * units)]
         for run in self.runs:
             for visit in run:
-                demands[self.number[visit.unit]].append(demand_of(visit))
+                for kind, amount in enumerate(amounts_of(visit)):
+                    amounts[self.number[visit.unit] + kind * units].append(amount)
         out = []
-        for values in demands:
+        for values in amounts:
             count = min(BUCKETS, len(values) // BUCKET_RUNS)
             inner = np.quantile(values, np.arange(1, count) / count) if count > 1 else np.zeros(0)
             out.append(np.unique(inner[inner > min(values)]) if len(inner) else inner)
         return out
 
-    def bucket(self, unit: int, demand: float) -> int:
-        """From 1 on; 0 means that a unit has not been visited."""
-        return 1 + int(np.searchsorted(self.bounds[unit], demand, side="right"))
+    def buckets(self, unit: int, read: float, wrote: float) -> tuple[int, int]:
+        """Of what a visit read and wrote, from 1 on; 0 means that a unit has not been visited."""
+        first, second = self.bounds[unit], self.bounds[unit + len(self.units)]
+        return 1 + int(np.searchsorted(first, read, side="right")), 1 + int(np.searchsorted(second, wrote, side="right"))
 
     @cached_property
     def seen(self) -> list[Seen]:
         """Of each unit."""
+        units = len(self.units)
         rows: list[list[tuple[Any, ...]]] = [[] for _ in self.units]
         for run in self.runs:
-            history, times = [0] * len(self.units), [0] * len(self.units)
+            history, times = [0] * (2 * units), [0] * units
             for place, visit in enumerate(run):
                 unit = self.number[visit.unit]
                 times[unit] += 1
                 before = tuple(history)
-                demand = demand_of(visit)
-                history[unit] = self.bucket(unit, demand)
+                read, wrote = amounts_of(visit)
+                bucket = history[unit], history[unit + units] = self.buckets(unit, read, wrote)
                 following = self.number[run[place + 1].unit] if place + 1 < len(run) else END
-                rows[unit].append((visit, times[unit], demand, history[unit], before, tuple(history), following))
+                rows[unit].append((visit, times[unit], read + wrote, bucket, before, tuple(history), following))
         out = []
         for of_unit in rows:
             visits, number, demand, bucket, before, after, following = zip(*of_unit, strict=True)
@@ -156,19 +161,19 @@ class DemandGraph:
             first = seen.number == 1
             amounts: dict[int, float] = {}
             branches: dict[int, float] = {}
-            for other in range(len(self.units)):
-                rows = seen.number == 2 if other == unit else first
-                if rows.any() and len(np.unique(seen.before[rows, other])) > 1:
-                    amounts[other] = amounts_differ(seen.demand[rows], seen.before[rows, other])
-                if len(np.unique(seen.after[first, other])) > 1:
-                    branches[other] = branches_differ(seen.next[first], seen.after[first, other])
+            for entry in range(2 * len(self.units)):
+                rows = seen.number == 2 if entry % len(self.units) == unit else first
+                if rows.any() and len(np.unique(seen.before[rows, entry])) > 1:
+                    amounts[entry] = amounts_differ(seen.demand[rows], seen.before[rows, entry])
+                if len(np.unique(seen.after[first, entry])) > 1:
+                    branches[entry] = branches_differ(seen.next[first], seen.after[first, entry])
             if seen.number.max() > 1:
                 amounts[BY_VISIT] = amounts_differ(seen.demand, np.minimum(seen.number, VISITS))
             for found, names, values in (
                 (amounts, chosen.demand, chosen.demand_p),
                 (branches, chosen.branch, chosen.branch_p),
             ):
-                best = min(found, key=lambda other: found[other], default=NOBODY)
+                best = min(found, key=lambda entry: found[entry], default=NOBODY)
                 p = min(1.0, found[best] * len(found)) if found else 1.0
                 names.append(best if p < SURE else NOBODY)
                 values.append(p)
@@ -223,11 +228,11 @@ def _visit(units: Sequence[str], backends: Sequence[str], visit: Sequence[Any]) 
     return Visit(units[unit], backends[unit], tokens, float(delay_s), math.nan if duration_s is None else float(duration_s))
 
 
-def demand_of(visit: Visit) -> float:
-    """The amount that is put into buckets: tokens of the calls, or seconds of a tool."""
+def amounts_of(visit: Visit) -> tuple[float, float]:
+    """What is put into buckets: prompt and output tokens of all calls, or seconds of a tool and 0."""
     if visit.calls:
-        return float(sum(prompt + output for prompt, output in visit.calls))
-    return 0.0 if math.isnan(visit.duration_s) else visit.duration_s
+        return float(sum(prompt for prompt, _ in visit.calls)), float(sum(output for _, output in visit.calls))
+    return (0.0 if math.isnan(visit.duration_s) else visit.duration_s), 0.0
 
 
 def graphs_of(runs: Iterable[tuple[str, Run]]) -> dict[str, DemandGraph]:

@@ -27,10 +27,10 @@ _CELLS = max(VISITS, BUCKETS) + 1
 @dataclass(slots=True)
 class Tables:
     """U units, R records. Of a record: `calls`, `prompt` (tokens of all of them), `output` (mean of a call), `longest` output,
-    `service_s` in cost-model seconds, `time_s` it takes with steps of `Prices.step_s` (tools: as logged), `bucket`. Of a unit:
-    `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] + count[u,
-    c]]`, ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit, the last
-    being the end. `steps`: most units of a walk."""
+    `service_s` in cost-model seconds, `time_s` it takes with steps of `Prices.step_s` (tools: as logged), `bucket` [R, 2]. Of
+    a unit: `demand_by`, `branch_by` (features); cell c of unit u holds the records `records[u][start[u, c] : start[u, c] +
+    count[u, c]]`, ascending by prompt; `ways` float64 [U, visits, buckets, U + 1]: cumulative probabilities of the next unit,
+    the last being the end. `steps`: most units of a walk."""
 
     graph: DemandGraph
     calls: Ints
@@ -123,7 +123,7 @@ def _ways(ways: Floats, following: Ints, visit: Ints, bucket: Ints, by: int, uni
         inside = everybody if by == NOBODY else bucket == value
         if inside.sum() < FEWEST:
             inside = everybody
-        for number in range(ways.shape[0]):
+        for number in range(1, ways.shape[0]):
             rows, least = inside & (visit == number), number
             while rows.sum() < FEWEST and least > 0:  # repeats that few runs reached go on as those just before them
                 rows, least = inside & (visit >= least), least - 1

@@ -35,8 +35,8 @@ class Walks:
 
 
 def window(cell: Ints, prompt: Floats, known: float) -> tuple[int, int]:
-    """Which eighths of a cell's records, from and to, have prompts like `known` (tokens of all calls): one or two of them, or all
-    that have this very length."""
+    """Which eighths of a cell's records, from and to, have prompts like `known` (tokens of all calls): one or two of them, or
+    all that have this very length."""
     step = -(-len(cell) // _PARTS)
     low, high = (int(np.searchsorted(prompt[cell], known, side=side)) for side in ("left", "right"))
     return low // step, -(-high // step)
@@ -52,7 +52,7 @@ def walk(
     rng: np.random.Generator,
 ) -> Walks:
     """Begin in `unit`, whose prompts are known (`around`, from `window`) and whose outputs are not. `seen`: visits to each
-    unit, this one included; `history`: the bucket of the last ended visit to each, 0 where there is none."""
+    unit, this one included; `history`: the buckets of the last ended visits (see `graph.Seen`), 0 where there is none."""
     units = tables.units
     cell = tables.cell(unit, seen[unit], history)
     # Those whose prompts are nearest: what a call will write, and what comes later, may go with what it reads.
@@ -72,7 +72,7 @@ def walk(
     past = np.tile(np.array(history, dtype=np.int64), (walks, 1))
     for step in range(tables.steps):
         rows = np.arange(len(who))
-        past[rows, at] = tables.bucket[record]
+        past[rows, at], past[rows, at + units] = tables.bucket[record].T
         by = tables.branch_by[at]
         value = np.where(by == NOBODY, 0, past[rows, by])
         ways = tables.ways[at, np.minimum(times[rows, at], VISITS), value]
