@@ -76,7 +76,7 @@ def run(setting: Setting) -> Outcome:
     from hasten.lab.planning.hardware import profile
     from hasten.lab.planning.shapes import shape
 
-    loads, rounds, workflows = ((TUNED_AT,), 1, 20) if setting.quick else (LOADS, 3, 60)
+    loads, rounds, workflows = ((TUNED_AT,), 1, 12) if setting.quick else (LOADS, 3, 60)
     device = on_hardware(shape("llama-3.1-8b"), profile("h100"))
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     figures: list[dict[str, Any]] = []
