@@ -67,7 +67,7 @@ class Virtual:
         made = self._orders.get(name)
         engine = self.device.engine(self.configs[name], order=made(workload) if made is not None else None)
         self._attend(name, engine)
-        return _sound(replay(engine, workload, name=name, seed=seed, limit=self._limit))
+        return sound(replay(engine, workload, name=name, seed=seed, limit=self._limit))
 
     def saturation(self, name: str, workload: Workload, seed: int = 0) -> float:
         """Requests per second of a side when all of `workload` comes at once: what a load is a share of."""
@@ -169,7 +169,7 @@ def real_point(
                 progress(f"for real, round {number + 1} of {rounds}: {name}", (number + turn / len(turns)) / rounds)
                 steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
                 attend(name, built[name].engine)
-                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number, limit=limit))))
+                ran.append((name, sound(replay(built[name].engine, work, name=name, seed=number, limit=limit))))
         steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
         device = calibrate.of(first, fit(*(np.concatenate([part[k] for part in steps]) for k in (0, 1)))).device()
     finally:
@@ -178,7 +178,7 @@ def real_point(
     for name, run in ran:
         engine = device.engine(configs[name])
         attend(name, engine)
-        simulated = summary(_sound(replay(engine, run.workload, name=name, limit=limit)))
+        simulated = summary(sound(replay(engine, run.workload, name=name, limit=limit)))
         real = summary(run)
         for figure in figures:
             point.measured.setdefault(name, {}).setdefault(figure, []).append(real[figure])
@@ -192,7 +192,8 @@ def _config(side: Side, common: Sequence[str], model: str | None = None) -> Engi
     return EngineConfig.build(model, with_=side.with_, set_=[*common, *side.set_])
 
 
-def _sound(run: Run) -> Run:
+def sound(run: Run) -> Run:
+    """The run, if none of its requests failed. Raises RuntimeError."""
     if run.errors:
         number, error = next(iter(run.errors.items()))
         raise RuntimeError(
