@@ -1,11 +1,11 @@
 """Capped swaps: few sequences change tier in a step, and the slow tier keeps some room.
 
-The residency of JITServe (Zhang et al., 2025). When a plan does not fit, those the batching left out of it give up their KV first, worst
-rank first, then those in it. At most `swaps` a step go to the slower tier, so that copies never crowd out each other or the
-steps beside them, and none that would leave less than `watermark` of that tier free, so that it has room when memory is really
-short. Beyond either bound only what the running sequences cannot do without is taken, by recompute. Swapped sequences come back
-best rank first, few a step as well, ahead of waiting ones of worse rank only. Exact. O(sequences) a step, O(sequences log
-sequences) when memory is short or something is swapped.
+The residency of JITServe (Zhang et al., 2025). When a plan does not fit, running sequences that the batching left out of it give
+up their KV first, worst rank first, and for the sake of waiting ones nobody else does. At most `swaps` of them go in a step, so
+that copies never crowd out each other or the steps beside them, and to the slower tier only while `watermark` of it stays free,
+so that it has room when memory is really short; below that they are recomputed. What the running sequences themselves lack is
+found beyond these bounds, by recompute. Swapped sequences come back best rank first, few a step as well, and ahead of waiting
+ones of worse rank only. Exact. O(sequences) a step, O(sequences log sequences) when memory is short or something is swapped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View
+from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, WorkKind
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -55,34 +55,25 @@ class CappedSwaps:
         # What those that have begun lack must be found; what waits can wait.
         must = min(short, running - view.free_blocks - view.leaving_blocks)
         holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
-        holders.sort(key=lambda seq: (not self._left_out(seq, need), view.order_key(seq), seq.arrival_s, seq.id))
+        holders.sort(key=lambda seq: (_left_out(seq, need), view.order_key(seq), seq.arrival_s, seq.id))
         room = view.host_room - math.ceil(self._options.watermark * self._tier)
         transfers: list[Transfer] = []
         outs = 0
-        left_out = sum(self._left_out(seq, need) for seq in holders)
-        # Those left out stand last among equals of the first key only, so they are taken from the front part's end.
-        queue = holders[left_out:] + holders[:left_out]
-        while short > 0 and len(queue) > 1:
-            seq = queue.pop()
-            if not self._left_out(seq, need) and must <= 0:
-                break
+        while short > 0 and len(holders) > 1:
+            seq = holders.pop()
             blocks = len(seq.view.blocks)
+            if must <= 0 and (len(transfers) >= self._options.swaps or not _left_out(seq, need)):
+                break
             if seq.view.length >= self._options.swap_from and blocks <= room and outs < self._options.swaps:
                 transfers.append(Transfer(seq, Direction.OUT))
                 outs += 1
                 room -= blocks
-            elif must > 0 or (self._tier == 0 and len(transfers) < self._options.swaps):
-                transfers.append(Transfer(seq, Direction.DROP))
             else:
-                break
+                transfers.append(Transfer(seq, Direction.DROP))
             freed = view.blocks_freed(seq) + need.get(seq.id, 0)
             short -= freed
             must -= freed
         return transfers
-
-    @staticmethod
-    def _left_out(seq: Sequence, need: dict[int, int]) -> bool:
-        return seq.decoding and seq.id not in need
 
     def _bring_back(self, view: View, plan: StepPlan, spare: int) -> list[Transfer]:
         swapped = [seq for seq in view.sequences if seq.state is State.SWAPPED]
@@ -96,7 +87,7 @@ class CappedSwaps:
         # A begun prompt will need the rest of its blocks before anybody else does.
         begun = (s for s in view.sequences if s.state is State.RUNNING and s.id not in planned and not s.decoding)
         spare -= sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
-        spare -= sum(view.blocks_needed(w.sequence, w.sequence.remaining) for w in plan.work if w.kind.value == "prefill")
+        spare -= sum(view.blocks_needed(w.sequence, w.sequence.remaining) for w in plan.work if w.kind is WorkKind.PREFILL)
         spare -= 0 if alone else int(self._options.reserve * view.total_blocks) + 1
         transfers: list[Transfer] = []
         for seq in swapped[: self._options.swaps]:
@@ -110,6 +101,11 @@ class CappedSwaps:
     def steady(self, plan: StepPlan, view: View) -> float:
         """Who is swapped lacks memory or rank to come back, and decoding changes neither."""
         return math.inf
+
+
+def _left_out(seq: Sequence, need: dict[int, int]) -> bool:
+    """It could decode, and the batching does not let it."""
+    return seq.decoding and seq.id not in need
 
 
 TECHNIQUE = Technique(

@@ -211,7 +211,8 @@ class _Step:
         reserve = int(self._options.watermark * view.total_blocks) if self._decodes or self._prompts else 0
         while need + reserve > self._free:
             # Memory of those outside the frame is a member's to take: the residency moves who is left out of the plan first.
-            if seq.id not in self._members or view.leaving_blocks >= need + reserve - self._free:
+            # Where there is no slower tier for it, what was computed is worth more than a better rank.
+            if seq.id not in self._members or not view.host_room or view.leaving_blocks >= need + reserve - self._free:
                 return False
             paused = self._pause(seq)
             if paused is None:

@@ -27,7 +27,7 @@ def window(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64], widt
 
 def siblings_short(left: float, time_s: float, frame_s: float, frame: int, inside: int) -> int:
     """How many more calls of a workflow must be in a frame of `frame` steps and `frame_s` seconds, of which `inside` are, so
-    that its `left` tokens can be produced within `time_s`: their number, at least 0. None when the time is over."""
+    that its `left` tokens can be produced within `time_s`: at least 0, and 0 when the time is over."""
     if time_s <= 0 or frame_s <= 0:
         return 0
     needed = left / time_s * frame_s
