@@ -92,6 +92,7 @@ def assemble(
         max_length=parts.model.max_length,
         eos=parts.eos,
         queue_limit=config.scheduling.queue_limit,
+        patience_s=config.scheduling.patience_s,
         build_batch=build_batch,
         steady=steady,
     )

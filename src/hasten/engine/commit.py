@@ -198,5 +198,5 @@ class Committer:
     def room(self, seq: Sequence) -> int:
         """Tokens of output at which a sequence ends by length."""
         most = self._longest - seq.prompt_length
-        asked = seq.request.sampling.max_tokens
-        return most if asked is None else min(asked, most)
+        request = seq.request
+        return min(most, request.sampling.max_tokens or most, request.ends_after or most)

@@ -46,6 +46,9 @@ class SchedulingConfig(Section):
     """Flat tokens of a step."""
     max_rows: int = Field(256, ge=1)
     """Sequences of a step."""
+    patience_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds without service after which a sequence goes ahead of all others, in order of arrival, whatever the order says.
+    None: never."""
     queue_limit: int | None = Field(None, ge=0)
     """Most unfinished requests; beyond it new ones are rejected. None: no limit."""
 

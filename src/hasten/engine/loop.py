@@ -50,6 +50,7 @@ class Engine:
         max_length: int,
         eos: frozenset[int] = frozenset(),
         queue_limit: int | None = None,
+        patience_s: float | None = None,
         build_batch: Callable[[list[Span]], Batch] | None = None,
         steady: bool = False,
     ) -> None:
@@ -60,7 +61,9 @@ class Engine:
         self.events = events
         self.decoding = decoding
         self.max_length = max_length
-        self._planner = Planner(ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length)
+        self._planner = Planner(
+            ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length, patience_s
+        )
         self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
         self._build_batch = build_batch if build_batch is not None else BatchBuilder().build

@@ -58,7 +58,7 @@ class Steady:
         if steps < 2:
             return False
         times = self._times(stretch, steps)
-        steps = min(steps, int(np.searchsorted(times[:-1], until_s, side="left")))
+        steps = min(steps, int(np.searchsorted(times[:-1], min(until_s, planner.holds_until_s), side="left")))
         if steps < 2:
             return False
         self._advance(stretch, times[: steps + 1])

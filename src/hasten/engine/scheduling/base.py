@@ -133,7 +133,7 @@ class View(Protocol):
         ...
 
     def order_key(self, sequence: Sequence) -> float:
-        """The Order's current key of a sequence."""
+        """The Order's current key of a sequence; minus infinity for one that is overdue (`scheduling.ageing`)."""
         ...
 
     def open(self, sequence: Sequence) -> int:

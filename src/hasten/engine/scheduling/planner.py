@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hasten.engine.events import Event, Kind
 from hasten.engine.executors.cost import StepShape, shape_of_plan
+from hasten.engine.scheduling.ageing import Ageing
 from hasten.engine.scheduling.base import (
     Batching,
     Direction,
@@ -58,7 +59,9 @@ class Planner:
         lengths: Lengths,
         budget: SpeculationBudget | None,
         max_length: int,
+        patience_s: float | None = None,
     ) -> None:
+        """`patience_s`: see `Ageing`; None: whoever the order puts last may wait for ever."""
         self._ledger = ledger
         self._executor = executor
         self._limits = limits
@@ -68,6 +71,7 @@ class Planner:
         self._lengths = lengths
         self._budget = budget
         self._max_length = max_length
+        self._ageing = Ageing(patience_s) if patience_s is not None else None
         self._workflows = Workflows()
         self.on_hint: Callable[[Hint], None] = lambda hint: None
         """Gets what the order says will be needed outside the engine."""
@@ -89,8 +93,12 @@ class Planner:
         seq = self._ledger.sequences[event.sequence]
         if event.kind in (Kind.ARRIVED, Kind.FORKED):
             self._workflows.came(seq)
+            if self._ageing is not None:
+                self._ageing.came(seq.id, self.now)
         else:
             self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
+            if self._ageing is not None:
+                self._ageing.went(seq.id)
 
     def _forget_key(self, event: Event) -> None:
         self._keys.pop(event.sequence, None)
@@ -150,6 +158,8 @@ class Planner:
         return sum(self.blocks_freed(seq) for seq in self._ledger.in_state(State.LEAVING))
 
     def order_key(self, sequence: Sequence) -> float:
+        if self._ageing is not None and sequence.id in self._ageing:
+            return -np.inf
         key = self._keys.get(sequence.id)
         return key[0] if key is not None else np.inf
 
@@ -214,6 +224,8 @@ class Planner:
         self.untouched = fault is None and not moved and not plan.reject and len(plan.work) == composed
         for work in plan.work:
             self._ledger.start(work.sequence)
+        if self._ageing is not None:
+            self._ageing.serving = [work.sequence.id for work in plan.work]
         self._ledger.close_unplanned()
         self.seconds += perf_counter() - began
         return plan
@@ -232,7 +244,12 @@ class Planner:
         ready = [seq for seq in live.values() if seq.state in (State.WAITING, State.RUNNING)]
         keys = self._keys
         ready.sort(key=lambda seq: keys[seq.id])
-        return ready
+        return self._ageing.rank(ready, self.now) if self._ageing is not None else ready
+
+    @property
+    def holds_until_s(self) -> float:
+        """When somebody becomes overdue, so that a plan does not hold longer whatever the policies say."""
+        return self._ageing.next_s if self._ageing is not None else np.inf
 
     def _keys_of(self, stale: Seq[Sequence]) -> list[float]:
         try:

@@ -38,15 +38,16 @@ def replay_fleet(
     speeds: Sequence[float] | None = None,
     name: str = "",
     seed: int = 0,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Replay a workload on simulated engines; one run with all their events, in order of time. `speeds`: what the dispatcher is
-    told of each engine."""
+    told of each engine. `limit`: as `drive.replay` takes it."""
     clocks = [clock for engine in engines if isinstance(clock := engine.clock, VirtualClock) and clock.now() == 0]
     if len(clocks) < len(engines):
         raise ValueError("a fleet is made of fresh simulated engines")
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    maker = Requests(workload, engines[0].executor.vocabulary, seed=seed, temperature=0.0, salt="")
+    maker = Requests(workload, engines[0].executor.vocabulary, seed=seed, temperature=0.0, salt="", limit=limit)
     arrivals = Arrivals(workload, 0.0)
     views = [EngineView(i, speeds[i] if speeds is not None else 1.0) for i in range(len(engines))]
     accepted: list[list[int]] = [[] for _ in engines]

@@ -53,14 +53,15 @@ def simulate(
     dispatch: str = "least-outstanding",
     name: str = "",
     seed: int = 0,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Replay `workload` on one simulated engine for each of `speeds` (relative to the device), all with the same configuration.
-    Raises ConfigError."""
+    `limit`: as `drive.replay` takes it. Raises ConfigError."""
     if not speeds or any(not 0 < speed < float("inf") for speed in speeds):
         raise ConfigError(f"speeds must be positive numbers, one an engine, got {list(speeds)}")
     if len(speeds) == 1:
-        return replay(on.engine(config, speed=speeds[0]), workload, name=name, seed=seed, progress=progress)
+        return replay(on.engine(config, speed=speeds[0]), workload, name=name, seed=seed, limit=limit, progress=progress)
     engines = [on.engine(config, speed=speed) for speed in speeds]
     chosen = dispatcher(dispatch)
-    return replay_fleet(engines, chosen, workload, speeds=speeds, name=name, seed=seed, progress=progress)
+    return replay_fleet(engines, chosen, workload, speeds=speeds, name=name, seed=seed, limit=limit, progress=progress)
