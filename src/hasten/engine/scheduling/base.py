@@ -170,6 +170,11 @@ class View(Protocol):
         ...
 
 
+def rank(sequence: Sequence, view: View) -> tuple[float, float, int]:
+    """What sequences are ranked by, in whatever state they are: the order's key, then arrival and number. Lower is better."""
+    return view.order_key(sequence), sequence.arrival_s, sequence.id
+
+
 @runtime_checkable
 class Steady(Protocol):
     """What a policy may offer for simulation: without it every step is asked for singly, which is always right."""
