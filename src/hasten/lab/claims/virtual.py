@@ -37,7 +37,8 @@ def h100() -> Device:
 class Virtual:
     """Simulates each side on `device` (None: `h100`) with the settings `common` to all; every run has a fresh engine.
 
-    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints."""
+    `attend(name, engine)` is called before each run: to teach a policy, or to listen to its hints. `limit`: of every output, whose
+    true length no policy is told (`drive.replay`)."""
 
     def __init__(
         self,
@@ -46,10 +47,12 @@ class Virtual:
         device: Device | None = None,
         common: Sequence[str] = (),
         attend: Callable[[str, Engine], None] = lambda name, engine: None,
+        limit: int | None = None,
     ) -> None:
         self.device = device if device is not None else h100()
         self.configs = {side.name: _config(side, common) for side in sides}
         self._attend = attend
+        self._limit = limit
 
     def replay(self, name: str, workload: Workload, seed: int = 0) -> Run:
         """Raises RuntimeError when a request failed."""
@@ -57,7 +60,7 @@ class Virtual:
 
         engine = self.device.engine(self.configs[name])
         self._attend(name, engine)
-        return _sound(replay(engine, workload, name=name, seed=seed))
+        return _sound(replay(engine, workload, name=name, seed=seed, limit=self._limit))
 
     def saturation(self, name: str, workload: Workload, seed: int = 0) -> float:
         """Requests per second of a side when all of `workload` comes at once: what a load is a share of."""
@@ -118,17 +121,19 @@ def real_point(
     model: str | None = None,
     common: Sequence[str] = REAL,
     calibration_s: float = 6.0,
+    limit: int | None = None,
+    attend: Callable[[str, Engine], None] = lambda name, engine: None,
 ) -> Point:
     """Replay `workload(round)`, scaled to `load` of what the first side sustains, on a real engine of each side in turns; then
     simulate the same arrivals with costs fitted to calibrations made between the runs. Lengths must fit the engine's context.
-    Raises RuntimeError when a request failed."""
+    `limit` and `attend` are as `Virtual` takes them; `attend` is called before each run, real or simulated. Raises RuntimeError
+    when a request failed."""
     from hasten.engine.build import build
     from hasten.lab.bench import metrics
     from hasten.lab.bench.drive import replay
     from hasten.lab.bench.saturation import throughput
     from hasten.lab.planning import calibrate
     from hasten.lab.planning.fit import fit
-    from hasten.lab.planning.simulate import simulate
     from hasten.lab.workloads.transform import scale_load
 
     configs = {side.name: _config(side, common, model) for side in sides}
@@ -136,7 +141,7 @@ def real_point(
     first = next(iter(built.values()))
     try:
         calibrate.collect(first, rounds=1, budget_s=calibration_s / 2)  # warms up
-        rate = throughput(lambda crowd: replay(first.engine, crowd), workload(0))
+        rate = throughput(lambda crowd: replay(first.engine, crowd, limit=limit), workload(0))
         point = Point(load * rate)
         ran: list[tuple[str, Run]] = []
         steps: list[Any] = []
@@ -146,14 +151,17 @@ def real_point(
             for turn, name in enumerate(turns):
                 progress(f"for real, round {number + 1} of {rounds}: {name}", (number + turn / len(turns)) / rounds)
                 steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
-                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number))))
+                attend(name, built[name].engine)
+                ran.append((name, _sound(replay(built[name].engine, work, name=name, seed=number, limit=limit))))
         steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
         device = calibrate.of(first, fit(*(np.concatenate([part[k] for part in steps]) for k in (0, 1)))).device()
     finally:
         for one in built.values():
             one.engine.executor.close()
     for name, run in ran:
-        simulated = metrics.summary(_sound(simulate(run.workload, device, configs[name], name=name)))
+        engine = device.engine(configs[name])
+        attend(name, engine)
+        simulated = metrics.summary(_sound(replay(engine, run.workload, name=name, limit=limit)))
         real = metrics.summary(run)
         for figure in figures:
             point.measured.setdefault(name, {}).setdefault(figure, []).append(real[figure])
