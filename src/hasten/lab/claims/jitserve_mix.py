@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 CHAT, REPORT, AGENT = "chat", "report", "agent"
 """Streams, whole responses by a deadline, workflows by a deadline."""
 MINUTE_S = 60.0
-PER_WORKFLOW = 32
-"""Chats, and reports, for each workflow: then each class takes about a third of a large machine's time."""
+CHATS, REPORTS = 40, 20
+"""Of each for every workflow: then each class takes about a third of the engine's time (8B on an H100)."""
 
 
 def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) -> Mapping[str, SLO]:
@@ -28,25 +28,40 @@ def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) ->
     }
 
 
-def mixed(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
-    """`workflows` text-to-SQL workflows and `PER_WORKFLOW` times as many chats, and as many reports, from stretches of the
-    Azure conversation trace that the seed chooses, each class spread over the same minute; scale the load as needed."""
+def mixed(workflows: int, slos: Mapping[str, SLO], seed: int, *, long_reports: bool = True) -> Workload:
+    """`workflows` text-to-SQL workflows, `CHATS` chats for each of them from a stretch of the Azure conversation trace that the
+    seed chooses, and `REPORTS` reports: answers of a model that reasons first, of some 600 tokens to prompts of 300 (log-normal;
+    not `long_reports`: with the lengths of another stretch of that trace, `CHATS` of them). Each class is spread over the same
+    minute; scale the load as needed."""
     import numpy as np
 
     from hasten.lab.workloads import load
     from hasten.lab.workloads.base import Workload
+    from hasten.lab.workloads.generate import poisson
     from hasten.lab.workloads.transform import cut, mix
 
     rng = np.random.default_rng([seed, 7])
     trace = load("azure-llm-2023-conv")
-    count, half = PER_WORKFLOW * workflows, len(trace) // 2
-    parts = []
-    for name, start in ((CHAT, rng.integers(half - count)), (REPORT, half + rng.integers(half - count))):
-        part = cut(trace, int(start), int(start) + count)
+    half = len(trace) // 2
+
+    def stretch(name: str, begin: int, count: int) -> Workload:
+        start = begin + int(rng.integers(half - count))
+        part = cut(trace, start, start + count)
         factor = MINUTE_S / part.duration_s
         requests = [replace(request, arrival_s=request.arrival_s * factor, slo_class=name) for request in part]
-        parts.append(Workload(name=name, requests=requests, slos={name: slos[name]}, source=part.source))
-    return mix(*parts, _agents(workflows, slos, rng))
+        return Workload(name=name, requests=requests, slos={name: slos[name]}, source=part.source)
+
+    chats = stretch(CHAT, 0, CHATS * workflows)
+    if long_reports:
+        count = REPORTS * workflows
+        made = poisson(
+            rate=count / MINUTE_S, requests=count, prompt=300, prompt_sigma=0.8, output=600, output_sigma=0.7, longest=3000, seed=seed
+        )
+        requests = [replace(request, slo_class=REPORT) for request in made]
+        reports = Workload(name=REPORT, requests=requests, slos={REPORT: slos[REPORT]}, source=made.source)
+    else:
+        reports = stretch(REPORT, half, CHATS * workflows)
+    return mix(chats, reports, _agents(workflows, slos, rng))
 
 
 def _agents(workflows: int, slos: Mapping[str, SLO], rng: Any) -> Workload:
