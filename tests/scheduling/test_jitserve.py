@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.engine.fake import alone, make_engine
 from tests.engine.test_steady import engine as simulated
-from tests.scheduling.asks import asking
+from tests.scheduling.asks import asking, ends
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
@@ -153,3 +153,21 @@ def test_the_preset_names_its_parts_and_leaves_lengths_to_others() -> None:
     with pytest.raises(ConfigError, match="both decide"):
         EngineConfig.build(with_=["jitserve,whole-prompts"])
     EngineConfig.build(with_=["jitserve,length-limit"])
+
+
+@pytest.mark.parametrize("patience_s", [None, 3.0])
+def test_nobody_waits_for_ever_where_patience_has_an_end(patience_s: float | None) -> None:
+    """One that is hopeless from the start, among others of which a worthier one arrives at every step."""
+    engine = make_engine(rows=2, reuse=False, patience_s=patience_s, **parts(frame=3, pool=1.0))
+    engine.add(asking("hopeless", SLO(deadline_s=1e-3), prompt=40, tokens=5, arrival_s=-5.0))
+    ended: list[str] = []
+    for number in range(120):
+        engine.add(asking(f"r{number}", SLO(ttft_s=500.0, tpot_s=9.0), tokens=6))
+        ended += ends(engine.step())
+        engine.clock.sleep(0.1)
+        if "hopeless" in ended:
+            break
+    assert ("hopeless" in ended) == (patience_s is not None)
+    if patience_s is not None:
+        # Patience, a frame until it is a member, its prompt in chunks, its tokens, and steps it may have lost to a full one.
+        assert number * 0.1 <= patience_s + 0.1 * (3 + 3 + 5 + 6)
