@@ -60,6 +60,7 @@ class Engine:
         self.clock = clock
         self.events = events
         self.decoding = decoding
+        self.lengths = lengths
         self.max_length = max_length
         self._planner = Planner(
             ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length, patience_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,7 +56,8 @@ class Job:
         return self.requests[0].sampling.n
 
 
-Prepare = Callable[[Service, bytes], Awaitable[Job]]
+Prepare = Callable[[Service, bytes, Mapping[str, str]], Awaitable[Job]]
+"""From the body and the headers."""
 
 
 async def answer(service: Service, request: Request, endpoint: str, prepare: Prepare) -> Response:
@@ -67,7 +68,8 @@ async def answer(service: Service, request: Request, endpoint: str, prepare: Pre
         check_key(request.headers.get("authorization"), service.settings.api_key)
         service.check_open()
         async with asyncio.timeout(limit_s):
-            job = await prepare(service, await read_body(request, service.settings.body_limit_bytes))
+            raw = await read_body(request, service.settings.body_limit_bytes)
+            job = await prepare(service, raw, request.headers)
     except ClientDisconnect:
         meter.finish("client_gone")
         return Response(status_code=499)  # nobody is there to read it
@@ -75,7 +77,7 @@ async def answer(service: Service, request: Request, endpoint: str, prepare: Pre
         error = timed_out(limit_s or 0) if isinstance(raised, TimeoutError) else from_exception(raised)
         meter.finish(error.code or "bad_request")
         return error.response()
-    meter.accept(sum(len(part.prompt) for part in job.requests))
+    meter.accept(sum(len(part.prompt) for part in job.requests), job.requests[0].slo)
     return Answer(service, job, meter)
 
 
