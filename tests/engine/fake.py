@@ -164,6 +164,7 @@ def make_engine(
     seed: int = 0,
     eos: frozenset[int] = frozenset(),
     queue_limit: int | None = None,
+    patience_s: float | None = None,
     **policies: Any,
 ) -> Engine:
     """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint or
@@ -196,6 +197,7 @@ def make_engine(
         max_length=max_length,
         eos=eos,
         queue_limit=queue_limit,
+        patience_s=patience_s,
     )
 
 
