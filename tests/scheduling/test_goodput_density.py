@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -173,18 +174,20 @@ def test_what_is_hopeless_makes_way() -> None:
 
 def test_lengths_are_looked_up_again_as_tokens_appear() -> None:
     class Learning:
-        asked: list[int] = []
+        def __init__(self) -> None:
+            self.asked: list[int] = []
 
         def remaining(self, seq: Sequence, view: Any) -> np.ndarray:
             self.asked.append(seq.output_length)
             return np.array([50.0])
 
-    engine = make_engine(order=GoodputDensity(Options(frame=1)), lengths=Learning())
+    lengths = Learning()
+    engine = make_engine(order=GoodputDensity(Options(frame=1)), lengths=lengths)
     engine.add(asking("a", tokens=120))
     engine.run()
-    looks = Learning.asked
+    looks = lengths.asked
     assert looks[0] == 0 and looks[-1] > 80 and len(looks) < 12
-    assert all(b - a >= max(16, a // 4) for a, b in zip(looks, looks[1:], strict=False))
+    assert all(b - a >= max(16, a // 4) for a, b in pairwise(looks))
 
 
 def test_a_swapped_sequence_pays_for_its_copy() -> None:

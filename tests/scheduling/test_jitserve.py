@@ -1,4 +1,4 @@
-"""The three parts of JITServe together: exact under any arrivals, the same in shortcuts of simulation, and nobody waits for ever."""
+"""The parts of JITServe together: exact under any arrivals, alike in shortcuts of simulation, and nobody waits for ever."""
 
 from __future__ import annotations
 

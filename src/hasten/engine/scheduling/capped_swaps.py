@@ -1,11 +1,12 @@
 """Capped swaps: few sequences change tier in a step, and the slow tier keeps some room.
 
-The residency of JITServe (Zhang et al., 2025). When a plan does not fit, running sequences that the batching left out of it give
-up their KV first, worst rank first, and for the sake of waiting ones nobody else does. At most `swaps` of them go in a step, so
-that copies never crowd out each other or the steps beside them, and to the slower tier only while `watermark` of it stays free,
-so that it has room when memory is really short; below that they are recomputed. What the running sequences themselves lack is
-found beyond these bounds, by recompute. Swapped sequences come back best rank first, few a step as well, and ahead of waiting
-ones of worse rank only. Exact. O(sequences) a step, O(sequences log sequences) when memory is short or something is swapped.
+The residency of JITServe (Zhang et al., 2025). When a plan does not fit, running sequences that the batching left out of it
+give up their KV first, worst rank first, and for the sake of waiting ones nobody else does. At most `swaps` of them go in a
+step, so that copies never crowd out each other or the steps beside them, and to the slower tier only while `watermark` of it
+stays free, so that it has room when memory is really short; below that they are recomputed. What the running sequences
+themselves lack is found beyond these bounds, by recompute. Swapped sequences come back best rank first, few a step as well,
+and ahead of waiting ones of worse rank only. Exact. O(sequences) a step, O(sequences log sequences) when memory is short or
+something is swapped.
 """
 
 from __future__ import annotations

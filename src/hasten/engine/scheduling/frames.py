@@ -1,20 +1,20 @@
 """Frames: which sequences run is decided once in many steps, by the order's keys and by likeness of length.
 
-The batching rule of JITServe (Zhang et al., 2025). Every `frame` steps the `pool` times m best of all sequences, waiting, running
-or swapped, are sorted by length and a window of m slides over them; the one whose keys add up to least becomes the frame. Calls
-of a workflow that is short of time are added. Members of the frame have the first right to rows and memory: a running sequence
-outside it pauses when a member needs its row, and gives up its KV when a member needs that. Otherwise the steps of a frame are
-plain chunked prefill: every running sequence decodes while there are rows, and what is left of the token budget goes to prompts
-in the order's rank, whoever they belong to, so that a frame never leaves a step half empty. When steps take longer than the
-tightest pace a member asks for, m shrinks by `shrink` rows, and grows again when they do not.
+The batching rule of JITServe (Zhang et al., 2025). Every `frame` steps the `pool` times m best of all sequences, waiting,
+running or swapped, are sorted by length and a window of m slides over them; the one whose keys add up to least becomes the
+frame. Calls of a workflow that is short of time are added. Members of the frame have the first right to rows and memory: a
+running sequence outside it pauses when a member needs its row, and gives up its KV when a member needs that. Otherwise the
+steps of a frame are plain chunked prefill: every running sequence decodes while there are rows, and what is left of the token
+budget goes to prompts in the order's rank, whoever they belong to, so that a frame never leaves a step half empty. When steps
+take longer than the tightest pace a member asks for, m shrinks by `shrink` rows, and grows again when they do not.
 
 Exact. O(sequences) a step, O(n log n + n m) for the n = pool m candidates of a frame.
 
-The rule reads nothing but keys, so it serves any order; with one that knows no service levels it means the least sum of keys. Its
-grouping by length pays where a kernel runs a batch at the pace of its longest row. Kernels here take ragged batches, so that a
-step costs what its tokens cost in whatever company (`pool=1` groups by rank alone). Where it differs from the released code: members
-may displace others in every step of a frame rather than in its first one, others pause instead of being swapped as a rule, and
-siblings that are missing join at the cost of the least valued member rather than beyond m.
+The rule reads nothing but keys, so it serves any order; with one that knows no service levels it means the least sum of keys.
+Its grouping by length pays where a kernel runs a batch at the pace of its longest row. Kernels here take ragged batches, so
+that a step costs what its tokens cost in whatever company (`pool=1` groups by rank alone). Where it differs from the released
+code: members may displace others in every step of a frame rather than in its first one, others pause instead of being swapped
+as a rule, and siblings that are missing join at the cost of the least valued member rather than beyond m.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """Goodput density: what serving a sequence gains under its SLO over the time it takes. The order of JITServe.
 
-Zhang et al., JITServe: SLO-aware LLM Serving with Imprecise Request Information, 2025 (NSDI '26). How long an output becomes is
-not known, so its length is taken at an upper quantile of what the Lengths part predicts, looked up again as tokens appear: the
-conservatism shrinks while a sequence runs. From it follow the gain that is left under the request's objectives and the time that
-is left (`gain`); denser sequences go first. Calls of one workflow under one deadline are weighed together, with what ended
-calls have already put in, since all of it is lost if the deadline is missed. What lies in the slower tier pays for its copy
-back, what must be computed again pays for that. Keys are new every `frame` steps, and at once for what an event changed.
+Zhang et al., JITServe: SLO-aware LLM Serving with Imprecise Request Information, 2025 (NSDI '26). How long an output becomes
+is not known, so its length is taken at an upper quantile of what the Lengths part predicts, looked up again as tokens appear:
+the conservatism shrinks while a sequence runs. From it follow the gain that is left under the request's objectives and the
+time that is left (`gain`); denser sequences go first. Calls of one workflow under one deadline are weighed together, with
+what ended calls have already put in, since all of it is lost if the deadline is missed. What lies in the slower tier pays for
+its copy back, what must be computed again pays for that. Keys are new every `frame` steps, and at once for what an event
+changed.
 
 Exact. O(sequences) a frame, vectorised; a look at the lengths costs what the Lengths part takes and is made once for each
 arrival and again when the output has grown by a quarter.
 
-Where it differs from the paper, and what was reconstructed: its text and released code agree on gain and density, but the code
-takes the predicted length as it was at the start, counts the prompt in the gain and not in the time, and spreads a deadline over
-the workflow by matched patterns, which we leave out. `per=time` is the paper's density (seconds until the last token); the default
-`per=work` divides by seconds *of the engine*, prompt included, because under continuous batching a sequence shares its steps
-with others and a long prompt takes more of them than its answer. The predicted share on schedule is ours (`gain`), and so is
-the sharper `penalty`: the paper's 1 leaves a request that is late by half its deadline two thirds of its worth, while a whole
-response that misses its deadline counts for nothing in token goodput. A request without objectives is taken to want its whole
-answer within `best_effort_s`.
+Where it differs from the paper, and what was reconstructed: its text and released code agree on gain and density, but the
+code takes the predicted length as it was at the start, counts the prompt in the gain and not in the time, and spreads a
+deadline over the workflow by matched patterns, which we leave out. `per=time` is the paper's density (seconds until the last
+token); the default `per=work` divides by seconds *of the engine*, prompt included, because under continuous batching a
+sequence shares its steps with others and a long prompt takes more of them than its answer. The predicted share on schedule is
+ours (`gain`), and so is the sharper `penalty`: the paper's 1 leaves a request that is late by half its deadline two thirds of
+its worth, while a whole response that misses its deadline counts for nothing in token goodput. A request without objectives
+is taken to want its whole answer within `best_effort_s`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Least attained service: who has been given least goes first, a workflow's calls counted together.
 
-The order of those who know no lengths (least-attained-service scheduling; for workflows of model calls the rule of Autellix, Luo
-et al., 2025): short work overtakes long work because long work betrays itself by what it has already had. Service is tokens
-computed, prompts included, in classes of `quantum` tokens, so that sequences of nearly equal service do not take turns at every
-step; within a class the earlier arrival goes first. Exact. O(1) a sequence whose class has changed.
+The order of those who know no lengths (least-attained-service scheduling; for workflows of model calls the rule of Autellix,
+Luo et al., 2025): short work overtakes long work because long work betrays itself by what it has already had. Service is
+tokens computed, prompts included, in classes of `quantum` tokens, so that sequences of nearly equal service do not take turns
+at every step; within a class the earlier arrival goes first. Exact. O(1) a sequence whose class has changed.
 
-Without further measures whoever has had much waits as long as others keep coming: set `scheduling.patience_s` where it matters.
+Without further measures whoever has had much waits as long as others keep coming: set `scheduling.patience_s` where it
+matters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a request's SLO asks of its sequences, as moments of the engine's clock.
 
-A deadline counts from the request's own arrival, or for a call of a workflow from the arrival of the workflow's first call: the
-application waits for all of them, so calls of one workflow share what time is left.
+A deadline counts from the request's own arrival, or for a call of a workflow from the arrival of the workflow's first call:
+the application waits for all of them, so calls of one workflow share what time is left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where sequences stand, kept as columns, so that a thousand of them are weighed at once.
 
-A sequence that has not been served yet changes nothing but its waiting time, so its row is filled once; those that have been are
-read again whenever their keys are made.
+A sequence that has not been served yet changes nothing but its waiting time, so its row is filled once; those that have been
+are read again whenever their keys are made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.scheduling.base import View
-from hasten.engine.scheduling.gain import Floats, Standing
+from hasten.engine.scheduling.gain import Standing
 from hasten.engine.scheduling.objectives import NEVER_S, begin_s, deadline_s, first_token_s, is_compound
 from hasten.engine.sequence import Sequence, State
 

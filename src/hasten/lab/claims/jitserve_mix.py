@@ -29,8 +29,8 @@ def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) ->
 
 
 def mixed(workflows: int, slos: Mapping[str, SLO], seed: int, *, long_reports: bool = True) -> Workload:
-    """`workflows` text-to-SQL workflows, `CHATS` chats for each of them from a stretch of the Azure conversation trace that the
-    seed chooses, and `REPORTS` reports: answers of a model that reasons first, of some 600 tokens to prompts of 300 (log-normal;
+    """`workflows` text-to-SQL workflows, `CHATS` chats for each of them from a stretch of the Azure conversation trace that
+    the seed chooses, and `REPORTS` reports: answers of a model that reasons first, of some 600 tokens to prompts of 300 (log-normal;
     not `long_reports`: with the lengths of another stretch of that trace, `CHATS` of them). Each class is spread over the same
     minute; scale the load as needed."""
     import numpy as np
@@ -55,7 +55,14 @@ def mixed(workflows: int, slos: Mapping[str, SLO], seed: int, *, long_reports: b
     if long_reports:
         count = REPORTS * workflows
         made = poisson(
-            rate=count / MINUTE_S, requests=count, prompt=300, prompt_sigma=0.8, output=600, output_sigma=0.7, longest=3000, seed=seed
+            rate=count / MINUTE_S,
+            requests=count,
+            prompt=300,
+            prompt_sigma=0.8,
+            output=600,
+            output_sigma=0.7,
+            longest=3000,
+            seed=seed,
         )
         requests = [replace(request, slo_class=REPORT) for request in made]
         reports = Workload(name=REPORT, requests=requests, slos={REPORT: slos[REPORT]}, source=made.source)
