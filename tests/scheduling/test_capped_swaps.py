@@ -56,6 +56,7 @@ def running(count: int, host_blocks: int) -> tuple[Any, list[Any]]:
     engine = make_engine(blocks=40, host_blocks=host_blocks, rows=16, reuse=False, chunk=64, max_length=150)
     for number in range(count):
         engine.add(asking(f"r{number}", prompt=12, tokens=100))
+    engine.step()
     while not all(seq.decoding for seq in engine.ledger.sequences.values()):
         engine.step()
     return engine, list(engine.ledger.sequences.values())
@@ -66,7 +67,7 @@ def test_whoever_is_left_out_yields_first_and_for_waiting_ones_nobody_else() -> 
     view = engine._planner
     policy = CappedSwaps(Options(swaps=4, swap_from=1))
     engine.add(asking("new", prompt=60))
-    engine._intake()
+    engine._inbox.empty_into(engine.ledger)
     (waiting,) = [seq for seq in view.sequences if seq.state is State.WAITING]
     plan = StepPlan([Work(seq, 1, WorkKind.DECODE) for seq in seqs[1:]] + [Work(waiting, 60, WorkKind.PREFILL)])
     transfers = policy.plan(view, plan, 30)

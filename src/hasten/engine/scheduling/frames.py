@@ -23,13 +23,13 @@ import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from hasten.engine.events import Event
 from hasten.engine.scheduling import framing
-from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
+from hasten.engine.scheduling.base import StepPlan, View
+from hasten.engine.scheduling.framed_step import FramedStep
 from hasten.engine.scheduling.objectives import deadline_s, is_compound
 from hasten.engine.scheduling.pace import Pace
 from hasten.engine.sequence import Sequence, State
@@ -83,7 +83,9 @@ class Frames:
         if self._over:
             self._replan(ranked, view)
             self._over = False
-        return _Step(self._options, self._members, self._rows or view.limits.rows, view).compose(ranked)
+        options = self._options
+        rows = self._rows or view.limits.rows
+        return FramedStep(self._members, rows, options.chunk, options.watermark, view).compose(ranked)
 
     # -- the frame ------------------------------------------------------------------------------------------------------
 
@@ -101,12 +103,24 @@ class Frames:
         values = -np.clip([view.order_key(seq) for seq in found], -_MOST, _MOST)
         lengths = np.array([seq.length for seq in found], dtype=np.int64)
         chosen = framing.window(values, lengths, rows).tolist()
-        calls = [id(view.workflow(seq)) if is_compound(seq) else None for seq in found]
-        if any(call is not None for call in calls):
-            by_call = {call: seq for call, seq in zip(calls, found, strict=True) if call is not None}
-            chosen = framing.add_siblings(chosen, calls, values, lambda k, n: self._short(by_call[k], n, view), rows)
+        compound = [found[number] for number in chosen if is_compound(found[number])]
+        if compound:
+            chosen, found = self._with_siblings(chosen, found, compound, rows, view)
         self._members = {found[number].id for number in chosen}
         self._rows = self._resized([found[number] for number in chosen], most)
+
+    def _with_siblings(
+        self, chosen: list[int], found: list[Sequence], compound: Seq[Sequence], rows: int, view: View
+    ) -> tuple[list[int], list[Sequence]]:
+        """The members with as many calls of their workflows as these need in a frame, and the candidates they number."""
+        known = {seq.id for seq in found}
+        workflows = {id(workflow): workflow for seq in compound if (workflow := view.workflow(seq))}
+        live = [seq for workflow in workflows.values() for seq in workflow.live.values() if seq.id not in known]
+        found = found + [seq for seq in live if is_compound(seq)]
+        of = [id(view.workflow(seq)) if is_compound(seq) else None for seq in found]
+        values = -np.clip([view.order_key(seq) for seq in found], -_MOST, _MOST)
+        by_workflow = {id(view.workflow(seq)): seq for seq in compound}
+        return framing.add_siblings(chosen, of, values, lambda k, n: self._short(by_workflow[k], n, view), rows), found
 
     def _short(self, call: Sequence, inside: int, view: View) -> int:
         interval_s = self._pace.interval_s
@@ -125,101 +139,6 @@ class Frames:
         tightest_s = min((s.request.slo.tpot_s for s in members if s.request.slo.tpot_s is not None), default=math.inf)
         step = self._options.shrink
         return max(1, rows - step) if interval_s > tightest_s else min(most, rows + step)
-
-
-class _Step:
-    """One step in the making."""
-
-    def __init__(self, options: Options, members: set[int], rows: int, view: View) -> None:
-        self._options = options
-        self._members = members
-        self._rows = rows
-        self._view = view
-        self._decodes: list[Work] = []
-        self._prompts: list[Work] = []
-        self._free = 0
-
-    def compose(self, ranked: Seq[Sequence]) -> StepPlan:
-        view = self._view
-        running = [seq for seq in ranked if seq.state is State.RUNNING]
-        tokens = self._decode([seq for seq in running if seq.decoding])
-        if len(self._decodes) == len(ranked) or not tokens:
-            return StepPlan(self._decodes)
-        used = sum(work.count + work.drafts for work in self._decodes)
-        if self._decodes:
-            tokens = min(tokens, max(1, self._options.chunk - used))
-        self._free = view.free_blocks - sum(view.blocks_needed(w.sequence, w.count + w.drafts) for w in self._decodes)
-        begun = [seq for seq in running if not seq.decoding]
-        self._free -= sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
-        back_first = min((view.order_key(s) for s in view.sequences if s.state is State.SWAPPED), default=None)
-        waiting = (seq for seq in ranked if seq.state is State.WAITING)
-        for seq in chain(begun, waiting):
-            if tokens <= 0 or not self._row_for(seq):
-                break
-            if seq.state is State.WAITING:
-                if back_first is not None and back_first <= view.order_key(seq):
-                    break  # what is already started and ranks before comes back first
-                if not self._admit(seq):
-                    break  # nobody behind overtakes: small prompts would starve a large one
-            count = min(seq.remaining, tokens)
-            self._prompts.append(Work(seq, count, WorkKind.PREFILL))
-            tokens -= count
-        return StepPlan(self._decodes + self._prompts)
-
-    def _decode(self, decoding: list[Sequence]) -> int:
-        """Plan the decodes, members first; the tokens that the limits leave."""
-        view, members = self._view, self._members
-        tokens = view.limits.tokens
-        if len(decoding) > self._rows:
-            decoding.sort(key=lambda seq: seq.id not in members)
-        for seq in decoding[: self._rows]:
-            if tokens <= 0:
-                break
-            drafts = min(view.lookahead(seq), tokens - 1)
-            self._decodes.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
-            tokens -= 1 + drafts
-        return tokens
-
-    def _row_for(self, seq: Sequence) -> bool:
-        """Whether there is a row for it; a member takes that of the worst one outside the frame."""
-        if len(self._decodes) + len(self._prompts) < self._rows:
-            return True
-        if seq.id not in self._members:
-            return False
-        return self._pause(seq) is not None
-
-    def _pause(self, claimant: Sequence) -> Work | None:
-        """Take the worst decode outside the frame out of the step, if it ranks behind `claimant`."""
-        view = self._view
-        for index in range(len(self._decodes) - 1, -1, -1):
-            work = self._decodes[index]
-            if work.sequence.id in self._members:
-                continue
-            if view.order_key(work.sequence) <= view.order_key(claimant):
-                return None
-            del self._decodes[index]
-            self._free += view.blocks_needed(work.sequence, work.count + work.drafts)
-            return work
-        return None
-
-    def _admit(self, seq: Sequence) -> bool:
-        view = self._view
-        before = view.free_blocks
-        remaining = view.open(seq)
-        self._free -= before - view.free_blocks  # reused blocks nobody read until now are no longer evictable
-        need = view.blocks_needed(seq, remaining)
-        reserve = int(self._options.watermark * view.total_blocks) if self._decodes or self._prompts else 0
-        while need + reserve > self._free:
-            # Memory of those outside the frame is a member's to take: the residency moves who is left out of the plan first.
-            # Where there is no slower tier for it, what was computed is worth more than a better rank.
-            if seq.id not in self._members or not view.host_room or view.leaving_blocks >= need + reserve - self._free:
-                return False
-            paused = self._pause(seq)
-            if paused is None:
-                return False
-            self._free += view.blocks_freed(paused.sequence)
-        self._free -= need
-        return True
 
 
 TECHNIQUE = Technique(

@@ -29,10 +29,10 @@ def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) ->
 
 
 def mixed(workflows: int, slos: Mapping[str, SLO], seed: int, *, long_reports: bool = True) -> Workload:
-    """`workflows` text-to-SQL workflows, `CHATS` chats for each of them from a stretch of the Azure conversation trace that
-    the seed chooses, and `REPORTS` reports: answers of a model that reasons first, of some 600 tokens to prompts of 300 (log-normal;
-    not `long_reports`: with the lengths of another stretch of that trace, `CHATS` of them). Each class is spread over the same
-    minute; scale the load as needed."""
+    """`workflows` text-to-SQL workflows, and for each of them `CHATS` chats, of a stretch of the Azure conversation trace that
+    the seed chooses, and `REPORTS` reports, answers of a model that reasons first: some 600 tokens to prompts of 300,
+    log-normal. Not `long_reports`: `CHATS` reports with the lengths of another stretch of that trace. Each class is spread
+    over the same minute; scale the load as needed."""
     import numpy as np
 
     from hasten.lab.workloads import load
