@@ -65,7 +65,7 @@ def test_a_workflow_counts_as_a_whole() -> None:
 def test_the_run_as_a_whole() -> None:
     run = run_of([life("stream", [(1.0, 2)]), life("whole", [(8.0, 3)], due_s=2.0)], slos=SLOS)
     found = summary(run)
-    assert found["token_goodput"] == 1 / 5 and found["token_goodput_per_s"] == 1 / 2
+    assert found["token_goodput"] == 2 / 5 and found["token_goodput_per_s"] == 2 / 2
     assert "TTFT <= 1 s and TPOT <= 250 ms for class stream" in definition(run)
     plain = run_of([life("", [(1.0, 2)])])
     assert "token_goodput" not in summary(plain) and definition(plain) == ""

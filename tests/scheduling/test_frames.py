@@ -39,7 +39,7 @@ def test_the_window_is_the_best_of_all(candidates: list[tuple[int, int]], width:
 @settings(max_examples=200, deadline=None)
 @given(
     left=st.integers(0, 2000),
-    time_s=st.floats(-1, 50),
+    time_s=st.one_of(st.just(-1.0), st.floats(0.01, 50)),
     frame_s=st.floats(0.1, 5),
     frame=st.integers(1, 60),
     inside=st.integers(0, 5),

@@ -218,7 +218,7 @@ def test_nothing_is_kept_of_what_has_ended() -> None:
         engine.add(asking(f"r{number}", SLO(deadline_s=5.0), workflow=f"w{number % 7}"))
     engine.run()
     kept = order._standings
-    assert not (kept._row or kept._groups or kept._by_number or kept._look_at)
+    assert not (kept._row or kept._groups or kept._by_number or kept._look_at or kept._part)
     assert len(kept._free) == len(kept.group)
 
 

@@ -56,14 +56,14 @@ class CappedSwaps:
         # What those that have begun lack must be found; what waits can wait.
         must = min(short, running - view.free_blocks - view.leaving_blocks)
         holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
-        holders.sort(key=lambda seq: (_left_out(seq, need), view.order_key(seq), seq.arrival_s, seq.id))
+        holders.sort(key=lambda seq: (_standing(seq, need), view.order_key(seq), seq.arrival_s, seq.id))
         room = view.host_room - math.ceil(self._options.watermark * self._tier)
         transfers: list[Transfer] = []
         outs = 0
         while short > 0 and len(holders) > 1:
             seq = holders.pop()
             blocks = len(seq.view.blocks)
-            if must <= 0 and (len(transfers) >= self._options.swaps or not _left_out(seq, need)):
+            if must <= 0 and (len(transfers) >= self._options.swaps or _standing(seq, need) < LEFT_OUT):
                 break
             if seq.view.length >= self._options.swap_from and blocks <= room and outs < self._options.swaps:
                 transfers.append(Transfer(seq, Direction.OUT))
@@ -104,9 +104,15 @@ class CappedSwaps:
         return math.inf
 
 
-def _left_out(seq: Sequence, need: dict[int, int]) -> bool:
-    """It could decode, and the batching does not let it."""
-    return seq.decoding and seq.id not in need
+PLANNED, BEGUN, LEFT_OUT = range(3)
+
+
+def _standing(seq: Sequence, need: dict[int, int]) -> int:
+    """Who yields later: what runs in this step, before a prompt without a piece in it, before what could decode and may not. So
+    the first that yields is never the last that could have run."""
+    if seq.id in need:
+        return PLANNED
+    return LEFT_OUT if seq.decoding else BEGUN
 
 
 TECHNIQUE = Technique(

@@ -21,6 +21,8 @@ class FramedStep:
         self._view = view
         self._decodes: list[Work] = []
         self._prompts: list[Work] = []
+        self._paused: list[Sequence] = []
+        """Who could decode and is left out, worst last, and still has its memory."""
         self._free = 0
 
     def compose(self, ranked: Seq[Sequence]) -> StepPlan:
@@ -68,6 +70,7 @@ class FramedStep:
             drafts = min(view.lookahead(seq), tokens - 1)
             self._decodes.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
             tokens -= 1 + drafts
+        self._paused = [seq for seq in decoding[len(self._decodes) :] if seq.id not in members]
         return tokens
 
     def _row_for(self, seq: Sequence) -> bool:
@@ -81,16 +84,16 @@ class FramedStep:
 
     def _outside(self, claimant: Sequence) -> Iterator[Work]:
         """The decodes outside the frame that rank behind `claimant`, worst first."""
-        key = self._view.order_key(claimant)
         for work in reversed(self._decodes):
             if work.sequence.id not in self._members:
-                if self._view.order_key(work.sequence) <= key:
+                if self._view.order_key(work.sequence) <= self._view.order_key(claimant):
                     return
                 yield work
 
     def _pause(self, work: Work) -> None:
         self._decodes.remove(work)
         self._free += self._view.blocks_needed(work.sequence, work.count + work.drafts)
+        self._paused.insert(0, work.sequence)
 
     def _admit(self, seq: Sequence) -> bool:
         view = self._view
@@ -110,15 +113,20 @@ class FramedStep:
         # Where there is no slower tier for it, what was computed is worth more than a better rank.
         if seq.id not in self._members or not view.host_room or view.leaving_blocks >= short:
             return False
-        victims, freed = [], 0
-        for work in self._outside(seq):
-            victims.append(work)
-            freed += view.blocks_freed(work.sequence) + view.blocks_needed(work.sequence, work.count + work.drafts)
+        key = view.order_key(seq)
+        paused = [other for other in reversed(self._paused) if view.order_key(other) > key]
+        works = list(self._outside(seq))
+        count, freed = 0, 0
+        for other in chain(paused, (work.sequence for work in works)):
+            count += 1
+            freed += view.blocks_freed(other)
             if freed >= short:
                 break
-        else:
+        if freed < short:
             return False
-        for work in victims:
-            self._free += view.blocks_freed(work.sequence)
+        for work in works[: max(0, count - len(paused))]:
             self._pause(work)
+        gone = [*paused, *(work.sequence for work in works)][:count]
+        self._paused = [other for other in self._paused if other not in gone]
+        self._free += freed
         return True

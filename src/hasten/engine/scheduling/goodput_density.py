@@ -5,11 +5,11 @@ is not known, so its length is taken at an upper quantile of what the Lengths pa
 the conservatism shrinks while a sequence runs. From it follow the gain that is left under the request's objectives and the
 time that is left (`gain`); denser sequences go first. Calls of one workflow under one deadline are weighed together, with
 what ended calls have already put in, since all of it is lost if the deadline is missed. What lies in the slower tier pays for
-its copy back, what must be computed again pays for that. Keys are new every `frame` steps, and at once for what an event
-changed.
+its copy back, what must be computed again pays for that. Every key is made anew once in `frame` steps, and at once when an
+event changed it.
 
-Exact. O(sequences) a frame, vectorised; a look at the lengths costs what the Lengths part takes and is made once for each
-arrival and again when the output has grown by a quarter.
+Exact. O(sequences) a frame, vectorised and spread over it; a look at the lengths costs what the Lengths part takes and is
+made once for each arrival and again when the output has grown by a quarter.
 
 Where it differs from the paper, and what was reconstructed: its text and released code agree on gain and density, but the
 code takes the predicted length as it was at the start, counts the prompt in the gain and not in the time, and spreads a
@@ -42,10 +42,14 @@ from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
 
 
+PARTS = 5
+"""A frame's keys are made anew in so many turns, spread over it, so that no step plans for all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     frame: int = 50
-    """Steps after which every key is made anew."""
+    """Steps in which every key is made anew once."""
     quantile: float = 0.95
     """Of the predicted length: the length that is planned with."""
     output_weight: float = 8.0
@@ -59,7 +63,7 @@ class Options:
 
 
 class GoodputDensity:
-    stale_on = frozenset({Kind.FIRST_TOKEN, Kind.PREEMPTED, Kind.SWAPPED, Kind.RESUMED})
+    stale_on = frozenset({Kind.FIRST_TOKEN, Kind.PREEMPTED, Kind.SWAPPED, Kind.TRANSFER_DONE})
     lifetime_s = math.inf
     learns_from = Pace.LEARNS_FROM | {Kind.ARRIVED, Kind.FORKED, Kind.FIRST_TOKEN, Kind.FINISHED, Kind.FAILED}
 
@@ -73,6 +77,9 @@ class GoodputDensity:
                 raise ValueError(f"goodput-density: {name} must be a number above 0, got {value}")
         self._options = options
         self._pace = Pace(options.frame)
+        self._parts = min(PARTS, options.frame)
+        self._every = options.frame // self._parts
+        self._steps = 0
         self._standings = Standings(options.quantile, options.best_effort_s, options.output_weight)
 
     def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]:
@@ -112,8 +119,8 @@ class GoodputDensity:
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         kind = event.kind
         if kind in Pace.LEARNS_FROM:
-            began = self._pace.learn(event)
-            return self._standings.known() if began else ()
+            self._pace.learn(event)
+            return self._next_part() if kind is Kind.READ else ()
         if sequence is None:
             return ()
         if kind is Kind.FIRST_TOKEN:
@@ -123,9 +130,15 @@ class GoodputDensity:
             self._standings.ended_one(sequence, kind is Kind.FINISHED)
         return tuple(view.workflow(sequence).live) if is_compound(sequence) else ()
 
+    def _next_part(self) -> Iterable[int]:
+        """After a step: whose keys are due for being made anew."""
+        self._steps += 1
+        turn, left = divmod(self._steps, self._every)
+        return self._standings.part(turn % self._parts, self._parts) if not left else ()
+
     def steady(self, plan: StepPlan, view: View) -> float:
-        """Keys hold until the frame ends."""
-        return self._pace.left
+        """Until keys are made anew."""
+        return self._every - self._steps % self._every
 
 
 def _over(ufunc: np.ufunc, values: gain.Floats, of: npt.NDArray[np.int64], groups: int, start: float) -> gain.Floats:

@@ -44,14 +44,17 @@ class Standings:
         """By row: the number of its group, -1 without one."""
         self._row: dict[int, int] = {}
         self._free = list(range(63, -1, -1))
+        self._part: dict[int, int] = {}
+        """By sequence: the number of its group, or its own."""
         self._look_at: dict[int, int] = {}
         """By sequence: the output length at which its length is to be predicted again."""
         self._groups: dict[tuple[str, str, str], Group] = {}
         self._by_number: dict[int, Group] = {}
         self._count = 0
 
-    def known(self) -> tuple[int, ...]:
-        return tuple(self._row)
+    def part(self, which: int, parts: int) -> list[int]:
+        """The sequences of one of so many parts; the calls of a group are in one."""
+        return [id for id, number in self._part.items() if number % parts == which]
 
     def refresh(self, sequences: Seq[Sequence], view: View, block_copy_s: float) -> Ints:
         """The rows of these, brought up to date: int64 [n]."""
@@ -107,7 +110,8 @@ class Standings:
         for name, value in values.items():
             self._columns[name][row] = value
         self.streams[row] = streams
-        self.group[row] = self._join(seq, row, view)
+        number = self.group[row] = self._join(seq, row, view)
+        self._part[seq.id] = number if number >= 0 else seq.id
         self._look(row, seq, view)
         return row
 
@@ -153,6 +157,7 @@ class Standings:
         if row is None:
             return
         self._look_at.pop(seq.id, None)
+        self._part.pop(seq.id, None)
         self._free.append(row)
         number = int(self.group[row])
         self.group[row] = -1
