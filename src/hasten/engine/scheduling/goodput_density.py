@@ -41,7 +41,6 @@ from hasten.engine.scheduling.standings import Standings
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
 
-
 PARTS = 5
 """A frame's keys are made anew in so many turns, spread over it, so that no step plans for all."""
 
