@@ -7,11 +7,10 @@ import pytest
 
 from hasten.engine.events import Kind
 from hasten.lab.bench.metrics import requests, summary
-from hasten.lab.claims import stalls
+from hasten.lab.claims import capacities, stalls
 from hasten.lab.claims.effective import SMOOTHING, effective, kept
 from hasten.lab.claims.sarathi_serve import rereads
 from hasten.lab.claims.sides import Side
-from hasten.lab.claims.splitfuse import at_once, uniform, variation
 from hasten.lab.claims.virtual import Virtual
 from hasten.lab.workloads.base import Workload
 from hasten.lab.workloads.transform import scale_load
@@ -21,7 +20,20 @@ SIDES = (Side("whole", ("whole-prompts",)), Side("splitfuse", ("splitfuse:tokens
 
 @pytest.fixture(scope="module")
 def virtual() -> Virtual:
-    return Virtual(SIDES)
+    return Virtual(SIDES, common=("scheduling.max_rows=32",))
+
+
+def uniform(requests: int, rate: float, output: float, seed: int) -> Workload:
+    return stalls.uniform(requests, rate, 200, 3000, output, seed)
+
+
+def test_clients_in_turn_send_one_request_at_a_time() -> None:
+    work = stalls.closed(3, 4, 200, 3000, 60.0, seed=2)
+    assert len(work) == 12
+    for client in range(3):
+        mine = [r for r in work if r.id.startswith(f"{client},")]
+        assert [r.parents for r in mine] == [(), *((r.id,) for r in mine[:-1])]
+    assert all(200 <= r.prompt_tokens <= 3000 and r.output_tokens >= 8 for r in work)
 
 
 def test_clients_ask_one_after_the_other_and_long_prompts_come_meanwhile() -> None:
@@ -41,7 +53,7 @@ def test_clients_ask_one_after_the_other_and_long_prompts_come_meanwhile() -> No
 @pytest.mark.parametrize("side", ["whole", "splitfuse"])
 @pytest.mark.parametrize("gap_ms", [9, 12, 20])
 def test_effective_throughput_counts_who_was_kept_up_with(virtual: Virtual, side: str, gap_ms: int) -> None:
-    run = virtual.replay(side, uniform(40, 20.0, 3, output=60.0))
+    run = virtual.replay(side, uniform(40, 20.0, 60.0, 3))
     table, prompt_rate = requests(run), 20_000.0
     columns, expected = run.columns, []
     for number in range(40):
@@ -58,23 +70,23 @@ def test_effective_throughput_counts_who_was_kept_up_with(virtual: Virtual, side
 
 def test_capacity_is_where_the_objective_is_lost(virtual: Virtual) -> None:
     def work(count: int) -> Workload:
-        return uniform(count, 10.0, 5)
+        return uniform(count, 10.0, 128.0, 5)
 
     def keeps(tbt_s: float, rate: float) -> tuple[bool, bool]:
         run = virtual.replay("whole", scale_load(work(max(20, round(5 * rate))), rate))
         late = requests(run).queue_s[len(run.workload) // 2 :]
-        return summary(run)["gap_p99_s"] <= tbt_s, float(np.median(late)) <= stalls.QUEUE_S
+        return summary(run)["gap_p99_s"] <= tbt_s, float(np.median(late)) <= capacities.QUEUE_S
 
-    rate = stalls.capacity(virtual, "whole", work, 5.0, 0.1, 5.0, 0.1)
+    rate = capacities.capacity(virtual, "whole", work, 5.0, 0.1, 5.0, 0.1)
     assert rate > 0 and all(keeps(0.1, rate)) and not all(keeps(0.1, 1.12 * rate))
-    endless = stalls.capacity(virtual, "whole", work, 5.0, 60.0, 5.0, 0.1)
+    endless = capacities.capacity(virtual, "whole", work, 5.0, 60.0, 5.0, 0.1)
     assert keeps(60.0, 1.12 * endless) == (True, False), "without an objective the queue is the limit"
-    assert stalls.capacity(virtual, "whole", work, 5.0, 1e-6, 5.0, 0.1) == 0
+    assert capacities.capacity(virtual, "whole", work, 5.0, 1e-6, 5.0, 0.1) == 0
 
 
 def test_passes_vary_less_when_they_are_filled(virtual: Virtual) -> None:
-    crowd = at_once(uniform(30, 1.0, 2, output=40.0))
-    assert variation(virtual.replay("splitfuse", crowd)) < 0.1 < variation(virtual.replay("whole", crowd))
+    crowd = stalls.at_once(uniform(90, 1.0, 40.0, 2))
+    assert stalls.variation(virtual.replay("splitfuse", crowd)) < 0.15 < 0.8 < stalls.variation(virtual.replay("whole", crowd))
 
 
 def test_small_pieces_read_keys_again() -> None:
@@ -85,7 +97,7 @@ def test_small_pieces_read_keys_again() -> None:
 
 
 def test_traces_are_successive_and_fit() -> None:
-    one, two = stalls.trace(50, 100), stalls.trace(50, 150)
+    one, two = capacities.trace(50, 100), capacities.trace(50, 150)
     assert len(one) == len(two) == 50
     assert not {r.id for r in one} & {r.id for r in two}
-    assert all(r.prompt_tokens + r.output_tokens < stalls.CONTEXT for r in one)
+    assert all(r.prompt_tokens + r.output_tokens < capacities.CONTEXT for r in one)

@@ -7,15 +7,16 @@ second of a production trace an 8B model on an H100 takes while the time between
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hasten.lab.bench.metrics import gaps_by_request, requests, steps, summary
-from hasten.lab.claims import stalls
+from hasten.lab.claims import capacities, stalls
 from hasten.lab.claims.base import Claim, Outcome, Requirement, Setting
+from hasten.lab.claims.capacities import Capacities
 from hasten.lab.claims.sides import Side, equal_tokens, share
-from hasten.lab.claims.virtual import Virtual, h100
 
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
@@ -36,12 +37,7 @@ COMMON = (
     "kv.reuse=none",
 )
 """Steps wide enough for any prompt to run whole, memory that never binds."""
-WHOLE, SARATHI, STRICT, RELAXED = "whole prompts", "Sarathi-Serve", "Sarathi-Serve, 5x", "Sarathi-Serve, 25x"
-ROWS, MEAN_CONTEXT = 32, 1260
-"""The decode-only step that objectives are multiples of: as many rows as the paper's, at the trace's mean context (1,155 tokens
-of prompt and half of 211 tokens of output)."""
-CHUNKS = (256, 512, 1024, 2048)
-CUT = "whole prompts in steps of 2,048"
+WHOLE, SARATHI, STRICT = "whole prompts", "Sarathi-Serve", "Sarathi-Serve, 5x"
 
 
 def run(setting: Setting) -> Outcome:
@@ -52,35 +48,38 @@ def run(setting: Setting) -> Outcome:
     chunked = Side("sarathi", ("sarathi-serve:tbt_s=0.01",))
     guard = equal_tokens([Side("whole", ("whole-prompts",)), chunked], small, common=tight)
     real, first = _real(samples, setting)
-    virtual = _virtual(samples, setting)
+    found = capacities.compare(setting.quick, share(setting.progress, 0.45, 1.0))
+    for name, other in (("capacity", "whole"), ("capacity-fixed", "fixed"), ("capacity-cut", "cut")):
+        samples[name] += found.ratios("sarathi", other)
+    samples["capacity-relaxed"] += found.ratios("relaxed", "relaxed whole")
     return Outcome(
         samples=samples,
         guards=[guard],
-        shortfall=_reasons(samples, real, virtual),
+        shortfall=_reasons(real, found),
         notes=[
             f"for real: one thread; a prompt every {real['every_s']:.2f} s, alone a load of {PROMPT_LOAD:.0%}; the target is a "
             f"{PART}th of the mean prompt's time, {real['target_ms']:.0f} ms; a step that only decodes takes "
-            f"{real['decode_ms']:.1f} ms at {DECODERS} rows; the median pass with a piece of a prompt holds {real['tokens']:.0f} "
-            f"tokens and takes {real['mixed_ms']:.1f} ms; the longest prompt read {real['rereads']:.1f} times its own keys again "
-            "because of it",
+            f"{real['decode_ms']:.1f} ms at {DECODERS} rows; the median pass with a piece of a prompt holds "
+            f"{real['tokens']:.0f} tokens and takes {real['mixed_ms']:.1f} ms; the longest prompt read "
+            f"{real['rereads']:.1f} times its own keys again because of it",
             "prediction: the same arrivals simulated with the calibration made before the runs, median error over sides and "
             f"rounds; ratios are predicted within {real['ratio_error']:.0f}%",
-            f"virtual clock: objectives are multiples of a decode-only step of {ROWS} rows at {MEAN_CONTEXT} tokens of "
-            f"context, {virtual['decode_ms']:.1f} ms; capacity: the highest rate with the 99th percentile between tokens "
-            f"within it and a median queueing time of at most {stalls.QUEUE_S:g} s over the later half of "
-            f"{virtual['seconds']:g} s of arrivals; where no rate down to a 16th of the first one tried keeps them, that "
-            f"stands in for it; with everything waiting Sarathi-Serve does {virtual['saturation']:.1f} requests/s",
+            f"virtual clock: objectives are multiples of a decode-only step of {capacities.ROWS} rows at "
+            f"{capacities.MEAN_CONTEXT:,} tokens of context, {1e3 * found.decode_s:.1f} ms; capacity: the highest rate with "
+            "the 99th percentile between tokens within it and a median queueing time of at most "
+            f"{capacities.QUEUE_S:g} s over the later half of {found.seconds:g} s of arrivals; with everything waiting "
+            f"Sarathi-Serve does {found.saturation:.1f} requests/s",
             "the fixed chunk is the best by the same search on other requests, requests/s by chunk: "
-            + ", ".join(f"{chunk}: {rate:.1f}" for chunk, rate in virtual["chunks"].items()),
+            + ", ".join(f"{chunk}: {rate:.1f}" for chunk, rate in found.chunks.items()),
         ],
-        details={"real": real, "virtual": virtual},
-        pictures=_picture(first, virtual),
+        details={"real": real, "virtual": asdict(found)},
+        pictures=_picture(first, found),
     )
 
 
 def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, Any], dict[str, Run]]:
-    rounds, prompts, budget_s = (3, 4, 5.0) if setting.quick else (5, 10, 30.0)
-    tell = share(setting.progress, 0.05, 0.4)
+    rounds, prompts, budget_s = (3, 3, 5.0) if setting.quick else (5, 10, 30.0)
+    tell = share(setting.progress, 0.05, 0.45)
     first: dict[str, Run] = {}
     errors: list[float] = []
     ratio_errors: list[float] = []
@@ -101,12 +100,17 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
         def work(number: int) -> Workload:
             return stalls.steady_and_long(DECODERS, tokens, prompts, every_s, LOW, HIGH, setting.seed + number)
 
-        for measured, predicted in machine.rounds(sides, work, rounds, share(tell, 0.2, 1.0)):
+        def names(number: int) -> list[str]:
+            return [side.name for side in sides[: 2 if setting.quick and number else 3]]
+
+        for measured, predicted in machine.rounds(sides, work, rounds, share(tell, 0.2, 1.0), names):
             first = first or measured
             of = {name: _figures(run) for name, run in measured.items()}
             guess = {name: _figures(run) for name, run in predicted.items()}
             kept.append(of)
             for name, (figure, above, below) in RATIOS.items():
+                if above not in of or below not in of:
+                    continue
                 ratio = of[above][figure] / of[below][figure]
                 samples[name].append(ratio)
                 ratio_errors.append(100 * abs(guess[above][figure] / guess[below][figure] / ratio - 1))
@@ -151,71 +155,17 @@ def rereads(prompt: int, chunk: int) -> int:
     return sum(range(chunk, prompt, chunk))
 
 
-def _virtual(samples: dict[str, list[float]], setting: Setting) -> dict[str, Any]:
-    seconds, rounds, tolerance, tried = (8.0, 3, 0.25, CHUNKS[1:3]) if setting.quick else (30.0, 3, 0.07, CHUNKS)
-    tell = share(setting.progress, 0.4, 1.0)
-    device = h100()
-    decode_s = stalls.decode_only_s(device, ROWS, MEAN_CONTEXT)
-    strict_s, relaxed_s = 5 * decode_s, 25 * decode_s
-    sides = [
-        Side(WHOLE, ("whole-prompts",)),
-        Side(CUT, ("whole-prompts",), ("scheduling.max_tokens=2048",)),
-        Side(SARATHI, (f"sarathi-serve:tbt_s={strict_s}:tile=128",)),
-        Side(RELAXED, (f"sarathi-serve:tbt_s={relaxed_s}:tile=128",)),
-        *(Side(f"chunks of {chunk}", (f"stall-free:chunk={chunk}",)) for chunk in CHUNKS),
-    ]
-    virtual = Virtual(sides, device=device, common=("scheduling.max_tokens=8192",))
-    saturation = virtual.saturation(SARATHI, stalls.trace(200 if setting.quick else 600, 0))
-    done, expected = 0, len(tried) + 3 * rounds + 3 * (1 if setting.quick else rounds)
-
-    def found(name: str, number: int, tbt_s: float, within: float = tolerance) -> float:
-        """At least a 16th of where the search began: where even that fails a ratio is a lower bound."""
-        nonlocal done
-        tell(f"capacity of {name}", done / expected)
-        done += 1
-        start = 0.7 * saturation
-
-        def work(count: int) -> Workload:
-            # Other parts of the trace for each round, whatever the rate.
-            return stalls.trace(count, 3000 + 3000 * number)
-
-        return max(start / 16, stalls.capacity(virtual, name, work, seconds, tbt_s, start, within))
-
-    by_chunk = {chunk: found(f"chunks of {chunk}", 0, strict_s, max(tolerance, 0.1)) for chunk in tried}
-    chunk = max(by_chunk, key=lambda chunk: by_chunk[chunk])
-    rates: list[dict[str, float]] = []
-    for number in range(1, 1 + rounds):
-        at = {"whole": found(WHOLE, number, strict_s), "sarathi": found(SARATHI, number, strict_s)}
-        at["fixed"] = found(f"chunks of {chunk}", number, strict_s)
-        samples["capacity"].append(at["sarathi"] / at["whole"])
-        samples["capacity-fixed"].append(at["sarathi"] / at["fixed"])
-        if number == 1 or not setting.quick:
-            at["cut"] = found(CUT, number, strict_s)
-            at |= {"relaxed": found(RELAXED, number, relaxed_s), "relaxed whole": found(WHOLE, number, relaxed_s)}
-            samples["capacity-cut"].append(at["sarathi"] / at["cut"])
-            samples["capacity-relaxed"].append(at["relaxed"] / at["relaxed whole"])
-        rates.append(at)
-    return {
-        "decode_ms": 1e3 * decode_s,
-        "seconds": seconds,
-        "chunk": chunk,
-        "chunks": by_chunk,
-        "capacity": rates,
-        "saturation": saturation,
-    }
-
-
-def _reasons(samples: dict[str, list[float]], real: dict[str, Any], virtual: dict[str, Any]) -> dict[str, str]:
+def _reasons(real: dict[str, Any], found: Capacities) -> dict[str, str]:
     return {
         "ttft": f"a prompt shares its passes of {real['tokens']:.0f} tokens with {DECODERS} sequences that decode, whose part "
         "of each is what it waits longer",
         "tokens": "clients wait for their own long steps only; what a budget costs is more passes over the weights",
         "tbt-p99": f"a pass with a piece takes {real['mixed_ms'] / real['decode_ms']:.1f} times one that only decodes",
-        "capacity": f"capacities in requests/s by round: {virtual['capacity']}",
+        "capacity": f"capacities in requests/s by round: {found.rates}",
     }
 
 
-def _picture(runs: dict[str, Run], virtual: dict[str, Any]) -> dict[str, bytes]:
+def _picture(runs: dict[str, Run], capacity: Capacities) -> dict[str, bytes]:
     from hasten.lab.claims.picture import axes, png
 
     figure, (gap, bars) = axes(2)
@@ -228,11 +178,11 @@ def _picture(runs: dict[str, Run], virtual: dict[str, Any]) -> dict[str, bytes]:
     names = {
         "whole": WHOLE,
         "cut": "whole, at most\n2,048 a step",
-        "fixed": f"chunks of {virtual['chunk']}",
+        "fixed": "best fixed chunk",
         "sarathi": SARATHI,
     }
     for place, key in enumerate(names):
-        values = [rates[key] for rates in virtual["capacity"]]
+        values = [rates[key] for rates in capacity.rates if key in rates]
         bars.bar(place, float(np.median(values)), width=0.6, color=f"C{place}")
         bars.plot([place] * len(values), values, "k.", markersize=3)
     bars.set_xticks(range(len(names)), list(names.values()), fontsize=7)
@@ -245,10 +195,10 @@ CLAIM = Claim(
     title="No stalls, with a token budget chosen by profiling",
     paper="Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve (Agrawal et al., OSDI 2024)",
     workload=f"for real: the built-in model, {DECODERS} clients that decode steadily, and prompts of {LOW:,} to {HIGH:,} "
-    f"tokens at a load of {PROMPT_LOAD:.0%}, about one a second; on the virtual clock: {stalls.TRACE}, Llama-3 8B on a "
+    f"tokens at a load of {PROMPT_LOAD:.0%}, about one a second; on the virtual clock: {capacities.TRACE}, Llama-3 8B on a "
     "simulated H100",
     baseline="whole-prompts, with steps wide enough for any prompt (scheduling.max_tokens=8192); also cut at 2,048 tokens a "
-    f"step, and stall-free with the best fixed chunk of {', '.join(map(str, CHUNKS))}",
+    f"step, and stall-free with the best fixed chunk of {', '.join(map(str, capacities.CHUNKS))}",
     technique=f"sarathi-serve: for real with tbt_s a {PART}th of what the mean prompt takes whole, costs calibrated just "
     "before; strict: slack=5; on the virtual clock with tbt_s at the objective",
     requirements=(

@@ -1,5 +1,5 @@
-"""What the claims about batching rules have in common: traffic in which long prompts meet steady decoding, this machine
-calibrated, and the highest rate that keeps a target between tokens."""
+"""What the claims about batching rules have in common: traffic in which long prompts meet decoding, and this machine
+calibrated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ from hasten.lab.workloads.base import TimedRequest, Workload
 
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
-    from hasten.lab.claims.virtual import Virtual
     from hasten.lab.planning.devices import Device
 
-TRACE = "azure-llm-2023-conv"
-CONTEXT = 8192
-QUEUE_S = 2.0
-"""Capacity is the highest rate that also keeps the median time from due to first scheduled at most this, over the later half of
-the requests: a rate that cannot last must not pass because its queue was short at first."""
 Progress = Callable[[str, float], None]
 
 
@@ -53,6 +47,49 @@ def steady_and_long(
         requests=made,
         source=f"{decoders} clients in turn, {tokens} tokens each; {prompts} prompts of {low} to {high} tokens, seed {seed}",
     )
+
+
+def uniform(requests: int, rate: float, low: int, high: int, output: float, seed: int) -> Workload:
+    """Poisson arrivals at `rate` a second, prompts of uniform lengths and outputs of normal ones (deviation 30 %)."""
+    from hasten.lab.workloads.generate import arrivals
+
+    random = np.random.default_rng(seed)
+    at_s = arrivals(random, requests, rate)
+    made = [
+        TimedRequest(id=str(i), arrival_s=float(t), prompt_tokens=p, output_tokens=o)
+        for i, (t, (p, o)) in enumerate(zip(at_s, _lengths(random, requests, low, high, output), strict=True))
+    ]
+    return Workload(name="prompts of all lengths", requests=made, source=f"Poisson at {rate:g}/s, seed {seed}")
+
+
+def closed(clients: int, each: int, low: int, high: int, output: float, seed: int) -> Workload:
+    """The same lengths, from `clients` that send their next request, of `each`, when the last has been answered."""
+    random = np.random.default_rng(seed)
+    made: list[TimedRequest] = []
+    for client in range(clients):
+        for turn, (p, o) in enumerate(_lengths(random, each, low, high, output)):
+            parents = (f"{client}, {turn - 1}",) if turn else ()
+            made.append(TimedRequest(id=f"{client}, {turn}", arrival_s=0.0, prompt_tokens=p, output_tokens=o, parents=parents))
+    return Workload(name="clients in turn", requests=made, source=f"{clients} clients, {each} requests each, seed {seed}")
+
+
+def _lengths(random: np.random.Generator, count: int, low: int, high: int, output: float) -> list[tuple[int, int]]:
+    prompts = random.integers(low, high + 1, count)
+    outputs = np.clip(random.normal(output, 0.3 * output, count), 8, None).astype(int)
+    return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
+
+
+def at_once(work: Workload) -> Workload:
+    return dataclasses.replace(work, requests=[dataclasses.replace(request, arrival_s=0.0) for request in work])
+
+
+def variation(run: Run) -> float:
+    """Coefficient of variation of the tokens of a pass while requests wait that have not been started."""
+    from hasten.lab.bench.metrics import requests, steps
+
+    found = steps(run)
+    tokens = found.tokens[found.end_s < float(requests(run).scheduled_s.max())]
+    return float(tokens.std() / tokens.mean())
 
 
 def long_ones(work: Workload) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -88,15 +125,20 @@ class Machine:
         return cls(found.device(), (*common, f"executor.costs={path}"), tuple(common))
 
     def rounds(
-        self, sides: Sequence[Side], workload: Callable[[int], Workload], count: int, progress: Progress
+        self,
+        sides: Sequence[Side],
+        workload: Callable[[int], Workload],
+        count: int,
+        progress: Progress,
+        names: Callable[[int], Sequence[str]] | None = None,
     ) -> Iterator[tuple[dict[str, Run], dict[str, Run]]]:
-        """The runs of each round by side, measured in turns, and predicted on the same arrivals."""
+        """The runs of each round by side, measured in turns, and predicted on the same arrivals. `names(round)`: who runs."""
         from hasten.engine.config import EngineConfig
         from hasten.lab.planning.simulate import simulate
 
         engines = Sides(sides, common=self.common)
         try:
-            for runs in engines.rounds(workload, count, progress):
+            for runs in engines.rounds(workload, count, progress, names):
                 predicted = {
                     side.name: simulate(
                         runs[side.name].workload,
@@ -105,6 +147,7 @@ class Machine:
                         name=side.name,
                     )
                     for side in sides
+                    if side.name in runs
                 }
                 yield runs, predicted
         finally:
@@ -120,33 +163,3 @@ def decode_only_s(device: Device, rows: int, context: int) -> float:
 def prompt_s(device: Device, tokens: int) -> float:
     """Predicted seconds of a prompt that runs whole and alone."""
     return device.costs.step(StepShape(tokens, 1, 1, tokens, span_pairs(tokens, 0)))
-
-
-def trace(requests: int, first: int) -> Workload:
-    """`requests` successive requests of the trace from the `first` on; those beyond the model's context left out."""
-    from hasten.lab.workloads import load
-    from hasten.lab.workloads.transform import cut
-
-    whole = load(TRACE)
-    fitting = [r for r in whole if r.prompt_tokens + r.output_tokens < CONTEXT]
-    whole = dataclasses.replace(whole, requests=fitting)
-    return cut(whole, first, first + requests)
-
-
-def capacity(
-    sides: Virtual, name: str, work: Callable[[int], Workload], seconds: float, tbt_s: float, start: float, tolerance: float
-) -> float:
-    """The highest rate, in requests per second, at which a side keeps the 99th percentile of the time between tokens at most
-    `tbt_s` and the median queueing time at most `QUEUE_S`; searched from `start` within `tolerance`. `work(count)`: so many
-    requests; arrivals of `seconds` are replayed at each rate. 0 where not even a 16th of `start` keeps them."""
-    from hasten.lab.bench.metrics import requests, summary
-    from hasten.lab.bench.saturation import Probe, search
-    from hasten.lab.workloads.transform import scale_load
-
-    def measure(rate: float) -> Probe:
-        run = sides.replay(name, scale_load(work(max(20, round(rate * seconds))), rate))
-        queue_s = requests(run).queue_s
-        late = float(np.median(queue_s[len(queue_s) // 2 :]))
-        return Probe(rate, float(summary(run)["gap_p99_s"] <= tbt_s and late <= QUEUE_S))
-
-    return search(measure, start, attainment=1.0, tolerance=tolerance).rate
