@@ -4,9 +4,10 @@ The quantiles of the logarithm of the length are linear in what is known beforeh
 apart for each application and stage), application, stage, tenant, the request's limit, and hashed tokens of the prompt. Each
 output that ends moves every quantile a little towards or away from it (the gradient of the pinball loss; Koenker and Bassett,
 Regression Quantiles, 1978), which in the long run makes as many outputs fall below a quantile as it says, whatever the
-features are worth (Gibbs and Candès, 2021). Outputs that were cut short are shared between where they were cut and beyond
-(Portnoy, 2003). What has been produced conditions the answer, so it is refined with every token; beyond the last quantile the
-tail is a power law. Exact. O(quantiles x features) an output and a question, some 50 µs; memory is two megabytes.
+features are worth (Gibbs and Candès, 2021); recent means of the weights predict (Polyak and Juditsky, 1992). Outputs that
+were cut short are shared between where they were cut and beyond (Portnoy, 2003). What has been produced conditions the
+answer, so it is refined with every token; beyond the last quantile the tail is a power law. Exact. O(quantiles x features) an
+output and a question, some 50 µs; memory is two megabytes.
 """
 
 from __future__ import annotations
