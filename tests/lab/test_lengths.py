@@ -40,15 +40,15 @@ def known(outputs: list[int]) -> list[Example]:
 
 def test_the_true_distribution_is_calibrated_and_a_wrong_one_is_not() -> None:
     random = np.random.default_rng(0)
-    drawn = np.rint(random.lognormal(5, 1, 4000)).astype(int) + 1
-    truth = np.rint(random.lognormal(5, 1, 100_000)) + 1
+    drawn = np.rint(random.lognormal(5, 1, 2000)).astype(int) + 1
+    truth = np.rint(random.lognormal(5, 1, 5000)) + 1
     right = score(Knows(truth), [], known(drawn.tolist()))
     wrong = score(Knows(truth / 2), [], known(drawn.tolist()))
     assert set(right) == {0, 32, 128}
     for after in right:
-        assert right[after].coverage_error < 0.02
+        assert right[after].coverage_error < 0.025
         assert wrong[after].coverage_error > 0.1 and wrong[after].pinball > right[after].pinball
-    assert right[0].asked == 4000 and right[128].asked == int((drawn > 128).sum())
+    assert right[0].asked == 2000 and right[128].asked == int((drawn > 128).sum())
 
 
 def test_one_length_is_calibrated_too() -> None:
@@ -90,7 +90,7 @@ def test_commands(tmp_path: Path) -> None:
     assert all(0 <= row["coverage_error"] < 0.5 and row["pinball"] > 0 for row in rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     table = CliRunner().invoke(app, ["show", str(trace)])
-    assert table.exit_code == 0 and "coverage error" in table.output
+    assert table.exit_code == 0 and "length-quantiles" in table.output and "Pinball loss" in table.output
     kept = tmp_path / "kept"
     for _ in range(2):
         assert CliRunner().invoke(app, ["learn", str(trace), str(kept)]).exit_code == 0

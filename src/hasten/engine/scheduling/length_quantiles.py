@@ -4,9 +4,10 @@ The quantiles of the logarithm of the length are linear in what is known beforeh
 apart for each application and stage), application, stage, tenant, the request's limit, and hashed tokens of the prompt. Each
 output that ends moves every quantile a little towards or away from it (the gradient of the pinball loss; Koenker and Bassett,
 Regression Quantiles, 1978), which in the long run makes as many outputs fall below a quantile as it says, whatever the
-features are worth (Gibbs and Candès, 2021). Outputs that were cut short are shared between where they were cut and beyond
-(Portnoy, 2003). What has been produced conditions the answer, so it is refined with every token; beyond the last quantile the
-tail is a power law. Exact. O(quantiles x features) an output and a question, some 50 µs; memory is a megabyte.
+features are worth (Gibbs and Candès, 2021); recent means of the weights predict (Polyak and Juditsky, 1992). Outputs that
+were cut short are shared between where they were cut and beyond (Portnoy, 2003). What has been produced conditions the
+answer, so it is refined with every token; beyond the last quantile the tail is a power law. Exact. O(quantiles x features) an
+output and a question, some 50 µs; memory is two megabytes.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ TOKENS = 64
 """Width of the prompt's sketch."""
 CAUTION = 16.0
 """How much faster the steps of the sketch's weights fall: there are many, and mostly they tell nothing."""
+RECENT = 0.01
+"""Share of the newest weights in their recent means."""
 SETTLED = 0.03
 """The share of the first step that is still taken after many outputs, so that drift is followed."""
+ARRAYS = ("hashed", "tokens", "mean_hashed", "mean_tokens", "seen", "seen_tokens")
 _TOP = 1.0 / (2 * SAMPLES)
 _CACHED = 4096
 
@@ -94,6 +98,9 @@ class LengthQuantiles(Learning):
         self._rate = options.rate
         self._hashed: Floats = np.zeros((SAMPLES, HASHED))
         self._tokens: Floats = np.zeros((SAMPLES, TOKENS))
+        self._mean_hashed: Floats = np.zeros((SAMPLES, HASHED))
+        self._mean_tokens: Floats = np.zeros((SAMPLES, TOKENS))
+        """Recent means of the weights, which predict: the weights themselves jump with every output."""
         self._seen: Floats = np.zeros(HASHED)
         """Sum of squares of each hashed feature's values so far."""
         self._seen_tokens: Floats = np.zeros(TOKENS)
@@ -110,8 +117,9 @@ class LengthQuantiles(Learning):
         y = math.log(output)
         if not self._learned:
             self._hashed[:, known.places[0]] = y + 0.5 * np.log(LEVELS / (1 - LEVELS))
+            self._mean_hashed[:, known.places[0]] = self._hashed[:, known.places[0]]
         self._learned += 1
-        found = self._quantiles(known)
+        found = self._hashed[:, known.places] @ known.values + self._tokens @ known.tokens
         if ended:
             up = LEVELS - (y < found)
         else:  # the share of it that a quantile beyond the cut should count as below
@@ -124,10 +132,14 @@ class LengthQuantiles(Learning):
         for place, size in zip(known.places.tolist(), (self._rate * step).tolist(), strict=True):  # places may meet
             self._hashed[:, place] += size * up
         self._tokens += self._rate * up[:, None] * step_tokens
+        for place in known.places.tolist():
+            share = max(1.0 / (1.0 + self._seen[place]), RECENT)
+            self._mean_hashed[:, place] += share * (self._hashed[:, place] - self._mean_hashed[:, place])
+        self._mean_tokens += max(1.0 / self._learned, RECENT) * (self._tokens - self._mean_tokens)
 
     def _quantiles(self, known: Features) -> Floats:
         """Of the logarithm of the length, float64 [SAMPLES]; not sorted."""
-        return self._hashed[:, known.places] @ known.values + self._tokens @ known.tokens
+        return self._mean_hashed[:, known.places] @ known.values + self._mean_tokens @ known.tokens
 
     def predict(self, request: Request, produced: int) -> Floats | None:
         if not self._learned:
@@ -146,15 +158,10 @@ class LengthQuantiles(Learning):
         return np.maximum(asked.lengths - produced, 1.0)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        return {"learned": self._learned}, {
-            "hashed": self._hashed,
-            "tokens": self._tokens,
-            "seen": self._seen,
-            "seen_tokens": self._seen_tokens,
-        }
+        return {"learned": self._learned}, {name: getattr(self, f"_{name}") for name in ARRAYS}
 
     def restore(self, meta: dict[str, Any], arrays: Arrays) -> None:
-        for name in ("hashed", "tokens", "seen", "seen_tokens"):
+        for name in ARRAYS:
             own, found = getattr(self, f"_{name}"), arrays[name]
             if found.shape != own.shape or not np.isfinite(found).all():
                 raise ValueError(f"{name} has the shape {found.shape}, or holds what is no number")
