@@ -23,8 +23,16 @@ LOAD = 0.85
 PER_CALL, PER_APPLICATION = "FCFS by call", "FCFS by application"
 HERMES, MEAN, SHUFFLED = "hermes", "shortest mean", "hermes, useless demand"
 SRPT, ORACLE = "SRPT by call (oracle)", "SRPT by application (oracle)"
+PROMPTS, OUTPUTS = 30, 12
+"""How much shorter the applications of the real point are."""
 WARM_S = {"search": 1.0, "browser": 3.0, "sandbox": 4.0, "validator": 0.5}
 """Seconds that the generated applications' tools take to start: our modelling."""
+CHUNKS = (256, 512, 1024)
+"""Tried for the baseline."""
+ROWS, FEW_ROWS = 256, 4
+"""Most sequences in a step: of generated applications, and of text-to-SQL workflows."""
+WORKLOADS = ("templates", "text2sql")
+ALL = (PER_APPLICATION, PER_CALL, HERMES, MEAN, SHUFFLED, SRPT, ORACLE)
 TRACES = ("text2sql-workflow-trace1", "text2sql-workflow-financial")
 
 
@@ -45,39 +53,29 @@ def templates(workflows: int, profile: int, seed: int) -> Material:
     return Material(applications(workflows=workflows, seed=seed), learned)
 
 
-def text2sql(times: int, seed: int) -> Material:
-    """Both text-to-SQL traces: every other workflow to learn from, the others to test on, `times` over with arrivals and an
-    order of their own. Seeds swap the halves."""
+def text2sql(seed: int) -> Material:
+    """Both text-to-SQL traces: every other workflow to learn from, the others to test on, with arrivals and an order of their
+    own. Seeds swap the halves."""
     from hasten.lab import workloads
     from hasten.lab.planning.demand import halves, learn
     from hasten.lab.workloads.transform import mix
 
-    parts = halves(mix(*(workloads.load(name) for name in TRACES)))
-    learned, tested = parts[seed % 2], parts[1 - seed % 2]
-    return Material(_again(tested, times, seed), learn(learned))
+    both = halves(mix(*(workloads.load(name) for name in TRACES)))
+    return Material(_rearranged(both[1 - seed % 2], seed), learn(both[seed % 2]))
 
 
-def _again(workload: Workload, times: int, seed: int) -> Workload:
-    """The workflows of a workload `times` over, shuffled, with Poisson arrivals of one a second."""
+def _rearranged(workload: Workload, seed: int) -> Workload:
+    """The workflows in a random order, with Poisson arrivals of one a second."""
     of: dict[str, list[Any]] = {}
     for request in workload:
         of.setdefault(request.workflow, []).append(request)
     rng = np.random.default_rng(seed)
-    names = [name for _ in range(times) for name in of]
-    order = rng.permutation(len(names)).tolist()
+    names = list(of)
     arrivals_s = np.cumsum(rng.exponential(1.0, len(names)))
     requests = []
-    for number, at_s in zip(order, (arrivals_s - arrivals_s[0]).tolist(), strict=True):
-        for request in of[names[number]]:
-            changed = replace(
-                request,
-                id=f"{number}/{request.id}",
-                workflow=f"{number}/{request.workflow}",
-                parents=tuple(f"{number}/{parent}" for parent in request.parents),
-                arrival_s=0.0 if request.parents else at_s,
-            )
-            requests.append(changed)
-    return replace(workload, requests=requests, source=f"{workload.source}; {times} times, Poisson")
+    for place, at_s in zip(rng.permutation(len(names)).tolist(), (arrivals_s - arrivals_s[0]).tolist(), strict=True):
+        requests += [replace(request, arrival_s=0.0 if request.parents else at_s) for request in of[names[place]]]
+    return replace(workload, requests=requests, source=f"{workload.source}; in random order, Poisson")
 
 
 def device() -> Device:
@@ -90,12 +88,14 @@ def device() -> Device:
     return on_hardware(shape("llama-3.1-8b"), profile("h100"))
 
 
-def sides(demand: Demand, chunk: int, seed: int) -> Virtual:
-    """All sides over one demand. The orders that rank by what remains get what the preset has (preemption, memory by rank)."""
+def sides(material: Material, chunk: int, seed: int, rows: int, names: Sequence[str] = ALL) -> Virtual:
+    """Sides of an engine with at most `rows` sequences in a step. The orders that rank by what remains get what the preset has
+    (preemption, memory by rank)."""
     from hasten.engine.scheduling.hermes import Hermes, Options
     from hasten.lab.planning.demand import shuffled
     from hasten.lab.planning.oracle import OracleSRPT
 
+    demand = material.demand
     batching = f"stall-free:chunk={chunk}"
     ranked = {
         HERMES: lambda work: Hermes(Options(), demand),
@@ -104,8 +104,9 @@ def sides(demand: Demand, chunk: int, seed: int) -> Virtual:
         SRPT: lambda work: OracleSRPT(work, "request"),
         ORACLE: lambda work: OracleSRPT(work, "application"),
     }
-    plain = [Side(PER_APPLICATION, (batching, "application-fcfs")), Side(PER_CALL, (batching,))]
-    return Virtual([*plain, *(Side(name, (batching, "hermes")) for name in ranked)], device=device(), orders=ranked)
+    plain = {PER_APPLICATION: (batching, "application-fcfs"), PER_CALL: (batching,)}
+    chosen = [Side(name, plain.get(name, (batching, "hermes"))) for name in names]
+    return Virtual(chosen, device=device(), common=(f"scheduling.max_rows={rows}",), orders=ranked)
 
 
 def at_load(virtual: Virtual, work: Workload, load: float = LOAD) -> Workload:
@@ -141,11 +142,6 @@ def completions(run: Run) -> Floats:
     return metrics.workflows(run, metrics.requests(run))
 
 
-def kinds(work: Workload) -> list[str]:
-    """The application of each workflow, in the order of `completions`."""
-    return list({request.workflow: request.application for request in work}.values())
-
-
 @dataclass(slots=True)
 class Cold:
     """Tools that start cold under one way of starting them: what it cost, and the mean completion of applications."""
@@ -161,7 +157,7 @@ def cold_starts(material: Material, work: Workload, chunk: int) -> Mapping[str, 
     hinted = _with_owner(material, work, chunk, hints=True, keep_s=0.0)
     low, high = 0.0, 600.0
     kept = _with_owner(material, work, chunk, hints=False, keep_s=high)
-    for _ in range(5):
+    for _ in range(3):
         middle = (low * high) ** 0.5 if low else high / 8
         kept = _with_owner(material, work, chunk, hints=False, keep_s=middle)
         low, high = (middle, high) if kept.cost.idle_s < hinted.cost.idle_s else (low, middle)
@@ -184,27 +180,22 @@ def _with_owner(material: Material, work: Workload, chunk: int, *, hints: bool, 
 
 
 def small(number: int, workflows: int = 24) -> Material:
-    """Generated applications as short as the built-in model and this machine need them: a context of 2,048 tokens, tools ten
-    times as fast."""
+    """Generated applications as short as the built-in model and its context of 2,048 tokens need them; tools ten times as
+    fast."""
     from hasten.lab.planning.demand import learn
     from hasten.lab.workloads.applications import applications
 
     def made(seed: int, count: int) -> Workload:
         work = applications(workflows=count, seed=seed)
-        # One factor for all, whatever the longest request of a draw is: profile and test must have the same scale.
         requests = [
             replace(
                 request,
-                prompt_tokens=max(1, request.prompt_tokens // 12),
-                output_tokens=max(1, request.output_tokens // 12),
+                prompt_tokens=max(1, request.prompt_tokens // PROMPTS),
+                output_tokens=max(1, request.output_tokens // OUTPUTS),
                 delay_s=request.delay_s / 10,
             )
             for request in work
         ]
-        return replace(work, requests=requests, source=f"{work.source}; a twelfth as long, tools ten times as fast")
+        return replace(work, requests=requests, source=f"{work.source}; shorter, tools ten times as fast")
 
     return Material(made(number, workflows), learn(made(number + 100_000, 300)))
-
-
-def mean_of(runs: Mapping[str, Run], names: Sequence[str]) -> dict[str, float]:
-    return {name: float(np.nanmean(completions(runs[name]))) for name in names}
