@@ -193,7 +193,7 @@ class Engine:
     def step(self, until_s: float = inf) -> list[TokenDelta]:
         """Run one step; what became of the requests. Empty when there was nothing to do. Before `until_s`, engine time, the
         caller has nothing new to hand over: an engine on a virtual clock may run several steps that begin before it."""
-        began = self.clock.now()
+        began, waited_s = self.clock.now(), self.ledger.waited_s
         with self._lock:
             self._intake()
             self.ledger.settle()
@@ -208,7 +208,7 @@ class Engine:
                 for done, result in runs:
                     self._commit(done, result)
                 self.ledger.settle()
-                self._measured(shape, began)
+                self._measured(shape, began, self.ledger.waited_s - waited_s)
         elif not together:
             self._nothing_planned(plan, began, until_s)
         out, self._out = self._out, []
@@ -223,7 +223,7 @@ class Engine:
 
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
-            if self.ledger.settle(wait=True) or self._out:
+            if self.ledger.settle(wait=True) or self._out or self._planner.moved:
                 return
             if not self.ledger.sequences:
                 if self._compiling:
@@ -240,6 +240,7 @@ class Engine:
 
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
+        self.ledger.wait_for_readers()
         now = self.clock.now()
         decodes = next((i for i, span in enumerate(spans) if span.count > 1), len(spans))
         self.events.add_each(now, Kind.SCHEDULED, [span.sequence.id for span in spans[:decodes]], 1)
@@ -412,6 +413,7 @@ class Engine:
         self.ledger.truncate(seq, base)
         last = span.positions[span.count - span.drafts - 1]
         target = books.append(seq.view, np.arange(last + 1, last + 1 + keep, dtype=np.int32)).tolist()
+        self.ledger.wait_for_readers()
         self.executor.move_slots(source, target)
 
     # -- what a controller may do (decoding.base.Actions) -----------------------------------------------------------------
@@ -476,10 +478,10 @@ class Engine:
             self._open.discard(seq.request.id)
             self._out[-1].last = True
 
-    def _measured(self, shape: StepShape, began: float) -> None:
+    def _measured(self, shape: StepShape, began: float, waited_s: float) -> None:
         now = self.clock.now()
         self.events.add(now, Kind.STEP, -1, shape.tokens, now - began)
         self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, shape.rows)
         self.events.add(now, Kind.READ, -1, shape.cached, shape.pairs)
-        self.executor.measured(shape, now - began)
+        self.executor.measured(shape, now - began - waited_s)  # what waiting for transfers took says nothing of the shape
         self.executor.attention.after_step()

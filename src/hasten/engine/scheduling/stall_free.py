@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
+from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind, rank
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -53,14 +53,14 @@ class StallFree:
                 budget -= count
                 rows -= 1
         reserve = int(self._options.watermark * view.total_blocks) if plan.work else 0
-        returning = any(seq.state in (State.SWAPPED, State.LOADING) for seq in view.sequences)
-        if returning:
-            return plan  # what is already started comes back first; an empty plan leaves it all the memory
+        away = min((rank(seq, view) for seq in view.sequences if seq.state is State.SWAPPED), default=None)
         for seq in ranked:
             if not rows or not budget:
                 break
             if seq.state is not State.WAITING:
                 continue
+            if away is not None and away < rank(seq, view):
+                break  # what is already started comes back first; an empty plan leaves it all the memory
             before = view.free_blocks
             remaining = view.open(seq)
             free -= before - view.free_blocks  # reused blocks nobody read until now are no longer evictable

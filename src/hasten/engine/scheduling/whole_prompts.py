@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 
-from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
+from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind, rank
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -22,12 +22,12 @@ class WholePrompts:
         started = [seq for seq in ranked if seq.state is State.RUNNING]
         decoding = [seq for seq in started if seq.decoding]
         free = view.free_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in started)
-        returning = any(seq.state in (State.SWAPPED, State.LOADING) for seq in view.sequences)
+        away = min((rank(seq, view) for seq in view.sequences if seq.state is State.SWAPPED), default=None)
         for seq in ranked:
             if seq.decoding or len(plan.work) == rows or budget == 0:
                 continue
             if seq.state is State.WAITING:
-                if len(started) + len(plan.work) >= rows or returning:
+                if len(started) + len(plan.work) >= rows or (away is not None and away < rank(seq, view)):
                     continue
                 before = view.free_blocks
                 remaining = view.open(seq)
