@@ -234,9 +234,9 @@ def test_a_grammar_follows_one_text() -> None:
     made.add(request("r", [1], max_tokens=20, constraint=GRAMMAR))
     made.step()
     with pytest.raises(ValueError, match="joined"):
-        made.join(list(made.ledger.sequences.values()), [1])
+        made.control.join(list(made.ledger.sequences.values()), [1])
     with pytest.raises(ValueError, match="legal"):
-        made.inject(next(iter(made.ledger.sequences.values())), [END])
+        made.control.inject(next(iter(made.ledger.sequences.values())), [END])
     assert made.run()[-1].error is None
 
 

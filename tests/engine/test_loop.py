@@ -307,9 +307,9 @@ def test_a_stop_is_a_success_and_only_running_sequences_fork() -> None:
     engine.run()
     assert (engine.events.counts[Kind.FINISHED], engine.events.counts[Kind.FAILED]) == (1, 0)
     with pytest.raises(ValueError, match="not running"):
-        engine.fork(seq, 1)
+        engine.control.fork(seq, 1)
     with pytest.raises(ValueError, match="not running"):
-        engine.inject(seq, [1])
+        engine.control.inject(seq, [1])
 
 
 def test_a_lookup_that_leads_nowhere_costs_nobody_its_blocks() -> None:

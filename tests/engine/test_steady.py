@@ -44,7 +44,7 @@ def drive(engine: Engine, arrivals: list[tuple[float, int, int, int]]) -> tuple[
             at, shared, prompt, output = waiting.pop(0)
             tokens = np.concatenate([np.arange(shared) % 900, np.random.default_rng(number).integers(1, 900, prompt)])
             sampling = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True, seed=number)
-            engine.add(Request(id=str(number), prompt=tokens, sampling=sampling, arrival_s=at))
+            engine.add(Request(id=str(number), prompt=tokens, sampling=sampling, arrival_s=at, priority=7 * number % 3))
             number += 1
         next_s = waiting[0][0] if waiting else float("inf")
         if not engine.unfinished:

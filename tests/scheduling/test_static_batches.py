@@ -99,7 +99,7 @@ def test_a_window_waits_for_more_and_says_until_when() -> None:
     engine = make_engine()
     for i, arrival in enumerate((1.0, 1.5, 2.0)):
         engine.add(Request(id=f"r{i}", prompt=np.arange(4), sampling=SamplingParams(max_tokens=3), arrival_s=arrival))
-    engine._intake()
+    engine._inbox.empty_into(engine.ledger)
     waiting = list(engine.ledger.sequences.values())
     window = policy(rows=3, window_s=2.0)
     plan = window.compose(waiting[:1], At(engine, 1.0))
@@ -125,7 +125,7 @@ def test_an_engine_waits_out_the_window_and_takes_who_came_meanwhile() -> None:
 def test_only_a_batch_that_decodes_is_steady() -> None:
     engine = make_engine()
     engine.add(request("r"))
-    engine._intake()
+    engine._inbox.empty_into(engine.ledger)
     (seq,) = engine.ledger.sequences.values()
     view: Any = At(engine, 0.0)
     assert policy().steady(StepPlan([Work(seq, 1, WorkKind.DECODE)]), view) == math.inf

@@ -42,6 +42,8 @@ class SchedulingConfig(Section):
     batching: str = "stall-free"
     residency: str = "newest-yields"
     lengths: str = "length-limit"
+    preempt: bool = False
+    """Sequences of better rank displace running ones of worse rank, by all parts that have a knob of that name."""
     max_tokens: int = Field(2048, ge=1)
     """Flat tokens of a step."""
     max_rows: int = Field(256, ge=1)

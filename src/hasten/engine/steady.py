@@ -77,7 +77,7 @@ class Steady:
             sequences.append(seq)
             room.append(pool.block_size - last[1] - last[2])
             cached += seq.view.length + 1
-            longest = min(longest, engine.room(seq) - seq.output_length)
+            longest = min(longest, engine.committer.room(seq) - seq.output_length)
         return _Stretch(sequences, np.array(room), cached, longest)
 
     def spans(self, plan: StepPlan) -> list[Span]:
@@ -104,7 +104,7 @@ class Steady:
             seq = span.sequence
             seq.run_on(token_of(seq, engine.executor.vocabulary), 1)
             unwritten.append(seq.id)
-            if seq.output_length >= engine.room(seq):
+            if seq.output_length >= engine.committer.room(seq):
                 engine.events.add_each(now, Kind.TOKENS, unwritten, 1)
                 unwritten = []
             self._deliver(seq, 1)
@@ -172,8 +172,8 @@ class Steady:
         """Hand out the last `count` tokens, and close the sequence if they complete it."""
         engine = self._engine
         tokens = [token_of(seq, engine.executor.vocabulary)] * count
-        engine.deliver(TokenDelta(seq.request.id, seq.index, tokens, [None] * count))
-        if seq.output_length >= engine.room(seq):
+        engine.outbox.put(TokenDelta(seq.request.id, seq.index, tokens, [None] * count))
+        if seq.output_length >= engine.committer.room(seq):
             engine.ledger.close(seq, Finish.LENGTH)
 
 

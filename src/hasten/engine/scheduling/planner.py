@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,8 @@ class Planner:
         """By sequence: the order's key, then arrival and number, as ranks are compared."""
         self._keyed_at = -np.inf
         self._fault: str | None = None
+        self.seconds = 0.0
+        """Time that planning and its policies' learning have taken, by the processor's clock."""
         self.untouched = True
         """The last plan is what the batching composed: nobody was moved, rejected or left out after it had answered."""
         self.moved = False
@@ -98,11 +101,13 @@ class Planner:
         self._keys.pop(event.sequence, None)
 
     def _teach(self, policy: Learner, event: Event) -> None:
+        began = perf_counter()
         try:
             for id in policy.learn(event, self._ledger.sequences.get(event.sequence), self):
                 self._keys.pop(id, None)
         except Exception:
             _log.exception("%s could not learn from %s", type(policy).__name__, event)
+        self.seconds += perf_counter() - began
 
     # -- the view -------------------------------------------------------------------------------------------------------
 
@@ -202,6 +207,7 @@ class Planner:
 
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
+        began = perf_counter()
         everyone = self._ranked()
         self._pass_hints()
         early = self._move_ahead(everyone)
@@ -228,6 +234,7 @@ class Planner:
         for work in plan.work:
             self._ledger.start(work.sequence)
         self._ledger.close_unplanned()
+        self.seconds += perf_counter() - began
         return plan
 
     def _ranked(self) -> list[Sequence]:
