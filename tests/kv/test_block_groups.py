@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hasten.engine.kv.block_groups import BlockGroups, Options
 from hasten.engine.kv.host import runs_of
+from hasten.engine.kv.pool import longest_runs
 
 
 def check(groups: BlockGroups, free: set[int]) -> None:
@@ -86,6 +87,16 @@ def test_without_a_free_run_the_longest_tail_is_split_and_its_owner_keeps_the_ne
 def test_bad_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="group must be at least 1"):
         BlockGroups(4, Options(group=0))
+
+
+@given(st.sets(st.integers(0, 40)), st.integers(0, 40))
+def test_the_fewest_runs_that_hold_enough(blocks: set[int], count: int) -> None:
+    count = min(count, len(blocks))
+    taken = longest_runs(blocks, count)
+    assert len(taken) == len(set(taken)) == count and set(taken) <= blocks
+    lengths = sorted((length for _, _, length in runs_of(sorted(blocks), sorted(blocks))), reverse=True)
+    needed = next((i for i in range(len(lengths) + 1) if sum(lengths[:i]) >= count), 0)
+    assert len(runs_of(taken, taken)) <= needed
 
 
 def test_runs_pair_blocks_off_in_order() -> None:

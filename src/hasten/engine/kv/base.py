@@ -74,7 +74,11 @@ class Found:
 
 
 class Allocator(Protocol):
-    """Which free block to hand out. Owns the free list and nothing else."""
+    """Which free block to hand out. Owns the free list and nothing else. `together`: blocks that a cache should give up at a
+    time, for what comes free to lie together."""
+
+    @property
+    def together(self) -> int: ...
 
     def take(self, count: int, near: int = -1) -> list[int]:
         """`count` free blocks (the caller checked that there are so many), close to block `near` if it can."""

@@ -60,7 +60,7 @@ class BlockGroups:
     def __init__(self, blocks: int, options: Options) -> None:
         if options.group < 1:
             raise ValueError(f"block-groups: group must be at least 1, got {options.group}")
-        self._group = options.group
+        self._group = self.together = options.group
         self._open = _Runs()
         """Free for anybody; no two of them touch."""
         self._kept = _Runs()

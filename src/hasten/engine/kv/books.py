@@ -33,7 +33,7 @@ class Books:
     def _take(self, count: int, near: int = -1, *, in_turn: bool = False) -> list[int]:
         short = count - self.pool.free
         if short > 0 and self.reuse is not None:
-            self.reuse.evict(short)
+            self.reuse.evict(max(short, self.pool.together))
         return self.pool.take(count, near, in_turn=in_turn)
 
     def blocks_needed(self, view: View, entries: int) -> int:

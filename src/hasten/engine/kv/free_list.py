@@ -10,6 +10,8 @@ from hasten.engine.technique import Technique
 class FreeList:
     """The block freed last is the one most likely still in the processor's caches. `near` is ignored. O(blocks) a call."""
 
+    together = 1
+
     def __init__(self, blocks: int) -> None:
         self._free = list(range(blocks - 1, -1, -1))
 

@@ -9,12 +9,31 @@ from hasten.engine.kv.base import Allocator, Handle, NoBlocks
 from hasten.engine.kv.free_list import FreeList
 
 
+def longest_runs(blocks: Iterable[int], count: int) -> list[int]:
+    """`count` of `blocks` in few contiguous runs: of the shortest that holds them all, else of the longest ones."""
+    ordered = sorted(blocks)
+    runs: list[list[int]] = []
+    for block in ordered:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    runs.sort(key=len)
+    taken: list[int] = []
+    while len(taken) < count:
+        short = count - len(taken)
+        taken += next((run for run in runs if len(run) >= short), runs[-1])[:short]
+        runs.pop()
+    return taken
+
+
 class BlockPool:
     """Counts who holds each of `blocks` blocks of `block_size` slots.
 
     A block that only a cache holds (`cache`, and a count of one) is *evictable*: it counts as available, because the
     cache gives it back on demand. A block that a copy to the slower tier still reads may be let go of by its holder; it is
-    *leaving* then and given only when there is no other, to somebody who waits for that copy before writing it (`waits`).
+    *leaving* then. Those who will write it in a step get it only when no other is free, and wait for that copy (`take_waits`);
+    copies from the slower tier, which queue up behind, may have it at once.
     """
 
     def __init__(self, blocks: int, block_size: int, allocator: Allocator | None = None) -> None:
@@ -37,6 +56,11 @@ class BlockPool:
         return self._allocator.free
 
     @property
+    def together(self) -> int:
+        """Blocks that are best given up at a time (`Allocator.together`)."""
+        return self._allocator.together
+
+    @property
     def leaving(self) -> int:
         return len(self._leaving)
 
@@ -46,19 +70,22 @@ class BlockPool:
 
     def take(self, count: int, near: int = -1, *, in_turn: bool = False) -> list[int]:
         """Blocks with a count of one each. Raises NoBlocks, changing nothing, when too few are free or leaving. `in_turn`: they
-        are written by a copy that begins when those before it have ended, so nobody has to wait for these."""
+        are written by a copy that begins when those before it have ended. It needs to wait for nobody, so it gets those that
+        are leaving, as few runs of them as will do, and others keep what is free."""
         short = count - self._allocator.free
         if short > len(self._leaving):
             raise NoBlocks(f"{count} blocks wanted, {self._allocator.free} free")
-        if short > 0:
-            early = [block for block, _ in zip(self._leaving, range(short), strict=False)]
+        early: list[int] = []
+        if in_turn and (short > 0 or len(self._leaving) >= count):
+            early = longest_runs(self._leaving, min(count, len(self._leaving)))
             for block in early:
-                del self._leaving[block]
-                if in_turn:
-                    del self._reading[block]
+                del self._reading[block]
+        elif short > 0:
+            early = [block for block, _ in zip(self._leaving, range(short), strict=False)]
             self.write(early)
-            self._allocator.give(early)  # all that is free is taken now
-        taken = self._allocator.take(count, near)
+        for block in early:
+            del self._leaving[block]
+        taken = early + self._allocator.take(count - len(early), near)
         for block in taken:
             self.refs[block] = 1
         return taken
