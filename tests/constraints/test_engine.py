@@ -26,6 +26,7 @@ from hasten.engine.decoding.forced_tokens import ForcedTokens, Options
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.events import Kind
 from hasten.engine.executors.base import StepResult
+from hasten.engine.outputs import GRAMMAR_REFUSED
 from hasten.engine.request import BadRequest, Request, SamplingParams
 from hasten.kernels import ReferenceKernels
 
@@ -182,23 +183,31 @@ def test_the_engine_serves_others_while_a_grammar_is_compiled(monkeypatch: pytes
     made.cancel("gone")
     made.add(request("plain", [1, 2], max_tokens=5))
     out = []
-    while made.unfinished > 3:
+    while made.unfinished > 2:
         out += made.step()
-    assert {delta.request_id for delta in out} == {"plain"}
-    assert made.step() == []
+    assert {delta.request_id: delta.finish for delta in out if delta.finish} == {"plain": "length", "gone": "cancelled"}
+    assert made.step() == [] and made.stats()["waiting"] == 2
+    made.add(request("gone", [1, 2], max_tokens=30, constraint=ready))  # its name is free again
+    made.cancel("gone")
+    [last] = made.step()
+    assert (last.request_id, last.finish, last.last) == ("gone", "cancelled", True)
     go.set()
     out = made.run()
-    assert {delta.request_id: delta.finish for delta in out if delta.finish}["gone"] == "cancelled"
+    assert {delta.request_id for delta in out} == {"first", "second"}
     got = gather(out)
     assert got["first"] == got["second"] and follows(text_of(got["first"][0]))
 
 
-def test_a_grammar_that_fails_in_the_engine_ends_its_request_only() -> None:
-    made = engine()
+def test_a_grammar_that_fails_in_the_engine_ends_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, tried = policy(), []
+    compiled = held._compiled
+    monkeypatch.setattr(held, "_compiled", lambda spec: (tried.append(spec), compiled(spec))[1])
+    made = engine(constraint=held)
     made.add(request("bad", [1], constraint=Prepared("key", b"nonsense")))
     made.add(request("good", [1], max_tokens=3, ignore_eos=True))
     out = {delta.request_id: delta for delta in made.run() if delta.finish}
-    assert out["bad"].finish == "error" and "constraint" in out["bad"].error and out["good"].finish == "length"
+    assert out["bad"].finish == "error" and out["bad"].error.startswith(GRAMMAR_REFUSED) and out["good"].finish == "length"
+    assert len(tried) == 1, "it is not compiled again between two steps of others"
 
 
 def test_the_latest_grammars_are_kept() -> None:

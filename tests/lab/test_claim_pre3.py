@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.engine import tiny
 
 from hasten.lab.bench import mask_grammars, masks
-from hasten.lab.bench.mask_peers import INSTALLED, Hasten, MaskEngine, peers
-from hasten.lab.bench.mask_vocabulary import Words, _train, of_tokenizer
-from hasten.lab.claims import constrained, pre3
+from hasten.lab.bench.mask_peers import INSTALLED, Hasten, MaskEngine, XGrammar, peers
+from hasten.lab.bench.mask_vocabulary import Words, _train, letters, of_tokenizer
+from hasten.lab.claims import constrained, constrained_coverage, pre3
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 INSTANCES = [({"a": 1}, True), ({"a": "1"}, False), ({"a": 12345}, True)]
@@ -56,6 +57,19 @@ def test_replays(words: Words, cases: list[masks.Case]) -> None:
     assert masks.per_group([right, refused, wrong]) == {"g": {"schemas": 3, "right": 1, "refused": 1, "wrong": 1}}
     kept = masks.compiled_by_all({"a": [right, refused], "b": [right, right]}, ["a", "b"])
     assert kept == {"a": [right], "b": [right]}
+
+
+@pytest.mark.parametrize("engine", [Hasten, *(XGrammar for name in INSTALLED if name == "xgrammar")])
+def test_verdicts_by_bytes_are_those_by_tokens(words: Words, cases: list[masks.Case], engine: type[MaskEngine]) -> None:
+    small = letters()
+    by_bytes, by_tokens = engine(small), engine(words)
+    for case in cases[:3]:
+        texts = [(small.split(words.decode(tokens)), valid) for tokens, valid in case.instances]
+        read = replace(case, instances=texts)
+        one, other = (
+            masks.replay(*of, 1) for of in ((by_bytes, read, masks.room(small)), (by_tokens, case, masks.room(words)))
+        )
+        assert (one.wrong, bool(one.refused)) == (other.wrong, bool(other.refused))
 
 
 def test_schemas_are_drawn_evenly(cases: list[masks.Case]) -> None:
@@ -107,7 +121,7 @@ def test_a_second_file_is_told(words: Words, cases: list[masks.Case], tmp_path: 
     file = tmp_path / "other.jsonl"
     row = {"id": "x", "group": "g", "schema": {"type": "string"}, "tests": [{"data": 1, "valid": True}]}
     file.write_text(json.dumps(row))
-    assert pre3._second(file, words) == "other.jsonl: 0 of 1 schemas right; not: x (instances [0])"
+    assert constrained_coverage.second(file, words) == "other.jsonl: 0 of 1 schemas right; not: x (instances [0])"
 
 
 def test_what_is_required_is_what_was_asked_for() -> None:

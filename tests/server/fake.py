@@ -8,7 +8,7 @@ from typing import Any
 
 from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.frontend import Frontend
-from hasten.engine.outputs import Delta, EngineDead, QueueFull, TokenDelta
+from hasten.engine.outputs import GRAMMAR_REFUSED, Delta, EngineDead, QueueFull, TokenDelta
 from hasten.engine.request import BadRequest, Request
 from hasten.engine.text import ChatTemplate, Tokenizer
 
@@ -22,8 +22,8 @@ EURO = "€uro "
 
 class FakeEngine:
     """Tokens are bytes. Choice i starts at letter i. Words in the prompt make it misbehave: EURO (speak of €), BOOM (fail after
-    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses). `script`: what it says instead, to its
-    end."""
+    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses), NOWAY (its grammar is refused late).
+    `script`: what it says instead, to its end."""
 
     def __init__(
         self, *, step_s: float = 0.0, queue_limit: int | None = None, max_length: int = 512, template: bool = True
@@ -55,6 +55,8 @@ class FakeEngine:
             raise QueueFull(f"{len(self.running)} requests are unfinished, the limit is {self.queue_limit}")
         if int(request.prompt.max()) >= 256:
             raise BadRequest("the prompt holds a token id beyond the vocabulary of 256", "prompt")
+        if not self.prepares_grammars and request.sampling.constraint is not None:
+            raise BadRequest("this back end takes none", "constraint")
         self.seen.append(request)
         self.running.add(request.id)
         self.most_running = max(self.most_running, len(self.running))
@@ -90,6 +92,8 @@ class FakeEngine:
                 out = TokenDelta(request.id, index, [token], finish="stop" if over else "length" if said + 1 >= limit else None)
                 if "REJECT" in text:
                     out = TokenDelta(request.id, index, [], finish="rejected", error="its deadline has passed")
+                elif "NOWAY" in text:
+                    out = TokenDelta(request.id, index, [], finish="error", error=f"{GRAMMAR_REFUSED}it is too hard")
                 elif said == 3 and "BOOM" in text:
                     out = TokenDelta(request.id, index, [], finish="error", error="a policy raised KeyError")
                 else:

@@ -11,7 +11,7 @@ from tests.server.conftest import Running
 from tests.server.test_errors import CHAT, HI, check, post
 
 from hasten.engine.decoding.constraints.base import Limits
-from hasten.engine.decoding.constraints.compiling import Prepared, prepare
+from hasten.engine.decoding.constraints.compiling import After, Prepared, prepare
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.decoding.constraints.tools import HERMES, Tool, ToolSpec
 from hasten.engine.text import ChatTemplate
@@ -21,7 +21,9 @@ TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": PARAMETERS}},
     {"type": "function", "function": {"name": "clock", "strict": True}},
 ]
-OFFERED = (Tool("weather", json.dumps(PARAMETERS)), Tool("clock", '{"type": "object"}', True))
+NO_PARAMETERS = json.dumps({"type": "object", "properties": {}, "additionalProperties": False})
+OFFERED = (Tool("weather", json.dumps(PARAMETERS)), Tool("clock", NO_PARAMETERS, True))
+NAMED = {"type": "function", "function": {"name": "clock"}}
 TEMPLATE = (
     "{% if tools %}<tool_call>{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
@@ -96,6 +98,46 @@ def test_only_calls_have_no_content(client: OpenAI, server: Running) -> None:
     assert (choice.message.content, choice.finish_reason) == ("Just", "length")
 
 
+def test_a_call_that_a_stop_string_cuts_is_none_to_run(client: OpenAI) -> None:
+    given: dict[str, Any] = dict(model="fake", messages=HI, tools=TOOLS)
+    [choice] = client.chat.completions.create(**given, stop=["ris"]).choices
+    [call] = choice.message.tool_calls or []
+    assert (choice.finish_reason, call.function.arguments) == ("stop", '{"city": "Pa}')
+    *_, last = client.chat.completions.create(**given, stop=["ris"], stream=True)
+    assert last.choices[0].finish_reason == "stop"
+    [choice] = client.chat.completions.create(**given, stop=["</tool_call>"]).choices
+    [call] = choice.message.tool_calls or []
+    assert (choice.finish_reason, json.loads(call.function.arguments)) == ("tool_calls", {"city": "Pa}ris"})
+
+
+def test_calls_come_after_a_thought(client: OpenAI, server: Running) -> None:
+    server.engine.chat_template = ChatTemplate({"default": TEMPLATE + "<think>\n"})
+    server.engine.script = "Is <tool_call> or </thin right?</think>" + ANSWER
+    given: dict[str, Any] = dict(model="fake", messages=HI, tools=TOOLS)
+    [choice] = client.chat.completions.create(**given).choices
+    thought = choice.message.model_extra["reasoning_content"]  # type: ignore[index]
+    assert (thought, choice.message.content) == ("Is <tool_call> or </thin right?", "I look.")
+    assert len(choice.message.tool_calls or []) == 2 and choice.finish_reason == "tool_calls"
+    constraint = server.engine.seen[-1].sampling.constraint
+    assert isinstance(constraint, After) and constraint.text == "</think>"
+    thought, said, calls = "", "", 0
+    for chunk in client.chat.completions.create(**given, stream=True):
+        delta = chunk.choices[0].delta
+        thought += (delta.model_extra or {}).get("reasoning_content", "")
+        said += delta.content or ""
+        calls += sum(call.id is not None for call in delta.tool_calls or ())
+    assert (thought, said, calls) == ("Is <tool_call> or </thin right?", "I look.", 2)
+    [choice] = client.chat.completions.create(**given, max_tokens=35).choices
+    assert choice.message.model_extra["reasoning_content"].endswith("right?</th")  # type: ignore[index]
+    assert (choice.message.content, choice.finish_reason) == ("", "length")
+
+
+def test_a_back_end_that_takes_no_tools_is_told_of_them(server: Running) -> None:
+    server.service.grammars._prepares = server.engine.prepares_grammars = False
+    said = check(post(server, CHAT, {"messages": HI, "tools": TOOLS}), 400, "tools", "invalid_json_schema")
+    assert said == "tools: this back end takes none"
+
+
 @pytest.mark.parametrize(
     ("fields", "spec"),
     [
@@ -103,13 +145,22 @@ def test_only_calls_have_no_content(client: OpenAI, server: Running) -> None:
         ({"tool_choice": "auto", "parallel_tool_calls": False}, ToolSpec(OFFERED, parallel=False, whitespace=16)),
         ({"tool_choice": "required"}, ToolSpec(OFFERED, required=True, whitespace=16)),
         (
-            {"tool_choice": {"type": "function", "function": {"name": "clock"}}},
+            {"tool_choice": NAMED},
             ToolSpec(OFFERED[1:], required=True, parallel=False, whitespace=16),
         ),
         (
             {"response_format": {"type": "json_object"}},
             ToolSpec(OFFERED, answer=ConstraintSpec("json_object", whitespace=16), whitespace=16),
         ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}},
+            ToolSpec(OFFERED[1:], whitespace=16),
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}},
+            ToolSpec(OFFERED[1:], required=True, whitespace=16),
+        ),
+        ({"tool_choice": None, "parallel_tool_calls": None}, ToolSpec(OFFERED, whitespace=16)),
         ({"tool_choice": "none"}, None),
     ],
 )
@@ -121,6 +172,8 @@ def test_what_reaches_the_engine(server: Running, fields: dict, spec: ToolSpec |
         assert "weather" not in server.engine.tokenizer.decode(server.engine.seen[-1].prompt.tolist())
     else:
         assert isinstance(got, Prepared) and got.blob == blob(spec)
+        prompt = server.engine.tokenizer.decode(server.engine.seen[-1].prompt.tolist())
+        assert prompt.startswith("<tool_call>[weather][clock]"), "the model is told of all, whatever it may choose"
 
 
 def test_a_conversation_with_calls_reaches_the_template(client: OpenAI, server: Running) -> None:
@@ -143,11 +196,23 @@ def test_a_conversation_with_calls_reaches_the_template(client: OpenAI, server: 
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
          "tools[0].function.parameters"),
         ({"tools": [{"type": "function", "function": {"name": "a", "strict": True, "parameters":
-          {"unevaluatedProperties": False}}}]}, "tools"),
+          {"unevaluatedProperties": False}}}]}, "tools[0].function.parameters"),
+        ({"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema":
+          {"name": "a", "strict": True, "schema": {"unevaluatedProperties": False}}}}, "response_format"),
         ({"tools": TOOLS * 65}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": 1}}}, "tool_choice.function.name"),
+        ({"tools": TOOLS, "tool_choice": 3}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice.allowed_tools.tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [NAMED]}}},
+         "tool_choice.allowed_tools.mode"),
+        ({"tools": TOOLS[:1], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}},
+         "tool_choice.allowed_tools.tools[0].function.name"),
         ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "messages[0].tool_calls[0].function.name"),
     ],

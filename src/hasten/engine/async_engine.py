@@ -16,7 +16,7 @@ from typing import Any
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.decoding.constraints.base import GrammarError
-from hasten.engine.decoding.constraints.compiling import made_ready
+from hasten.engine.decoding.constraints.compiling import After, Prepared, made_ready
 from hasten.engine.frontend import Frontend
 from hasten.engine.models.config import ModelError
 from hasten.engine.outputs import Delta, EngineDead, TokenDelta
@@ -156,10 +156,12 @@ class AsyncEngine:
             raise EngineDead("the engine process is not running")
         if request.id in self._queues:
             raise ValueError(f"a request with id {request.id!r} is already running")
-        if request.sampling.constraint is not None and self.prepares_grammars:
+        asked = request.sampling.constraint
+        ready = isinstance(asked.constraint if isinstance(asked, After) else asked, Prepared)
+        if asked is not None and self.prepares_grammars and not ready:
             # The engine would compile it between two steps of others.
             try:
-                constraint = await asyncio.to_thread(made_ready, request.sampling.constraint)
+                constraint = await asyncio.to_thread(made_ready, asked)
             except GrammarError as failure:
                 raise BadRequest(str(failure), "constraint") from None
             request = replace(request, sampling=replace(request.sampling, constraint=constraint))

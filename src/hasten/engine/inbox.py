@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import Constraint
+from hasten.engine.decoding.constraints.base import GrammarError
 from hasten.engine.ledger import Ledger
-from hasten.engine.outputs import QueueFull
+from hasten.engine.outputs import GRAMMAR_REFUSED, QueueFull
 from hasten.engine.request import BadRequest, Request
 from hasten.engine.sequence import Finish
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compiled:
+    """The grammar of this request is ready, or cannot be compiled for this reason."""
+
+    request: Request
+    failure: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    request_id: str
+    index: int | None
+    reason: Finish
 
 
 class Inbox:
@@ -23,9 +39,9 @@ class Inbox:
         self._clock = clock
         self._constraint = constraint
         self._limit = limit
-        self._items: deque[Request | tuple[str, int | None, Finish]] = deque()
+        self._items: deque[Request | _Compiled | _Cancel] = deque()
         self._open: set[str] = set()
-        self._compiling: set[str] = set()
+        self._compiling: dict[str, Request] = {}
         """Accepted requests whose constraints are being compiled; each joins the items after."""
 
     def __len__(self) -> int:
@@ -39,7 +55,7 @@ class Inbox:
     @property
     def requests(self) -> int:
         """Requests that can be let in at the next step."""
-        return sum(isinstance(item, Request) for item in list(self._items))
+        return sum(not isinstance(item, _Cancel) for item in list(self._items))
 
     @property
     def compiling(self) -> int:
@@ -61,13 +77,13 @@ class Inbox:
             if compiling is None:
                 self._items.append(request)
                 return
-            self._compiling.add(request.id)
             if request.arrival_s is None:
                 request = replace(request, arrival_s=self._clock.now())
-        compiling.add_done_callback(lambda _: self._items.append(request))
+            self._compiling[request.id] = request
+        compiling.add_done_callback(lambda done: self._items.append(_Compiled(request, done.exception())))
 
     def cancel(self, request_id: str, index: int | None, reason: Finish) -> None:
-        self._items.append((request_id, index, reason))
+        self._items.append(_Cancel(request_id, index, reason))
 
     def done(self, request_id: str) -> None:
         """All of a request's sequences are finished."""
@@ -75,21 +91,39 @@ class Inbox:
 
     def empty_into(self, ledger: Ledger) -> None:
         """Let in whoever is ready, and end what was cancelled. Under the lock."""
-        early: list[tuple[str, int | None, Finish]] = []
+        early: list[_Cancel] = []
         while self._items:
             item = self._items.popleft()
-            if isinstance(item, tuple):
-                if item[0] in self._compiling:
-                    early.append(item)
-                else:
-                    ledger.cancel(*item)
-                continue
-            self._compiling.discard(item.id)
-            seed = item.sampling.seed
-            seq = ledger.admit(item, secrets.randbits(64) if seed is None else seed)
-            if self._constraint is not None and item.sampling.constraint is not None:
-                try:
-                    seq.constraint = self._constraint.start(item)
-                except Exception as failure:  # a bad grammar ends its own request only
-                    ledger.close(seq, Finish.ERROR, f"constraint: {failure}")
+            if isinstance(item, _Cancel):
+                early += self._cancel(ledger, item)
+            elif isinstance(item, Request):
+                self._admit(ledger, item)
+            elif self._compiling.get(item.request.id) is item.request:  # it was not cancelled meanwhile
+                del self._compiling[item.request.id]
+                self._admit(ledger, item.request, item.failure)
         self._items.extend(early)
+
+    def _cancel(self, ledger: Ledger, item: _Cancel) -> list[_Cancel]:
+        """What of it must wait for a grammar."""
+        request = self._compiling.get(item.request_id)
+        if request is None:
+            ledger.cancel(item.request_id, item.index, item.reason)
+        elif item.index is None or request.sampling.n == 1:
+            del self._compiling[request.id]
+            # It arrives and ends at once, for whoever reads the events.
+            ledger.close(ledger.admit(request, 0), item.reason)
+        else:
+            return [item]
+        return []
+
+    def _admit(self, ledger: Ledger, request: Request, failure: BaseException | None = None) -> None:
+        seed = request.sampling.seed
+        seq = ledger.admit(request, secrets.randbits(64) if seed is None else seed)
+        if self._constraint is not None and request.sampling.constraint is not None and failure is None:
+            try:
+                seq.constraint = self._constraint.start(request)
+            except Exception as raised:
+                failure = raised
+        if failure is not None:  # a bad grammar ends its own request only
+            begin = GRAMMAR_REFUSED if isinstance(failure, GrammarError) else "constraint: "
+            ledger.close(seq, Finish.ERROR, f"{begin}{failure}")

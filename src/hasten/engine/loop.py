@@ -105,7 +105,7 @@ class Engine:
         states = [seq.state for seq in list(self.ledger.sequences.values())]
         return {
             "running": states.count(State.RUNNING),
-            "waiting": states.count(State.WAITING) + self._inbox.requests,
+            "waiting": states.count(State.WAITING) + self._inbox.requests + self._inbox.compiling,
             "swapped": sum(states.count(s) for s in (State.LEAVING, State.SWAPPED, State.LOADING)),
             "free_blocks": self.ledger.books.available,
             "total_blocks": self.ledger.books.pool.blocks,

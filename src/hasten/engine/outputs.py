@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from hasten.engine.decoding.base import TokenLogprobs
 
+GRAMMAR_REFUSED = "the constraint is refused: "
+"""How the error of a request begins whose grammar turned out to be none after it was accepted."""
+
 
 class QueueFull(RuntimeError):
     """The engine holds as many unfinished requests as its queue limit allows; try again later."""

@@ -51,7 +51,7 @@ def _schema(schema: dict[str, Any]) -> Any:
 
     try:
         return ConstraintSpec.of_schema(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadRequest(f"constraint is no JSON Schema: {error}", "constraint") from None
 
 

@@ -133,7 +133,7 @@ class LLGuidance(External[Vocabulary]):
         translation = load("llguidance.gbnf_to_lark")
         try:
             return str(translation.gbnf_to_lark(text))
-        except translation.GbnfToLarkError as error:
+        except Exception as error:  # of its own kind and of others
             raise ValueError(str(error)) from None
 
 

@@ -56,6 +56,11 @@ class Words:
         return self.all[token] if token < len(self.all) else b""
 
 
+def letters() -> Words:
+    """Of bytes: what is judged is the same, and engines whose compilations grow with the vocabulary are soon done."""
+    return Words("bytes", [*(bytes([byte]) for byte in range(256)), b""], 256, lambda text: list(text.encode(errors="replace")))
+
+
 def words() -> Words:
     found = importlib.util.find_spec("mistral_common")
     if found is not None and importlib.util.find_spec("tiktoken") is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,12 +14,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from hasten.engine.outputs import Delta
+from hasten.engine.outputs import GRAMMAR_REFUSED, Delta
+from hasten.engine.request import BadRequest
 from hasten.engine.request import Request as EngineRequest
 from hasten.serving.server.errors import ApiError, from_exception, internal, queue_full, timed_out
 from hasten.serving.server.limits import check_key, read_body
 from hasten.serving.server.metrics import Meter
 from hasten.serving.server.service import Service
+from hasten.serving.server.structured import bad_grammar
 
 if TYPE_CHECKING:
     from hasten.engine.async_engine import AsyncEngine
@@ -45,38 +47,57 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class Job:
-    """One HTTP request as the engine runs it: a request a prompt, each with `n` choices, and who writes the answer."""
+    """One HTTP request as the engine runs it: a request a prompt, each with `n` choices, and who writes the answer.
+    `constrained_by`: the field that asked for its constraint."""
 
     id: str
     requests: list[EngineRequest]
     writer: Writer
+    constrained_by: str | None = None
 
     @property
     def n(self) -> int:
         return self.requests[0].sampling.n
 
 
-Prepare = Callable[[Service, bytes], Awaitable[Job]]
+Prepare = Callable[[Service, bytes], Coroutine[Any, Any, Job]]
 
 
 async def answer(service: Service, request: Request, endpoint: str, prepare: Prepare) -> Response:
     """Check, read and prepare the request; what is returned runs it. Every way it can end is counted."""
     meter = Meter(service.metrics, endpoint)
     limit_s = service.settings.request_timeout_s
+    gone: asyncio.Task[None] | None = None
     try:
         check_key(request.headers.get("authorization"), service.settings.api_key)
         service.check_open()
         async with asyncio.timeout(limit_s):
-            job = await prepare(service, await read_body(request, service.settings.body_limit_bytes))
+            raw = await read_body(request, service.settings.body_limit_bytes)
+            gone = asyncio.create_task(_gone(request.receive))
+            job = await _unless(gone, prepare(service, raw))
     except ClientDisconnect:
         meter.finish("client_gone")
         return Response(status_code=499)  # nobody is there to read it
     except Exception as raised:
+        if gone is not None:
+            gone.cancel()
         error = timed_out(limit_s or 0) if isinstance(raised, TimeoutError) else from_exception(raised)
         meter.finish(error.code or "bad_request")
         return error.response()
     meter.accept(sum(len(part.prompt) for part in job.requests))
-    return Answer(service, job, meter)
+    return Answer(service, job, meter, gone)
+
+
+async def _unless(gone: asyncio.Task[None], prepared: Coroutine[Any, Any, Job]) -> Job:
+    """What `prepared` gives; ClientDisconnect if the client leaves first, since compiling a grammar may take seconds."""
+    work = asyncio.create_task(prepared)
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
 
 
 async def deltas(engine: AsyncEngine, requests: list[EngineRequest]) -> AsyncIterator[tuple[int, Delta]]:
@@ -122,11 +143,13 @@ class Answer(Response):
     error is its last event (and no [DONE] follows).
     """
 
-    def __init__(self, service: Service, job: Job, meter: Meter) -> None:
+    def __init__(self, service: Service, job: Job, meter: Meter, gone: asyncio.Task[None]) -> None:
+        """`gone` ends when the client leaves."""
         super().__init__()
         self._service = service
         self._job = job
         self._meter = meter
+        self._gone = gone
         self._work: asyncio.Task[None] | None = None
         self._aborted: ApiError | None = None
         self._started = False
@@ -140,7 +163,7 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._service.answers.add(self)
         self._work = work = asyncio.create_task(self._run(send))
-        gone = asyncio.create_task(_gone(receive))
+        gone = self._gone
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -165,9 +188,16 @@ class Answer(Response):
                 raise
             error = self._aborted
         except Exception as raised:
-            error = from_exception(raised)
+            error = self._refused(raised) or from_exception(raised)
         self._meter.finish(error.code or "bad_request")
         await self._fail(send, error)
+
+    def _refused(self, raised: Exception) -> ApiError | None:
+        """What to tell where the engine refused the constraint, which its front end could not know."""
+        param = self._job.constrained_by
+        if param is None or not isinstance(raised, BadRequest) or raised.param != "constraint":
+            return None
+        return bad_grammar(raised, param)
 
     async def _answer(self, send: Send) -> None:
         job, meter, writer = self._job, self._meter, self._job.writer
@@ -213,8 +243,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _failure(delta: Delta) -> ApiError:
+def _failure(delta: Delta) -> ApiError | BadRequest:
     """What to tell about a sequence that did not end well."""
+    if (delta.error or "").startswith(GRAMMAR_REFUSED):
+        return BadRequest((delta.error or "").removeprefix(GRAMMAR_REFUSED), "constraint")
     if delta.finish == "rejected":
         return queue_full(delta.error or "the scheduler refused the request")
     if delta.finish == "cancelled":

@@ -14,12 +14,10 @@ from hasten.engine.request import Request
 from hasten.serving.server.answer import Job, Writer
 from hasten.serving.server.errors import invalid
 from hasten.serving.server.logprobs import Pieces, chat_logprobs
+from hasten.serving.server.message import THOUGHT_BEGINS, THOUGHT_ENDS, MessageDeltas, add_to_message
 from hasten.serving.server.protocol import ChatBody, parse
 from hasten.serving.server.service import Service
-from hasten.serving.server.tools import CallDeltas, add_to_message
-
-THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
-"""As the open models that think write it."""
+from hasten.serving.server.structured import Wanted
 
 
 async def prepare(service: Service, raw: bytes) -> Job:
@@ -29,9 +27,12 @@ async def prepare(service: Service, raw: bytes) -> Job:
     if template is None:
         raise invalid("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
     messages = [message.for_template() for message in body.messages]
-    tools = [offer.model_dump(exclude_none=True) for offer in body.offered]
-    text = template.render(messages, add_generation_prompt=True, tools=tools or None, **body.chat_template_kwargs or {})
-    sampling = body.sampling(constraint=await _constraint(service, body, text))
+    tools = body.for_template()
+    text = template.render(messages, add_generation_prompt=True, tools=tools, **body.chat_template_kwargs or {})
+    # A template that opens a thought leaves it to the model to close it; what is asked for comes after.
+    thinking = text.rstrip().endswith(THOUGHT_BEGINS)
+    wanted = body.wanted()
+    sampling = body.sampling(constraint=await _constraint(service, body, wanted, thinking))
     # The template has already written what the model wants before a text.
     tokens = await service.encode(text, "messages", special=False)
     id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -50,17 +51,14 @@ async def prepare(service: Service, raw: bytes) -> Job:
         "system_fingerprint": f"hasten-{__version__}",
     }
     pieces = service.pieces if body.logprobs else None
-    calls = [CallDeltas(service.tool_format) for _ in range(sampling.n)] if tools else None
-    if body.stream:
-        return Job(id, [request], _Stream(head, pieces, calls, sampling.n, body.usage_wanted))
-    return Job(id, [request], _Whole(head, pieces, calls))
+    choices = [MessageDeltas(service.tool_format if tools else None, thinking) for _ in range(sampling.n)]
+    writer = _Stream(head, pieces, choices, body.usage_wanted) if body.stream else _Whole(head, pieces, choices)
+    return Job(id, [request], writer, "tools" if tools else wanted.param if wanted is not None else None)
 
 
-async def _constraint(service: Service, body: ChatBody, prompt: str) -> Any:
-    """What `SamplingParams.constraint` shall be for this body, whose messages became `prompt`."""
-    wanted = body.wanted()
-    # A template that opens a thought leaves it to the model to close it; what is asked for comes after.
-    after = THOUGHT_ENDS if prompt.rstrip().endswith(THOUGHT_BEGINS) else None
+async def _constraint(service: Service, body: ChatBody, wanted: Wanted | None, thinking: bool) -> Any:
+    """What `SamplingParams.constraint` shall be."""
+    after = THOUGHT_ENDS if thinking else None
     if wanted is not None and wanted.after is not None:
         after = wanted.after
     if not body.offered:
@@ -68,20 +66,17 @@ async def _constraint(service: Service, body: ChatBody, prompt: str) -> Any:
     if wanted is not None and not service.tool_format.marker:
         raise invalid(f"{wanted.param} and tools cannot go together: this model marks no calls of tools", wanted.param)
     spec = body.tool_spec(service.tool_format, wanted.spec if wanted is not None else None)
-    free = not spec.required and spec.answer is None  # the text before the calls may hold the thought
-    return await service.grammars.compile(spec, "tools", None if free else after)
+    params = body.params() | ({"the answer": wanted.param} if wanted is not None else {})
+    return await service.grammars.compile(spec, "tools", after, params)
 
 
 class _Stream(Writer):
     media_type = "text/event-stream; charset=utf-8"
 
-    def __init__(
-        self, head: dict[str, Any], pieces: Pieces | None, calls: list[CallDeltas] | None, n: int, usage_wanted: bool
-    ) -> None:
+    def __init__(self, head: dict[str, Any], pieces: Pieces | None, choices: list[MessageDeltas], usage_wanted: bool) -> None:
         self._head = head
         self._pieces = pieces
-        self._calls = calls
-        self._n = n
+        self._choices = choices
         self._usage_wanted = usage_wanted
         # Only the choice differs from event to event, so the rest is encoded once.
         null = {"usage": None} if usage_wanted else {}
@@ -93,7 +88,7 @@ class _Stream(Writer):
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(self._event(index, role) for index in range(self._n))
+        return b"".join(self._event(index, role) for index in range(len(self._choices)))
 
     def add(self, choice: int, delta: Delta) -> bytes:
         logprobs = None
@@ -101,11 +96,9 @@ class _Stream(Writer):
             logprobs = chat_logprobs(self._pieces, delta.tokens, delta.logprobs)
         elif not delta.text and delta.finish is None:
             return b""  # in the middle of a character or of what may be a stop string
-        deltas, finish = [{"content": delta.text}] if delta.text else [], delta.finish
-        if self._calls is not None:
-            deltas, finish = self._calls[choice].add(delta.text, finish)
-            if not deltas and finish is None and logprobs is None:
-                return b""
+        deltas, finish = self._choices[choice].add(delta.text, delta.finish)
+        if not deltas and finish is None and logprobs is None:
+            return b""
         *before, last = deltas or [{}]
         return b"".join(self._event(choice, one) for one in before) + self._event(choice, last, logprobs, finish)
 
@@ -119,27 +112,23 @@ class _Stream(Writer):
 class _Whole(Writer):
     media_type = "application/json"
 
-    def __init__(self, head: dict[str, Any], pieces: Pieces | None, calls: list[CallDeltas] | None) -> None:
+    def __init__(self, head: dict[str, Any], pieces: Pieces | None, choices: list[MessageDeltas]) -> None:
         self._head = head
         self._pieces = pieces
-        self._calls = calls
-        self._choices: dict[int, dict[str, Any]] = {}
+        self._choices = choices
+        self._answers: dict[int, dict[str, Any]] = {}
 
     def begin(self) -> bytes:
         return b""
 
     def add(self, choice: int, delta: Delta) -> bytes:
-        answer = self._choices.get(choice)
+        answer = self._answers.get(choice)
         if answer is None:
             message = {"role": "assistant", "content": "", "refusal": None}
             answer = {"index": choice, "message": message, "logprobs": None, "finish_reason": None}
-            self._choices[choice] = answer
-        if self._calls is None:
-            answer["message"]["content"] += delta.text
-            answer["finish_reason"] = delta.finish
-        else:
-            deltas, answer["finish_reason"] = self._calls[choice].add(delta.text, delta.finish)
-            add_to_message(answer["message"], deltas)
+            self._answers[choice] = answer
+        deltas, answer["finish_reason"] = self._choices[choice].add(delta.text, delta.finish)
+        add_to_message(answer["message"], deltas)
         if self._pieces is not None:
             logprobs = chat_logprobs(self._pieces, delta.tokens, delta.logprobs)
             if answer["logprobs"] is None:
@@ -149,5 +138,5 @@ class _Whole(Writer):
         return b""
 
     def end(self, usage: dict[str, Any]) -> bytes:
-        choices = [self._choices[index] for index in sorted(self._choices)]
+        choices = [self._answers[index] for index in sorted(self._answers)]
         return orjson.dumps({**self._head, "choices": choices, "usage": usage})

@@ -54,7 +54,8 @@ async def prepare(service: Service, raw: bytes) -> Job:
             )
         )
     kind = _Stream if body.stream else _Whole
-    return Job(id, requests, kind(service, body, id, requests, silent=max_tokens == 0))
+    writer = kind(service, body, id, requests, silent=max_tokens == 0)
+    return Job(id, requests, writer, wanted.param if wanted is not None else None)
 
 
 class _Choice:

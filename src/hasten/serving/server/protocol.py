@@ -206,7 +206,7 @@ class ChatBody(SamplingBody, ToolsBody):
 
 # Fields of the OpenAI API (and a few of other servers) that would change the answer -> values that would not. None never does.
 _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "use_beam_search": (False,), "prompt_embeds": (),
+    "use_beam_search": (False,), "prompt_embeds": (), "guided_whitespace_pattern": (), "structural_tag": (),
 }  # fmt: skip
 _REFUSED: dict[type[SamplingBody], dict[str, tuple[Any, ...]]] = {
     CompletionBody: {"suffix": ("",), **_REFUSED_EVERYWHERE},
@@ -252,8 +252,9 @@ def _first(error: ValidationError, data: Any) -> ApiError:
     """The first of pydantic's complaints about `data` as an ApiError."""
     found = error.errors(include_url=False)[0]
     param = ""
-    for part in found["loc"]:
-        if isinstance(part, str) and not (isinstance(data, dict) and (part in data or found["type"] == "missing")):
+    for at, part in enumerate(found["loc"]):
+        missing = found["type"] == "missing" and at + 1 == len(found["loc"])
+        if isinstance(part, str) and not (isinstance(data, dict) and (part in data or missing)):
             continue  # no field, but which member of a union complains
         data = data[part] if isinstance(part, int) else data.get(part)
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part

@@ -33,7 +33,8 @@ class ResponseFormat(Strict):
 
 
 class StructuredOutputs(Strict):
-    """One of the first six; the others say how. `after`: the text after which the constraint begins."""
+    """One of the first five; the others say how, also of what other fields ask for. `after`: the text after which the
+    constraint begins."""
 
     json_: Schema | None = Field(None, alias="json")
     json_object: bool | None = None
@@ -70,22 +71,44 @@ class StructuredBody(Strict):
         found = [*self._guided(), *self._structured(), *self._response()]
         if len(found) > 1:
             raise invalid(f"{found[0][0]} and {found[1][0]} cannot go together: one constraint at a time", found[1][0])
-        after = self.structured_outputs.after if self.structured_outputs is not None else None
-        for param, kind, text, options in found:
-            if kind in ("json_schema", "json_object"):
-                options = {"whitespace": WHITESPACE, **options}
-            try:
-                return Wanted(ConstraintSpec(kind, text, **options), param, after)
-            except GrammarError as error:
-                raise bad_grammar(error, param) from None
-        return None
+        if not found:
+            if self.structured_outputs is not None:
+                raise invalid(
+                    "structured_outputs: there is no json, json_object, regex, choice or grammar", "structured_outputs"
+                )
+            return None
+        [(param, kind, text, options)] = found
+        how, after = self._how()
+        if kind in ("json_schema", "json_object"):
+            options = {"whitespace": WHITESPACE, **options, **how}
+        elif how:
+            name = f"structured_outputs.{next(iter(how))}"
+            raise invalid(f"{name} is for JSON, and {param} asks for none", name)
+        try:
+            return Wanted(ConstraintSpec(kind, text, **options), param, after)
+        except GrammarError as error:
+            raise bad_grammar(error, param) from None
+
+    def _how(self) -> tuple[dict[str, Any], str | None]:
+        """(options of JSON, text after which it begins). ApiError 400 for what other servers know and we do not: it would
+        change the answer."""
+        asked = self.structured_outputs
+        if asked is None:
+            return {}, None
+        for name, value in (asked.model_extra or {}).items():
+            if value is not None and value is not False:
+                param = f"structured_outputs.{name:.80}"
+                raise invalid(f"{param} is not supported by this server", param, "unsupported_parameter")
+        options = {"whitespace": asked.whitespace, "order": asked.order, "lenient": asked.lenient}
+        return {name: value for name, value in options.items() if value is not None}, asked.after
 
     def _guided(self) -> list[tuple[str, Any, Any, dict[str, Any]]]:
         given = {
             "guided_json": self.guided_json, "guided_regex": self.guided_regex, "guided_choice": self.guided_choice,
             "guided_grammar": self.guided_grammar,
         }  # fmt: skip
-        return [(name, *_read(name.removeprefix("guided_"), value), {}) for name, value in given.items() if value is not None]
+        found = ((name, value) for name, value in given.items() if value is not None)
+        return [(name, *_read(name.removeprefix("guided_"), value, name), {}) for name, value in found]
 
     def _structured(self) -> list[tuple[str, Any, Any, dict[str, Any]]]:
         asked = self.structured_outputs
@@ -95,16 +118,8 @@ class StructuredBody(Strict):
             "json": asked.json_, "json_object": asked.json_object or None, "regex": asked.regex, "choice": asked.choice,
             "grammar": asked.grammar,
         }  # fmt: skip
-        options = {"whitespace": asked.whitespace, "order": asked.order, "lenient": asked.lenient}
-        options = {name: value for name, value in options.items() if value is not None}
-        found = [
-            (f"structured_outputs.{name}", *_read(name, value), options if name.startswith("json") else {})
-            for name, value in given.items()
-            if value is not None
-        ]
-        if not found:
-            raise invalid("structured_outputs names no json, json_object, regex, choice or grammar", "structured_outputs")
-        return found
+        found = ((f"structured_outputs.{name}", name, value) for name, value in given.items() if value is not None)
+        return [(param, *_read(name, value, param), {}) for param, name, value in found]
 
     def _response(self) -> list[tuple[str, Any, Any, dict[str, Any]]]:
         asked = self.response_format
@@ -117,13 +132,13 @@ class StructuredBody(Strict):
             param = "response_format.json_schema" + (".schema" if given is not None else "")
             raise invalid(f"{param} is required", param, "missing_required_parameter")
         # What `strict` promises is to be kept; without it the client asks for what can be done.
-        return [("response_format", "json_schema", json.dumps(given.schema_), {"lenient": not given.strict})]
+        return [("response_format", "json_schema", json_text(given.schema_, "response_format"), {"lenient": not given.strict})]
 
 
-def _read(name: str, value: Any) -> tuple[str, Any]:
+def _read(name: str, value: Any, param: str) -> tuple[str, Any]:
     """(kind, text) of a `ConstraintSpec`."""
     if name == "json":
-        return "json_schema", value if isinstance(value, str) else json.dumps(value)
+        return "json_schema", value if isinstance(value, str) else json_text(value, param)
     if name == "json_object":
         return "json_object", ""
     if name == "choice":
@@ -131,6 +146,14 @@ def _read(name: str, value: Any) -> tuple[str, Any]:
     if name == "regex":
         return "regex", value
     return "gbnf" if "::=" in value else "ebnf", value
+
+
+def json_text(schema: Any, param: str) -> str:
+    """ApiError 400 where it cannot be written for its depth."""
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise invalid(f"{param}: a schema is nested too deep", param, "invalid_json_schema") from None
 
 
 def bad_grammar(error: Exception, param: str) -> ApiError:

@@ -1,23 +1,24 @@
-"""Tools in the chat API: what a client may send of them, and the calls of an answer in the shape it expects."""
+"""Tools in the chat API: what a client may send of them, and the constraint that this asks for."""
 
 from __future__ import annotations
 
-import json
-import uuid
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
-from hasten.engine.decoding.constraints.tools import CallReader, Tool, ToolFormat, ToolSpec
+from hasten.engine.decoding.constraints.tools import Tool, ToolFormat, ToolSpec
 from hasten.serving.server.errors import invalid
 from hasten.serving.server.strict import Strict
-from hasten.serving.server.structured import WHITESPACE
+from hasten.serving.server.structured import WHITESPACE, json_text
 
 _MOST_TOOLS = 128
 """As at OpenAI."""
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a function that names none."""
 
 
 class Function(Strict):
@@ -39,6 +40,35 @@ class Chosen(Strict):
 class Choice(Strict):
     type: Literal["function"]
     function: Chosen
+
+
+class Allowance(Strict):
+    mode: Literal["auto", "required"]
+    tools: list[Choice]
+
+
+class Allowed(Strict):
+    """Only some of the tools on offer; the model is told of all of them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowance
+
+
+def _form(choice: Any) -> str | None:
+    kind = choice.get("type") if isinstance(choice, Mapping) else getattr(choice, "type", None)
+    return "=word" if isinstance(choice, str) else f"={kind}"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("=word")]
+    | Annotated[Choice, Tag("=function")]
+    | Annotated[Allowed, Tag("=allowed_tools")],
+    Discriminator(
+        _form,
+        custom_error_type="tool_choice",
+        custom_error_message="should be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'",
+    ),
+]
 
 
 class Called(Strict):
@@ -69,7 +99,7 @@ class ToolsBody(Strict):
     """The fields of a chat body that concern tools."""
 
     tools: list[Offer] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
     def check_tools(self) -> None:
@@ -83,70 +113,57 @@ class ToolsBody(Strict):
                 raise invalid(f"two tools are called {offer.function.name!r}", f"{param}.name")
             if (offer.function.parameters or {}).get("type", "object") != "object":
                 raise invalid(f"{param}.parameters should describe an object", f"{param}.parameters", "invalid_json_schema")
-        if isinstance(self.tool_choice, Choice) and self.tool_choice.function.name not in names:
-            raise invalid(f"tool_choice names no tool on offer: {self.tool_choice.function.name!r:.80}", "tool_choice")
+        for param, name in self._chosen():
+            if name not in names:
+                raise invalid(f"{param} names no tool on offer: {name!r:.80}", param)
+        if isinstance(self.tool_choice, Allowed) and not self.tool_choice.allowed_tools.tools:
+            raise invalid("tool_choice.allowed_tools.tools names no tool", "tool_choice.allowed_tools.tools")
         if self.tool_choice == "required" and not offers:
             raise invalid("tool_choice is required, and tools offers none", "tool_choice")
+
+    def _chosen(self) -> list[tuple[str, str]]:
+        """(parameter, name) of each tool that `tool_choice` names."""
+        match self.tool_choice:
+            case Choice(function=function):
+                return [("tool_choice", function.name)]
+            case Allowed(allowed_tools=allowed):
+                where = "tool_choice.allowed_tools.tools"
+                return [(f"{where}[{i}].function.name", choice.function.name) for i, choice in enumerate(allowed.tools)]
+        return []
 
     @property
     def offered(self) -> list[Offer]:
         """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
 
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """The tools on offer as templates take them. ApiError 400 where they are nested too deep to be shown."""
+        try:
+            offers = [offer.model_dump(exclude_none=True) for offer in self.offered]
+            orjson.dumps(offers)  # no more than 254 levels, which the template's own writer bears wherever it is called
+            return offers or None
+        except (RecursionError, TypeError, ValueError):
+            raise invalid("tools: a schema is nested too deep", "tools", "invalid_json_schema") from None
+
     def tool_spec(self, form: ToolFormat, answer: ConstraintSpec | None) -> ToolSpec:
-        named = self.tool_choice.function.name if isinstance(self.tool_choice, Choice) else None
+        names = {name for _, name in self._chosen()}
+        one = isinstance(self.tool_choice, Choice)
+        mode = self.tool_choice.allowed_tools.mode if isinstance(self.tool_choice, Allowed) else self.tool_choice
         return ToolSpec(
-            tuple(_tool(offer.function) for offer in self.offered if named in (None, offer.function.name)),
+            tuple(_tool(offer.function) for offer in self.offered if not names or offer.function.name in names),
             form,
-            required=named is not None or self.tool_choice == "required",
-            parallel=named is None and self.parallel_tool_calls is not False,
+            required=one or mode == "required",
+            parallel=not one and self.parallel_tool_calls is not False,
             answer=answer,
             whitespace=WHITESPACE,
         )
 
+    def params(self) -> dict[str, str]:
+        """Where a `ToolSpec` may be at fault -> the parameter of the body."""
+        names = (offer.function.name for offer in self.tools or [])
+        return {f"tool {name}": f"tools[{i}].function.parameters" for i, name in enumerate(names)}
+
 
 def _tool(function: Function) -> Tool:
-    parameters = {"type": "object", **(function.parameters or {})}
-    return Tool(function.name, json.dumps(parameters), bool(function.strict))
-
-
-class CallDeltas:
-    """The answer of one choice as OpenAI's message deltas, piece by piece."""
-
-    def __init__(self, form: ToolFormat) -> None:
-        self._reader = CallReader(form)
-        self._begun = 0
-
-    def add(self, text: str, finish: str | None) -> tuple[list[dict[str, Any]], str | None]:
-        """What `text` adds, and the reason to finish."""
-        found = self._reader.feed(text)
-        if finish is not None:
-            found += self._reader.end()
-            if finish == "stop" and self._reader.calls:
-                finish = "tool_calls"
-        deltas: list[dict[str, Any]] = []
-        for kind, piece in found:
-            if kind == "text":
-                deltas.append({"content": piece})
-            elif kind == "call":
-                function = {"name": piece, "arguments": ""}
-                call = {"index": self._begun, "id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
-                deltas.append({"tool_calls": [call]})
-                self._begun += 1
-            else:
-                deltas.append({"tool_calls": [{"index": self._begun - 1, "function": {"arguments": piece}}]})
-        return deltas, finish
-
-
-def add_to_message(message: dict[str, Any], deltas: list[dict[str, Any]]) -> None:
-    """Put deltas into the whole message of an answer that is not streamed."""
-    for delta in deltas:
-        message["content"] = (message["content"] or "") + delta.get("content", "")
-        for call in delta.get("tool_calls", ()):
-            calls = message.setdefault("tool_calls", [])
-            if call["index"] == len(calls):
-                calls.append({"id": call["id"], "type": "function", "function": call["function"]})
-            else:
-                calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
-    if "tool_calls" in message and not message["content"]:
-        message["content"] = None
+    given = _NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
+    return Tool(function.name, json_text(given, "tools"), bool(function.strict))

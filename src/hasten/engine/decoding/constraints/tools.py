@@ -68,7 +68,7 @@ class ToolSpec:
         return self
 
     def compile(self, limits: Limits) -> Grammar:
-        """Raises GrammarError; its `where` begins with the tool's name."""
+        """Raises GrammarError, whose `where` is `tool NAME`, or `the answer`."""
         grammar, form = Grammar(), self.format
         calls, call = grammar.nonterminal("calls"), grammar.nonterminal("call")
         close = grammar.terminal(Terminal(text(form.close), name="end of call"))
@@ -84,7 +84,7 @@ class ToolSpec:
             grammar.start = grammar.nonterminal("answer")
             grammar.produce(grammar.start, calls)
             if self.answer is not None:
-                grammar.produce(grammar.start, graft(grammar, self.answer.compile(limits)))
+                grammar.produce(grammar.start, graft(grammar, self._answer(self.answer, limits)))
             else:
                 other = grammar.terminal(Terminal(self._other(), name="text"))
                 grammar.produce(grammar.start, other)
@@ -97,6 +97,12 @@ class ToolSpec:
         form = self.format
         call = cat(EVERYTHING, text(form.marker), EVERYTHING) if form.marker else cat(text(form.open), EVERYTHING)
         return both(without(call), repeat(ANY, 1))
+
+    def _answer(self, answer: ConstraintSpec, limits: Limits) -> Grammar:
+        try:
+            return answer.compile(limits)
+        except GrammarError as error:
+            raise GrammarError(str(error), where="the answer") from None
 
     def _arguments(self, tool: Tool, limits: Limits) -> Grammar:
         try:
@@ -123,6 +129,11 @@ class CallReader:
         self._nested, self._quoted, self._escaped = 0, False, False
         self._said = False
         self.calls = 0
+
+    @property
+    def midway(self) -> bool:
+        """Whether the arguments of the last call are not complete."""
+        return self._state == "arguments"
 
     def feed(self, text: str) -> list[Found]:
         """What is certain after `text`."""
