@@ -52,8 +52,8 @@ def test_states_outlive_what_they_come_from() -> None:
 
 
 def chain(length: int) -> Grammar:
-    """Rules that each begin with the next one or a terminal of their own, the last one first: what a rule begins with grows by one
-    terminal a rule."""
+    """Rules that each begin with the next one or a terminal of their own, the last one first: what a rule begins with grows
+    by one terminal a rule."""
     grammar = Grammar()
     terminals = [grammar.terminal(Terminal(text(f"t{i};"), name=f"t{i}")) for i in range(length)]
     end = grammar.terminal(Terminal(text("x"), name="x"))

@@ -187,6 +187,7 @@ class Committer:
         self._ledger.truncate(seq, base)
         last = span.positions[span.count - span.drafts - 1]
         target = books.append(seq.view, np.arange(last + 1, last + 1 + keep, dtype=np.int32)).tolist()
+        self._ledger.wait_for_readers()
         self._executor.move_slots(source, target)
 
     def _finish(self, seq: Sequence, token: int, produced: int) -> Finish | None:

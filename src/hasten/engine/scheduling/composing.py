@@ -33,11 +33,11 @@ def compose(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure | 
 
 
 def returning(ranked: Seq[Sequence], view: View) -> tuple[float, float, int] | None:
-    """The best rank of those whose KV lies in, or comes from, the slower tier: they come back before anybody of worse rank is
-    admitted. `ranked`: all that are waiting or running."""
+    """The best rank of those whose KV lies in the slower tier: they come back before anybody of worse rank is admitted. (Those
+    on their way back have their memory.) `ranked`: all that are waiting or running."""
     if len(view.sequences) == len(ranked):
         return None  # nobody is away
-    away = [rank(seq, view) for seq in view.sequences if seq.state in (State.SWAPPED, State.LOADING)]
+    away = [rank(seq, view) for seq in view.sequences if seq.state is State.SWAPPED]
     return min(away) if away else None
 
 

@@ -231,11 +231,11 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
     """Figures of the whole run by name; what the run cannot tell is left out.
 
     `ttft_`, `tpot_`, `gap_`, `e2e_`, `queue_`, `workflow_` with `mean_s`, `p50_s`, `p95_s`, `p99_s`, over requests that ended
-    well (gaps: of all). Rates are per second between the first due time and the last end, and count requests that ended
-    well. `goodput` (share of all requests) and `goodput_per_s`: see `goodput_definition`; `token_goodput` (share of all output
-    tokens) and `token_goodput_per_s`: see `bench.token_goodput`; `jain`: see `fairness_definition`. `kv_mean` is over time,
-    `kv_peak` the largest share of blocks in use. `cpu_s_per_token`: per output token, real runs only. `valid` is 1 unless the
-    replay itself fell behind."""
+    well (gaps: of all, and `gap_p999_s` too). Rates are per second between the first due time and the last end, and count
+    requests that ended well. `goodput` (share of all requests) and `goodput_per_s`: see `goodput_definition`; `token_goodput`
+    (share of all output tokens) and `token_goodput_per_s`: see `bench.token_goodput`; `jain`: see `fairness_definition`.
+    `kv_mean` is over time, `kv_peak` the largest share of blocks in use. `cpu_s_per_token`: per output token, real runs only.
+    `valid` is 1 unless the replay itself fell behind."""
     log = Log(run)
     found = _gaps(log)
     table = _table(run, log, found)
@@ -262,6 +262,7 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
         out |= _quantiles(name, values)
     if len(found.seconds):
         out["longest_stall_s"] = float(found.seconds.max())
+        out["gap_p999_s"] = float(np.percentile(found.seconds, 99.9))
     if goodput_definition(run, slo):
         kept = met(run, table, slo)
         out["goodput"] = float(kept.mean())

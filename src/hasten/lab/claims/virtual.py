@@ -132,6 +132,7 @@ def real_point(
     progress: Callable[[str, float], None],
     *,
     load: float = 0.85,
+    rate: float | None = None,
     rounds: int = 2,
     model: str | None = None,
     common: Sequence[str] = REAL,
@@ -140,10 +141,11 @@ def real_point(
     attend: Callable[[str, Engine], None] = lambda name, engine: None,
     summarise: Callable[[Run], Mapping[str, float]] | None = None,
 ) -> Point:
-    """Replay `workload(round)`, scaled to `load` of what the first side sustains, on a real engine of each side in turns; then
-    simulate the same arrivals with costs fitted to calibrations made between the runs. Lengths must fit the engine's context.
-    `limit` and `attend` are as `Virtual` takes them; `attend` is called before each run, real or simulated. `summarise` makes
-    the figures of a run (None: `metrics.summary`). Raises RuntimeError when a request failed."""
+    """Replay `workload(round)`, scaled to `rate` requests per second (None: to `load` of what the first side sustains), on a
+    real engine of each side in turns; then simulate the same arrivals with costs fitted to calibrations of the first side made
+    between the runs. Lengths must fit the engine's context. `limit` and `attend` are as `Virtual` takes them; `attend` is
+    called before each run, real or simulated. `summarise` makes the figures of a run (None: `metrics.summary`). Raises
+    RuntimeError when a request failed."""
     from hasten.engine.build import build
     from hasten.lab.bench import metrics
     from hasten.lab.bench.drive import replay
@@ -158,8 +160,9 @@ def real_point(
     first = next(iter(built.values()))
     try:
         calibrate.collect(first, rounds=1, budget_s=calibration_s / 2)  # warms up
-        rate = throughput(lambda crowd: replay(first.engine, crowd, limit=limit), workload(0))
-        point = Point(load * rate)
+        if rate is None:
+            rate = load * throughput(lambda crowd: replay(first.engine, crowd, limit=limit), workload(0))
+        point = Point(rate)
         ran: list[tuple[str, Run]] = []
         steps: list[Any] = []
         for number in range(rounds):
@@ -171,7 +174,9 @@ def real_point(
                 attend(name, built[name].engine)
                 ran.append((name, sound(replay(built[name].engine, work, name=name, seed=number, limit=limit))))
         steps.append(calibrate.collect(first, rounds=1, budget_s=calibration_s))
-        device = calibrate.of(first, fit(*(np.concatenate([part[k] for part in steps]) for k in (0, 1)))).device()
+        copy_s, copy_token_s = calibrate.copies(first)
+        shapes, seconds = (np.concatenate([part[k] for part in steps]) for k in (0, 1))
+        device = calibrate.of(first, fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s)).device()
     finally:
         for one in built.values():
             one.engine.executor.close()
