@@ -203,7 +203,7 @@ def _real(setting: Setting, tell: Callable[[str, float], None]) -> tuple[Any, di
     traffic: dict[str, Traffic] = {}
 
     def attend(name: str, engine: Any) -> None:
-        traffic[name] = engine.executor.traffic
+        traffic.setdefault(name, engine.executor.traffic)  # the real engine's: the simulated one comes after it
 
     sides = [room, *(Side(s.name, s.with_, (*s.set_, f"kv.memory_bytes={pool}")) for s in REAL_SIDES)]
     point = real_point(

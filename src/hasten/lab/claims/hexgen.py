@@ -225,8 +225,8 @@ def _alpha_reason(figures: list[dict[str, Any]]) -> str:
     """Why the tuned alpha is not the best one: how much the curve itself wanders."""
     steps = [abs(b / a - 1) for one in figures for a, b in pairwise(one["tested_s"].values())]
     return (
-        f"neighbouring alphas differ by {100 * float(np.median(steps)):.0f} % in the median: the slowest twentieth of a few dozen "
-        "workflows decides, and other workflows are slowest when alpha is tuned"
+        f"neighbouring alphas differ by {100 * float(np.median(steps)):.0f} % in the median: the slowest twentieth of a few "
+        "dozen workflows decides, and other workflows are slowest when alpha is tuned"
     )
 
 

@@ -216,8 +216,9 @@ CLAIM = Claim(
     paper="JITServe: SLO-aware LLM Serving with Imprecise Request Information (Zhang et al., NSDI 2026)",
     workload="Llama-3.1 8B on a simulated H100; a third of the output tokens each: chats that stream (TTFT "
     f"{TTFT_S:g} s, {1e3 * TPOT_S:g} ms a token), reports whole within {REPORT_S:g} s, workflows of about eight calls in five "
-    f"stages within {AGENT_S:g} s; generated lengths, Poisson arrivals at {OVERLOAD:g} times what FCFS sustains; lengths unknown",
-    baseline="FCFS, EDF, predicted SRPT by time and by work, least attained service, all with stall-free chunks as best for FCFS",
+    f"stages within {AGENT_S:g} s; generated lengths, Poisson arrivals at {OVERLOAD:g} times what FCFS sustains; lengths are "
+    "not told",
+    baseline="FCFS, EDF, predicted SRPT by time and by work, least attained service, all with the stall-free chunks best for FCFS",
     technique=f"jitserve with {LENGTHS}, the same chunks, defaults otherwise",
     simulated=True,
     requirements=(
