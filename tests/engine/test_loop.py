@@ -358,8 +358,6 @@ def test_policies_that_raise_are_survived() -> None:
         def keys(self, stale: object, view: object) -> np.ndarray:
             raise RuntimeError("no order today")
 
-        def observe(self, event: object) -> None: ...
-
         def plan(self, view: object, plan: StepPlan, short: int) -> list:
             raise RuntimeError("no transfers today")
 

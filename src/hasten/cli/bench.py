@@ -1,5 +1,5 @@
 """`hasten bench`: single steps (`latency`) and offline batches (`throughput`) here, replayed workloads in `bench_replay`,
-process starts in `bench_startup`."""
+process starts in `bench_startup`, the scheduler's own time in `bench_planning`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli import bench_replay, bench_startup, options
+from hasten.cli import bench_planning, bench_replay, bench_startup, options
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
 
 app = typer.Typer(
-    help="Measure steps, offline batches, replayed workloads and process starts.", no_args_is_help=True, add_completion=False
+    help="Measure steps, offline batches, replayed workloads, process starts and scheduling.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 app.command()(bench_replay.serve)
 app.command()(bench_replay.compare)
 app.command()(bench_startup.startup)
+app.command()(bench_planning.planning)
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
 

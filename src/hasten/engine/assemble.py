@@ -16,7 +16,7 @@ from hasten.engine.kv.books import Books
 from hasten.engine.kv.host import HostTier
 from hasten.engine.ledger import Ledger
 from hasten.engine.loop import Engine
-from hasten.engine.scheduling.base import Limits
+from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
 from hasten.engine.technique import ConfigError
 
@@ -56,14 +56,26 @@ def assemble(
     lock: Any,
     host_blocks: int,
     sampler: Sampler | None = None,
+    order: Order | None = None,
     build_batch: Callable[[list[Span]], Batch] | None = None,
     steady: bool = False,
 ) -> Engine:
-    """The loop and its policies around an executor; `sampler` instead of the configuration's, `build_batch` and `steady` as
-    `Engine` takes them."""
+    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and
+    `steady` as `Engine` takes them."""
     config = parts.config
-    tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
-    ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)
+    tier = None
+    if host_blocks:
+        allocator = config.make(config.kv.allocator, host_blocks)
+        tier = HostTier(host_blocks, config.kv.block_size, executor, allocator, by_block=config.kv.copies == "blocks")
+    ledger = Ledger(
+        parts.books,
+        tier,
+        executor.attention,
+        parts.events,
+        parts.clock,
+        parts.model.fingerprint,
+        keep_copies=config.kv.keep_copies,
+    )
 
     def policy(name: str | None) -> Any:
         return config.make(name, parts) if name is not None else None
@@ -83,14 +95,16 @@ def assemble(
         lock=lock,
         clock=parts.clock,
         events=parts.events,
-        order=policy(config.scheduling.order),
+        order=order if order is not None else policy(config.scheduling.order),
         batching=policy(config.scheduling.batching),
         residency=policy(config.scheduling.residency),
+        lengths=policy(config.scheduling.lengths),
         decoding=decoding,
         limits=Limits(config.scheduling.max_tokens, config.scheduling.max_rows),
         max_length=parts.model.max_length,
         eos=parts.eos,
         queue_limit=config.scheduling.queue_limit,
+        patience_s=config.scheduling.patience_s,
         build_batch=build_batch,
         steady=steady,
     )

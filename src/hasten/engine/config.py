@@ -41,10 +41,16 @@ class SchedulingConfig(Section):
     order: str = "fcfs"
     batching: str = "stall-free"
     residency: str = "newest-yields"
+    lengths: str = "length-limit"
+    preempt: bool = False
+    """Sequences of better rank displace running ones of worse rank, by all parts that have a knob of that name."""
     max_tokens: int = Field(2048, ge=1)
     """Flat tokens of a step."""
     max_rows: int = Field(256, ge=1)
     """Sequences of a step."""
+    patience_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds without service after which a sequence goes ahead of all others, in order of arrival, whatever the order says.
+    None: never."""
     queue_limit: int | None = Field(None, ge=0)
     """Most unfinished requests; beyond it new ones are rejected. None: no limit."""
 
@@ -57,6 +63,13 @@ class KVConfig(Section):
     """Bytes of the host tier that preempted sequences swap to; 0: they are recomputed."""
     reuse: str | None = "prefix-tree"
     """None switches prefix caching off."""
+    allocator: str = "free-list"
+    keep_copies: bool = False
+    """A sequence that comes back from the host tier leaves its copy there; when it goes again, only blocks written since are
+    sent. Copies make way for sequences that need the room."""
+    copies: Literal["runs", "blocks"] = "runs"
+    """Copies between the tiers: one for each run of blocks that are contiguous on both sides, or, to know what that is worth,
+    one for each block."""
 
 
 class AttentionConfig(Section):

@@ -7,7 +7,7 @@ Metrics, traces, plots and the console are functions of this log and read nothin
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -32,7 +32,7 @@ class Kind(IntEnum):
     PREEMPTED = 5
     """its KV was dropped; it will be computed again [a: tokens lost]"""
     SWAPPED = 6
-    """its KV started to leave for a slower tier [a: blocks]"""
+    """its KV started to leave for a slower tier [a: blocks that are copied, b: blocks that lie there already]"""
     RESUMED = 7
     """its KV is back and it can run"""
     MIGRATED = 8
@@ -46,7 +46,7 @@ class Kind(IntEnum):
     DRAFTED = 12
     """drafted tokens were verified [a: drafted, b: accepted]"""
     TRANSFER_DONE = 13
-    """a copy between tiers ended [a: blocks]"""
+    """a copy between tiers ended [a: blocks, b: seconds the copying took]"""
     STEP = 14
     """a step was measured, planning included [sequence: -1, a: tokens computed, b: seconds]"""
     MEMORY = 15
@@ -90,7 +90,8 @@ class EventLog:
         self._sequence = array("q")
         self._a = array("d")
         self._b = array("d")
-        self._observers: list[Callable[[Event], None]] = []
+        self._observers: list[list[Callable[[Event], None]]] = [[] for _ in Kind]
+        """Of each kind."""
         self.counts = [0] * len(Kind)
         """Events of each kind so far, dropped ones included."""
         self.sums = [0.0] * len(Kind)
@@ -99,9 +100,10 @@ class EventLog:
     def __len__(self) -> int:
         return len(self._time)
 
-    def subscribe(self, observer: Callable[[Event], None]) -> None:
-        """Call `observer` with each later event (costs an object an event, so only learners subscribe)."""
-        self._observers.append(observer)
+    def subscribe(self, observer: Callable[[Event], None], kinds: Iterable[Kind]) -> None:
+        """Call `observer` with each later event of these kinds (costs an object an event, so name only what is needed)."""
+        for kind in kinds:
+            self._observers[kind].append(observer)
 
     def add(self, time_s: float, kind: Kind, sequence: int = -1, a: float = 0.0, b: float = 0.0) -> None:
         self._time.append(time_s)
@@ -113,12 +115,12 @@ class EventLog:
         self.sums[kind] += a
         if self.keep is not None and len(self._time) > self.keep:
             self._drop_older_half()
-        for observer in self._observers:
+        for observer in self._observers[kind]:
             observer(Event(time_s, kind, sequence, a, b))
 
     def add_each(self, time_s: float, kind: Kind, sequences: Sequence[int], a: float = 0.0) -> None:
         """The same event of each of `sequences`, in order."""
-        if self._observers:
+        if self._observers[kind]:
             for sequence in sequences:
                 self.add(time_s, kind, sequence, a)
             return
@@ -144,9 +146,11 @@ class EventLog:
             self.sums[kind] += float(sums[kind])
         while self.keep is not None and len(self._time) > self.keep:
             self._drop_older_half()
-        if self._observers:
-            for time_s, kind, *rest in zip(*(columns[name].tolist() for name in COLUMNS), strict=True):
-                for observer in self._observers:
+        observed = np.array([bool(observers) for observers in self._observers])
+        if observed[kinds].any():
+            rows = np.flatnonzero(observed[kinds])
+            for time_s, kind, *rest in zip(*(columns[name][rows].tolist() for name in COLUMNS), strict=True):
+                for observer in self._observers[kind]:
                     observer(Event(time_s, Kind(kind), *rest))
 
     def _columns(self) -> tuple[array[Any], ...]:

@@ -16,6 +16,7 @@ from hasten.engine.executors.simulated import SimulatedExecutor, SimulatedModel,
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.loop import Engine
+from hasten.engine.scheduling.base import Order
 from hasten.engine.technique import ConfigError
 
 _MODELLED = {
@@ -51,10 +52,12 @@ def simulated_engine(
     host_blocks: int = 0,
     speed: float = 1.0,
     single_steps: bool = False,
+    order: Order | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Engine:
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
-    advance steps together (the events are the same). Raises ConfigError for techniques whose cost is not modelled."""
+    advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no
+    engine can. Raises ConfigError for techniques whose cost is not modelled."""
     for path, value in _MODELLED.items():
         section, field = path.split(".")
         if (found := getattr(getattr(config, section), field)) != value:
@@ -65,7 +68,8 @@ def simulated_engine(
     config = config.model_copy(deep=True)
     config.decoding.constraint = None
     clock = VirtualClock()
-    parts = SimulatedParts(config, model, Books(BlockPool(blocks, config.kv.block_size)), clock, EventLog(keep=None))
+    pool = BlockPool(blocks, config.kv.block_size, config.make(config.kv.allocator, blocks))
+    parts = SimulatedParts(config, model, Books(pool), clock, EventLog(keep=None))
     executor = SimulatedExecutor(model, costs, clock, config.kv.block_size, speed=speed, facts=dict(facts or {}))
     require(config, executor.attention)
     if config.kv.reuse is not None:
@@ -76,6 +80,7 @@ def simulated_engine(
         lock=threading.RLock(),
         host_blocks=host_blocks,
         sampler=SimulatedSampler(model.vocabulary),
+        order=order,
         build_batch=spans_only,
         steady=not single_steps,
     )

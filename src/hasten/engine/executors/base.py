@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hasten.engine.kv.base import Handle
+from hasten.engine.kv.host import Run, Traffic
 
 if TYPE_CHECKING:
     from hasten.engine.attention.base import AttentionPolicy
     from hasten.engine.batch import Batch
     from hasten.engine.executors.cost import StepShape
-    from hasten.engine.scheduling.base import StepPlan
 
 
 @dataclass(slots=True)
@@ -50,14 +50,19 @@ class Executor(Protocol):
         ...
 
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
-    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> Handle: ...
-    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle: ...
-    def cost(self, plan: StepPlan) -> float:
-        """Predicted seconds of a step, without running it."""
+    @property
+    def traffic(self) -> Traffic:
+        """What was copied between the pool and the host tier so far."""
+        ...
+
+    def copy_out(self, runs: Seq[Run]) -> Handle: ...
+    def copy_in(self, runs: Seq[Run]) -> Handle: ...
+    def price(self, shape: StepShape) -> float:
+        """Predicted seconds of a step of this shape, without running it."""
         ...
 
     def measured(self, shape: StepShape, seconds: float) -> None:
-        """A step of this shape took `seconds`, planning included: for `cost` to learn from."""
+        """A step of this shape took `seconds`, planning included: for `price` to learn from."""
         ...
 
     def describe(self) -> Mapping[str, Any]:

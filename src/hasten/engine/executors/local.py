@@ -20,8 +20,8 @@ from hasten.engine.executors.planned import ROWS, PlannedPass, plan
 from hasten.engine.executors.step import Step, generation
 from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.engine.kv.base import Handle
+from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.memory import Memory, block_bytes
-from hasten.engine.scheduling.base import StepPlan
 from hasten.kernels import Kernels, ViewIndex
 from hasten.kernels.cpu import CpuKernels
 
@@ -39,7 +39,7 @@ class _Done:
 
 class LocalExecutor:
     """`native`: small batches run as recorded calls (`planned.py`) where kernels and ops allow. `profile` makes every step
-    report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`: what `cost` rests on, a
+    report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`: what `price` rests on, a
     generic model unless given; either is corrected by what steps turn out to take."""
 
     def __init__(
@@ -197,16 +197,20 @@ class LocalExecutor:
             for cache in (site.k, site.v):
                 cache[dst // size, :, dst % size] = cache[src // size, :, src % size]
 
-    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> Handle:
-        return self.memory.copy_out(blocks, host_blocks)
+    @property
+    def traffic(self) -> Traffic:
+        return self.memory.traffic
 
-    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle:
-        return self.memory.copy_in(host_blocks, blocks)
+    def copy_out(self, runs: Seq[Run]) -> Handle:
+        return self.memory.copy_out(runs)
+
+    def copy_in(self, runs: Seq[Run]) -> Handle:
+        return self.memory.copy_in(runs)
 
     # -- about itself ---------------------------------------------------------------------------------------------------
 
-    def cost(self, plan: StepPlan) -> float:
-        return self._costs.plan(plan) * self._pace
+    def price(self, shape: StepShape) -> float:
+        return self._costs.step(shape) * self._pace
 
     def measured(self, shape: StepShape, seconds: float) -> None:
         ratio = seconds / max(self._costs.step(shape), 1e-9)

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.events import Event, Kind
+from hasten.engine.events import Kind
 from hasten.engine.scheduling.base import StepPlan, View
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
@@ -22,9 +22,6 @@ class FCFS:
 
     def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]:
         return np.array([seq.arrival_s for seq in stale], dtype=np.float64)
-
-    def observe(self, event: Event) -> None:
-        pass
 
     def steady(self, plan: StepPlan, view: View) -> float:
         """Arrival times never change."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View
-from hasten.engine.sequence import State
+from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
 
@@ -52,17 +52,22 @@ class NewestYields:
     def _yield(self, view: View, need: dict[int, int], short: int) -> list[Transfer]:
         holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
         holders.sort(key=lambda seq: (view.order_key(seq), seq.arrival_s))
-        room = view.host_room
-        transfers: list[Transfer] = []
+        leave: list[Sequence] = []
         while short > 0 and len(holders) > 1:
             seq = holders.pop()
-            blocks = len(seq.view.blocks)
-            if seq.view.length >= self._options.swap_from and blocks <= room:
-                transfers.append(Transfer(seq, Direction.OUT))
-                room -= blocks
-            else:
-                transfers.append(Transfer(seq, Direction.DROP))
+            leave.append(seq)
             short -= view.blocks_freed(seq) + need.get(seq.id, 0)
+        return self._moves(leave, view)
+
+    def _moves(self, leave: list[Sequence], view: View) -> list[Transfer]:
+        """How each of them gives up its KV."""
+        room = view.host_room
+        transfers: list[Transfer] = []
+        for seq in leave:
+            blocks = len(seq.view.blocks)
+            swaps = seq.view.length >= self._options.swap_from and blocks <= room
+            transfers.append(Transfer(seq, Direction.OUT if swaps else Direction.DROP))
+            room -= blocks if swaps else 0
         return transfers
 
     def steady(self, plan: StepPlan, view: View) -> float:

@@ -8,11 +8,15 @@ chooses the budget by profiling). Exact. O(sequences) a step.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
-from hasten.engine.sequence import Sequence, State
+from hasten.engine.events import Event
+from hasten.engine.scheduling.base import StepPlan, View
+from hasten.engine.scheduling.composing import Budget, compose
+from hasten.engine.scheduling.displacing import Tenure, preempts
+from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
 
 
@@ -22,6 +26,10 @@ class Options:
     """Tokens of a step while anything decodes; without decodes a step takes all that `limits.tokens` allows."""
     watermark: float = 0.01
     """Share of the blocks kept free when admitting, for the running ones to grow into."""
+    preempt: bool = False
+    """Rows and memory go by rank: a waiting sequence takes the place of a running one of worse rank."""
+    hold: int = 32
+    """With `preempt`: tokens that a sequence which lost its KV produces, once it is back, before it may lose it again."""
 
 
 class StallFree:
@@ -29,54 +37,19 @@ class StallFree:
         if options.chunk < 1:
             raise ValueError(f"stall-free: chunk must be at least 1, got {options.chunk}")
         self._options = options
+        self._tenure = Tenure(options.hold)
+        self.learns_from = Tenure.learns_from
+
+    def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
+        return self._tenure.learn(event, sequence, view)
 
     def compose(self, ranked: Seq[Sequence], view: View) -> StepPlan:
-        plan = StepPlan()
-        rows = view.limits.rows
-        budget = view.limits.tokens
-        for seq in ranked:
-            if seq.state is State.RUNNING and seq.decoding and rows and budget:
-                drafts = min(view.lookahead(seq), budget - 1)
-                plan.work.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
-                budget -= 1 + drafts
-                rows -= 1
-        if plan.work:
-            budget = min(budget, max(1, self._options.chunk - plan.tokens))
-        if len(plan.work) == len(ranked):
-            return plan  # nobody waits
-        free = view.free_blocks - sum(view.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work)
-        for seq in ranked:
-            if seq.state is State.RUNNING and not seq.decoding and rows and budget:
-                count = min(seq.remaining, budget)
-                plan.work.append(Work(seq, count, WorkKind.PREFILL))
-                free -= view.blocks_needed(seq, seq.remaining)
-                budget -= count
-                rows -= 1
-        reserve = int(self._options.watermark * view.total_blocks) if plan.work else 0
-        returning = any(seq.state in (State.SWAPPED, State.LOADING) for seq in view.sequences)
-        if returning:
-            return plan  # what is already started comes back first; an empty plan leaves it all the memory
-        for seq in ranked:
-            if not rows or not budget:
-                break
-            if seq.state is not State.WAITING:
-                continue
-            before = view.free_blocks
-            remaining = view.open(seq)
-            free -= before - view.free_blocks  # reused blocks nobody read until now are no longer evictable
-            need = view.blocks_needed(seq, remaining)
-            if need + reserve > free:
-                break  # nobody behind overtakes: small prompts would starve a large one
-            count = min(remaining, budget)
-            plan.work.append(Work(seq, count, WorkKind.PREFILL))
-            free -= need
-            budget -= count
-            rows -= 1
-        return plan
+        budget = Budget(self._options.chunk, view.limits.tokens, self._options.watermark)
+        return compose(ranked, view, budget, self._tenure if self._options.preempt else None)
 
     def steady(self, plan: StepPlan, view: View) -> float:
-        """Whoever waits lacks rows or memory, and decoding frees neither."""
-        return math.inf
+        """Whoever waits lacks rows or memory, and decoding frees neither; but a tenure may end."""
+        return self._tenure.steady(plan) if self._options.preempt else math.inf
 
 
 TECHNIQUE = Technique(
@@ -87,5 +60,5 @@ TECHNIQUE = Technique(
     default=True,
     sets={"scheduling.batching": "stall-free"},
     options=Options,
-    make=lambda context, options: StallFree(options),
+    make=lambda context, options: StallFree(preempts(context, options)),
 )

@@ -62,7 +62,7 @@ class StaticBatches:
             before = view.free_blocks
             remaining = view.open(seq)
             free -= before - view.free_blocks  # reused blocks nobody read until now are no longer evictable
-            free -= view.blocks_needed(seq, remaining + seq.request.sampling.n * int(view.remaining_output(seq)[-1]))
+            free -= view.blocks_needed(seq, remaining + seq.request.sampling.n * view.room(seq))
             if free < 0 and taken:
                 break
             taken.add(seq.request.id)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 
-from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
+from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind, rank
+from hasten.engine.scheduling.composing import returning
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -22,12 +23,12 @@ class WholePrompts:
         started = [seq for seq in ranked if seq.state is State.RUNNING]
         decoding = [seq for seq in started if seq.decoding]
         free = view.free_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in started)
-        returning = any(seq.state in (State.SWAPPED, State.LOADING) for seq in view.sequences)
+        ahead = returning(ranked, view)
         for seq in ranked:
             if seq.decoding or len(plan.work) == rows or budget == 0:
                 continue
             if seq.state is State.WAITING:
-                if len(started) + len(plan.work) >= rows or returning:
+                if len(started) + len(plan.work) >= rows or (ahead is not None and ahead < rank(seq, view)):
                     continue
                 before = view.free_blocks
                 remaining = view.open(seq)

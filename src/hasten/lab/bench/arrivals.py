@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from hasten.lab.workloads.base import Workload
 class Arrivals:
     """Open loop: what is due never waits for a completion, except that a stage exists only once its parents have ended.
 
-    `start_s`: the clock's time of the workload's second 0. `due_s` float64 [n]: NaN until known."""
+    `start_s`: the clock's time of the workload's second 0. `delay(number, now_s)`: seconds from when the last parent of a
+    request ended (now) until it is due, None for its `delay_s`. `due_s` float64 [n]: NaN until known."""
 
-    def __init__(self, workload: Workload, start_s: float) -> None:
+    def __init__(self, workload: Workload, start_s: float, delay: Callable[[int, float], float] | None = None) -> None:
         requests = workload.requests
         self.due_s: Floats = np.full(len(requests), np.nan)
         self._requests = requests
+        self._delay = delay
         self._children: dict[int, list[int]] = {}
         self._waits_for: dict[int, int] = {}
         self._due: list[tuple[float, int]] = []
@@ -58,7 +61,8 @@ class Arrivals:
             self._waits_for[child] -= 1
             if not self._waits_for[child]:
                 del self._waits_for[child]
-                self.due_s[child] = now_s + self._requests[child].delay_s
+                delay_s = self._requests[child].delay_s if self._delay is None else self._delay(child, now_s)
+                self.due_s[child] = now_s + delay_s
                 heapq.heappush(self._due, (float(self.due_s[child]), child))
 
     def failed(self, number: int) -> list[int]:

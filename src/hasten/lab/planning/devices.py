@@ -14,6 +14,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.executors.cost import CostModel, roofline
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.loop import Engine
+from hasten.engine.scheduling.base import Order
 from hasten.engine.simulate import simulated_engine
 from hasten.engine.technique import ConfigError
 from hasten.lab.planning.hardware import Hardware
@@ -51,8 +52,11 @@ class Device:
     def length(self, config: EngineConfig) -> int:
         return min(config.model.max_length or self.model.max_length, self.model.max_length)
 
-    def engine(self, config: EngineConfig, *, speed: float = 1.0, single_steps: bool = False) -> Engine:
-        """A simulated engine. Raises ConfigError for what is not modelled, or does not fit."""
+    def engine(
+        self, config: EngineConfig, *, speed: float = 1.0, single_steps: bool = False, order: Order | None = None
+    ) -> Engine:
+        """A simulated engine; `order` instead of the configuration's. Raises ConfigError for what is not modelled, or does
+        not fit."""
         model = SimulatedModel(name=self.model.name, vocabulary=self.model.vocabulary, max_length=self.length(config))
         block_bytes = self.kv_token_bytes * config.kv.block_size
         return simulated_engine(
@@ -63,6 +67,7 @@ class Device:
             host_blocks=int(config.kv.host_bytes // block_bytes),
             speed=speed,
             single_steps=single_steps,
+            order=order,
             facts={"simulated on": self.source, **self.facts},
         )
 
@@ -85,6 +90,7 @@ def on_hardware(model: ModelFacts, hardware: Hardware) -> Device:
         bandwidth=hardware.read_rate,
         rate=hardware.matmul_rate,
         attention_rate=hardware.attention_rate,
+        copy_s=2 * model.layers * hardware.copy_call_s,  # keys and values of a layer are copied apart
         copy_token_s=model.kv_bytes_per_token / hardware.host_rate,
     )
     return Device(

@@ -25,8 +25,9 @@ class TimedRequest:
     end). `prompt_tokens`, `output_tokens`: lengths, at least 1 each; exactly `output_tokens` are generated. `blocks`: what the
     prompt's leading blocks of `Workload.block_tokens` tokens hold, as numbers: equal numbers become equal tokens; what they do
     not cover is unique to the request. The last block may be cut short by `prompt_tokens`. `text`: the prompt itself, where a
-    workload has one; its tokens then replace `blocks` and `prompt_tokens`. `failed`: whoever recorded the trace got no answer;
-    such requests are in a workload only when asked for."""
+    workload has one; its tokens then replace `blocks` and `prompt_tokens`. `tool`: what works during `delay_s`, if anything
+    does (a sandbox, a search service); empty where a person thinks, or nothing is known of it. `failed`: whoever recorded the
+    trace got no answer; such requests are in a workload only when asked for."""
 
     id: str
     arrival_s: float
@@ -39,6 +40,7 @@ class TimedRequest:
     stage: str = ""
     parents: tuple[str, ...] = ()
     delay_s: float = 0.0
+    tool: str = ""
     slo_class: str = ""
     adapter: str | None = None
     tenant: str = ""

@@ -146,6 +146,7 @@ _READ: dict[str, Callable[[Any, Where, str], Any]] = {
     "stage": _text,
     "parents": _ids,
     "delay_s": _seconds,
+    "tool": _text,
     "slo_class": _text,
     "adapter": _text,
     "tenant": _text,

@@ -24,6 +24,7 @@ from typing import Any
 
 from hasten.lab.workloads import (
     agents,
+    applications,
     azure,
     burst,
     burstgpt,
@@ -44,6 +45,7 @@ GENERATORS: dict[str, Callable[..., Workload]] = {
     "gamma": generate.gamma,
     "conversations": conversations.conversations,
     "agents": agents.agents,
+    "applications": applications.applications,
     "burst": burst.like,
 }
 

@@ -1,0 +1,58 @@
+"""What the claim `hermes` tells beside its figures: notes and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hasten.lab.claims import hermes_parts as parts
+from hasten.lab.claims.hermes_parts import CHUNKS, FEW_ROWS, HERMES, PER_APPLICATION, ROWS, WORKLOADS
+
+if TYPE_CHECKING:
+    from hasten.engine.scheduling.demand.store import Demand
+    from hasten.lab.bench.run import Run
+
+
+def rate(work: Any) -> float:
+    """Workflows per second."""
+    roots = [request.arrival_s for request in work if not request.parents]
+    return len({request.workflow for request in work}) / max(roots[-1], 1e-9)
+
+
+def notes(figures: list[dict[str, Any]], cold: list[dict[str, Any]], chunk: int) -> list[str]:
+    def spread(name: str, figure: str) -> str:
+        rounds = [one[figure] for one in figures if one["workload"] == name]
+        return ", ".join(f"{side} {np.median([one[side] for one in rounds]):.1f}" for side in rounds[0])
+
+    waste = [one["hints"] for one in cold]
+    many = next(one for one in figures if one["workload"] not in WORKLOADS)
+    return [
+        *(f"{name}: median over rounds of the mean completion in s: {spread(name, 'mean_s')}" for name in WORKLOADS),
+        *(f"{name}: the same of the 95th percentile: {spread(name, 'p95_s')}" for name in WORKLOADS),
+        f"text-to-SQL runs with {FEW_ROWS} sequences in a step, which keeps the time per token below 10 ms: with {ROWS} hardly "
+        "anything queues at this load, since runs that spend most of their time decoding run side by side, and no order "
+        "decides much; mean completion in s there: " + ", ".join(f"{side} {took:.1f}" for side, took in many["mean_s"].items()),
+        f"all sides take chunks of {chunk} tokens, the best of {', '.join(map(str, CHUNKS))} for the baseline; load is a "
+        "share of what the baseline sustains with everything waiting, between a quarter and three quarters of the work",
+        f"hints: {np.median([one['early'] for one in waste]):.0f} early starts for "
+        f"{np.median([one['uses'] for one in waste]):.0f} uses; tools take "
+        + ", ".join(f"{name} {seconds:g} s" for name, seconds in parts.WARM_S.items())
+        + " to start; an instance that was kept for a fixed time may serve any run, and is kept as long as costs what hints do",
+        "SRPT by call is an oracle here: it knows every call's length",
+    ]
+
+
+def pictures(shown: dict[str, dict[str, Run]], demand: Demand) -> dict[str, bytes]:
+    from hasten.lab.claims.picture import axes, png
+    from hasten.lab.planning.demand_picture import picture
+
+    figure, found = axes(len(shown), height=3.8)
+    for plot, (name, runs) in zip(found, shown.items(), strict=True):
+        for side, run in runs.items():
+            values = np.sort(parts.completions(run))
+            style = {HERMES: "-", PER_APPLICATION: "-"}.get(side, ":")
+            plot.step(values, np.arange(1, len(values) + 1) / len(values) * 100, style, where="post", label=side, linewidth=1.4)
+        plot.set(xlabel="completion of an application, s", ylabel="applications, %", xscale="log", ylim=(0, 104), title=name)
+    found[0].legend(frameon=False, fontsize=7)
+    return {"hermes": png(figure), "hermes-graphs": picture(list(demand.graphs.values()))}
