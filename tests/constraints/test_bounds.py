@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import random
 import time
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
-from tests.constraints.grammars import json, rules
+from tests.constraints.grammars import json, rules, signs
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Grammar, Terminal
@@ -72,6 +72,16 @@ def test_what_rules_begin_with_is_found_in_order() -> None:
     state = CompiledGrammar(grammar, vocabulary).start()
     assert time.process_time() - began < 2, "seventeen seconds and 2 GB where each step on the way is kept"
     assert len(state.expected()) == 1500 and state.match(b"t1499;xx") == 8 and state.match(b"t1;xx") == 4
+
+
+def test_what_rules_begin_with_goes_round_circles() -> None:
+    """Whichever of them is looked at first, and wherever in the circle the terminal is found."""
+    circle = {"b": "a y | t", "a": "c x", "c": "b"}
+    for order in permutations(circle):
+        lines = "".join(f"{left}: {circle[left]}\n" for left in order)
+        for inner in circle:
+            compiled = CompiledGrammar(rules("s", f"{lines}s: z {inner}\nz: q", signs("x y t q")), Vocabulary(BYTES, [0]))
+            assert compiled.start().match(b"qtxyx") == 5, (order, inner)
 
 
 def test_what_rules_begin_with_is_bounded() -> None:

@@ -49,7 +49,9 @@ void Lr::find_first() {
             for (int32_t p : of[nonterminal]) {
                 int32_t begins = productions[p].right[0];
                 if (begins >= 0) {
-                    own[begins / 64] |= uint64_t(1) << (begins % 64);
+                    uint64_t bit = uint64_t(1) << (begins % 64);
+                    changed |= !(own[begins / 64] & bit);
+                    own[begins / 64] |= bit;
                     continue;
                 }
                 work.spend(1 + int64_t(words) / 16);
