@@ -218,7 +218,7 @@ CLAIM = Claim(
     f"{TTFT_S:g} s, {1e3 * TPOT_S:g} ms a token), reports whole within {REPORT_S:g} s, workflows of about eight calls in five "
     f"stages within {AGENT_S:g} s; generated lengths, Poisson arrivals at {OVERLOAD:g} times what FCFS sustains; lengths are "
     "not told",
-    baseline="FCFS, EDF, predicted SRPT by time and by work, least attained service, all with the stall-free chunks best for FCFS",
+    baseline="FCFS, EDF, predicted SRPT by time and by work, least attained service, all with the chunk that is best for FCFS",
     technique=f"jitserve with {LENGTHS}, the same chunks, defaults otherwise",
     simulated=True,
     requirements=(
