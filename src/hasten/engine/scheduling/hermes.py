@@ -33,6 +33,7 @@ from hasten.engine.events import Event, Kind
 from hasten.engine.scheduling.base import Hint, StepPlan, View
 from hasten.engine.scheduling.demand import gittins
 from hasten.engine.scheduling.demand.application import Application, Applications
+from hasten.engine.scheduling.demand.hints import Hints
 from hasten.engine.scheduling.demand.prices import Prices
 from hasten.engine.scheduling.demand.store import Demand
 from hasten.engine.sequence import Sequence
@@ -40,8 +41,6 @@ from hasten.engine.technique import Technique
 
 _NO_DEADLINE = 1e12
 """Applications without a deadline go behind all that have one."""
-_LOOKS = 8
-"""How often a running unit is looked at while a warm-up would last."""
 _AHEAD = 256
 """Decode steps after which everybody is looked at again."""
 _MOST_STEPS = 4
@@ -85,9 +84,7 @@ class Hermes:
         self._demand = demand if demand is not None else Demand.load(options.graphs) if options.graphs else Demand()
         self._applications = Applications(self._demand.graphs, options.walks, options.seed)
         self._prices: Prices | None = None
-        self._step_s = 0.0
-        """What a step takes, as it was lately."""
-        self._hints: list[Hint] = []
+        self._hints = Hints(self._demand.warm_s, options.prewarm)
         self._look_after, self._look_tokens = 0.0, 0.0
         """Steps, and tokens of prompts, after which somebody may have reached something."""
         self._running = 0
@@ -103,7 +100,7 @@ class Hermes:
                 app.estimate(prices, view)
                 assert app.total is not None
                 app.edges = gittins.edges(app.total, self._options.buckets)
-                self._look_for_backends(app)
+                self._hints.begin(app)
                 self._look_after = 0.0
             self._place(app, app.attained(prices))
             out[i] = app.key
@@ -151,7 +148,7 @@ class Hermes:
         if event.kind in (Kind.ARRIVED, Kind.FORKED):
             app, begins = self._applications.came(sequence, view, prices)
             if begins:
-                self._unneeded(app, view, sequence)
+                self._hints.left(app, sequence, view)
             return list(app.live)
         gone = self._applications.went(sequence, prices, event.time_s)
         if gone is None or gone.total is None or not gone.live:
@@ -159,42 +156,41 @@ class Hermes:
         return list(gone.live) if self._place(gone, gone.attained(prices)) else ()
 
     def _step(self, event: Event, view: View) -> Iterable[int]:
-        self._step_s += (0.1 if self._step_s else 1.0) * (event.b - self._step_s)
+        self._hints.stepped(event.b)
         self._look_after -= 1
         self._look_tokens -= max(0.0, event.a - self._running)
         return () if self._look_after > 0 and self._look_tokens > 0 else self._look(view)
 
     def _look(self, view: View) -> list[int]:
-        """At every application that runs: has it reached the next bucket, is a backend needed soon? And when to look again."""
+        """At every application that runs: has it reached another bucket, is a backend needed soon? And when to look again."""
         prices = self._priced(view)
         stale: list[int] = []
-        steps = tokens = math.inf
-        running: dict[int, Application] = {}
-        self._running = 0
-        for number, app in self._applications.of.items():
-            seq = app.live.get(number)
-            if seq is not None and seq.view.length and app.total is not None:
-                running[id(app)] = app
-                self._running += 1
-        for app in running.values():
-            attained_s = app.attained(prices)
-            if self._place(app, attained_s):
-                stale += app.live
-            # Half of the way to the next bucket is left to decoding, half to prompts.
-            way_s = (float(app.edges[app.bucket + 1]) - attained_s) / 2
-            context = [seq.length for seq in app.live.values()]
-            by = way_s / (len(context) * prices.token_s)
-            step_s = sum(prices.decoded(length + min(by, _AHEAD)) for length in context)
-            steps = min(steps, way_s / step_s, math.inf if by < _AHEAD else _AHEAD)
-            tokens = min(tokens, way_s / prices.decoded(max(context) + _AHEAD))
-            for backend, chance in app.wanted:
-                steps = min(steps, self._warm_steps(backend) / _LOOKS)
-                if self._due(app, backend, chance, prices):
-                    self._hint(app, view, backend)
-            app.wanted = [one for one in app.wanted if one[0] not in app.hinted]
+        running = [pair for pair in self._applications.running() if pair[1].total is not None and pair[0].id in pair[1].live]
+        self._running = len(running)
+        self._look_after, self._look_tokens = float(_AHEAD), float(_MOST_STEPS * self._options.step_tokens)
+        if not running:
+            return stale
+        apps = list(dict.fromkeys(app for _, app in running))
+        place = {id(app): i for i, app in enumerate(apps)}
+        columns = [(place[id(app)], s.prompt_length, s.view.length, s.length, s.index) for s, app in running]
+        of, prompt, held, length, index = np.array(columns, dtype=np.int64).T
+        had_s = np.where(index == 0, prices.prompt(np.minimum(prompt, held)), 0.0) + prices.output(prompt, length - prompt)
+        attained_s = np.array([app.done_s for app in apps]) + np.bincount(of, had_s)
+        bounds = np.array([(app.edges[app.bucket], app.edges[app.bucket + 1]) for app in apps])
+        for i in np.flatnonzero((attained_s < bounds[:, 0]) | (attained_s >= bounds[:, 1])).tolist():
+            if self._place(apps[i], float(attained_s[i])):
+                stale += apps[i].live
+            bounds[i, 1] = apps[i].edges[apps[i].bucket + 1]
+        # Half of the way to the next bucket is left to decoding, half to prompts and whoever starts meanwhile.
+        way_s = (bounds[:, 1] - attained_s) / 2
+        step_s = np.bincount(of, prices.decoded(length + _AHEAD))
+        longest = max(int(length.max()), max(app.longest for app in apps))
+        steps = min(float((way_s / step_s).min()), float(_AHEAD))
+        self._look_tokens = max(1.0, min(self._look_tokens, float(way_s.min()) / prices.decoded(longest + _AHEAD)))
+        for app in apps:
+            if app.wanted:
+                steps = min(steps, self._hints.look(app, prices, view))
         self._look_after = max(1.0, steps)
-        # Those who wait now may start meanwhile.
-        self._look_tokens = max(1.0, min(tokens, _MOST_STEPS * self._options.step_tokens))
         return stale
 
     def steady(self, plan: StepPlan, view: View) -> float:
@@ -203,48 +199,8 @@ class Hermes:
         by_tokens = self._look_tokens // started if started > 0 else math.inf
         return max(0.0, min(self._look_after, by_tokens))
 
-    # -- backends ---------------------------------------------------------------------------------------------------------
-
     def hints(self, view: View) -> Seq[Hint]:
-        out, self._hints = self._hints, []
-        return out
-
-    def _look_for_backends(self, app: Application) -> None:
-        """Note which backends may come next, by the walks that were just made."""
-        app.wanted = []
-        if not self._demand.warm_s or app.walks is None or app.estimator is None:
-            return
-        graph = app.estimator.tables.graph
-        for unit in np.flatnonzero(app.walks.following[:-1] >= self._options.prewarm).tolist():
-            backend = graph.backends[unit]
-            if self._demand.warm_s.get(backend) and backend not in app.hinted:
-                app.wanted.append((backend, float(app.walks.following[unit])))
-
-    def _due(self, app: Application, backend: str, chance: float, prices: Prices) -> bool:
-        """P(the branch) x P(the rest of the unit takes at most the warm-up) has reached K."""
-        assert app.walks is not None
-        longest = np.sort(app.walks.longest)
-        made = min((max(0, seq.output_length) for seq in app.live.values()), default=0)
-        prompts = sum(max(0, seq.prompt_length - seq.view.length) for seq in app.live.values())
-        within = self._warm_steps(backend) - prompts * prices.token_s / max(self._step_s, 1e-9)
-        first, last = np.searchsorted(longest, [made, made + within], side="right").tolist()
-        left = len(longest) - first
-        return chance * (max(0, last - first) / left if left else 1.0) >= self._options.prewarm
-
-    def _warm_steps(self, backend: str) -> float:
-        return self._demand.warm_s[backend] / max(self._step_s, 1e-9)
-
-    def _hint(self, app: Application, view: View, backend: str) -> None:
-        app.hinted.add(backend)
-        seq = next(iter(app.live.values()))
-        self._hints.append(Hint(backend, view.workflow(seq).id))
-
-    def _unneeded(self, app: Application, view: View, seq: Sequence) -> None:
-        """A unit begins: what was asked for behind the one before has been used, or the run has taken another branch."""
-        graph = app.estimator.tables.graph if app.estimator is not None else None
-        used = graph.backends[app.passed] if graph is not None and app.passed is not None else ""
-        self._hints += [Hint(backend, view.workflow(seq).id, False) for backend in sorted(app.hinted - {used})]
-        app.hinted.clear()
+        return self._hints.take()
 
     def _priced(self, view: View) -> Prices:
         if self._prices is None:

@@ -68,8 +68,8 @@ def run(setting: Setting) -> Outcome:
             figures.append({"workload": name, "rate": report.rate(work), **_score(name, runs, samples)})
             alone = virtual.replay(PER_APPLICATION, parts.alone(work), seed)
             for side in (PER_APPLICATION, HERMES):
-                worst = float(np.nanmax(parts.completions(runs[side]) / parts.completions(alone)))
-                slowdowns.setdefault(side, []).append(worst)
+                slowdown = parts.completions(runs[side]) / parts.completions(alone)
+                slowdowns.setdefault(side, []).append(float(np.nanmax(slowdown)))
             if generated:
                 cold.append(_cold(material, work, chunk, samples))
         if number == 0:

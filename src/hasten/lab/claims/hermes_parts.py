@@ -3,7 +3,7 @@ cold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from hasten.lab.claims.sides import Side
 from hasten.lab.claims.virtual import Virtual
 
 if TYPE_CHECKING:
+    from hasten.engine.scheduling.base import Order
     from hasten.engine.scheduling.demand.store import Demand
     from hasten.lab.bench.run import Floats, Run
     from hasten.lab.planning.devices import Device
@@ -97,7 +98,7 @@ def sides(material: Material, chunk: int, seed: int, rows: int, names: Sequence[
 
     demand = material.demand
     batching = f"stall-free:chunk={chunk}"
-    ranked = {
+    ranked: dict[str, Callable[[Workload], Order]] = {
         HERMES: lambda work: Hermes(Options(), demand),
         MEAN: lambda work: Hermes(Options(rule="mean"), demand),
         SHUFFLED: lambda work: Hermes(Options(), shuffled(demand, seed)),

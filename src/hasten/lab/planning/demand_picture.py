@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT = 0.36, 0.5
-_END = {"boxstyle": "circle", "fc": "white", "ec": "grey"}
-_PLAIN = {"fc": "white", "ec": "none", "pad": 0.4}
+_END: dict[str, Any] = {"boxstyle": "circle", "fc": "white", "ec": "grey"}
+_PLAIN: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.4}
 _RAREST = 0.02
 """Ways on that fewer take are left out."""
 
@@ -78,8 +78,8 @@ def _columns(graph: DemandGraph) -> list[list[int]]:
         met: dict[str, int] = {}
         for visit in run:
             met.setdefault(visit.unit, len(met))
-        for unit, place in met.items():
-            places[graph.number[unit]].append(place)
+        for name, place in met.items():
+            places[graph.number[name]].append(place)
     columns: dict[float, list[int]] = {}
     for unit, found in enumerate(places):
         columns.setdefault(float(np.median(found)), []).append(unit)
@@ -89,9 +89,9 @@ def _columns(graph: DemandGraph) -> list[list[int]]:
 def _draw(axes: Axes, graph: DemandGraph) -> None:
     columns = _columns(graph)
     at: dict[int, tuple[float, float]] = {}
-    for x, units in enumerate(columns):
-        for y, unit in enumerate(units):
-            at[unit] = (float(x), (len(units) - 1) / 2 - y)
+    for column, units in enumerate(columns):
+        for row, unit in enumerate(units):
+            at[unit] = (float(column), (len(units) - 1) / 2 - row)
     at[END] = (float(len(columns)), 0.0)
     for unit, (x, y) in at.items():
         if unit == END:
@@ -99,7 +99,11 @@ def _draw(axes: Axes, graph: DemandGraph) -> None:
             continue
         seen = graph.seen[unit]
         tool = not seen.visits[0].calls
-        box = {"boxstyle": "round,pad=0.35", "fc": "#fff4e5" if tool else "#e8f1fe", "ec": "#e36209" if tool else "#1f6feb"}
+        box: dict[str, Any] = {
+            "boxstyle": "round,pad=0.35",
+            "fc": "#fff4e5" if tool else "#e8f1fe",
+            "ec": "#e36209" if tool else "#1f6feb",
+        }
         axes.text(x, y, f"{graph.units[unit]}\n{words(seen)}", ha="center", va="center", fontsize=7.5, bbox=box, zorder=3)
         for following, share in ways(graph, unit):
             if share >= _RAREST:
@@ -114,7 +118,7 @@ def _draw(axes: Axes, graph: DemandGraph) -> None:
 def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], share: float) -> None:
     (x0, y0), (x1, y1) = begin, end
     style: dict[str, Any] = {"arrowstyle": "-|>", "color": "#57606a", "lw": 0.6 + 2.2 * share, "shrinkA": 2, "shrinkB": 2}
-    label = {"ha": "center", "va": "center", "fontsize": 7, "color": "#24292f", "bbox": _PLAIN}
+    label: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": "#24292f", "bbox": _PLAIN}
     if begin == end:
         loop = {**style, "connectionstyle": "arc3,rad=-1.6"}
         axes.annotate("", (x0 + 0.16, y0 + 0.36), (x0 - 0.16, y0 + 0.36), arrowprops=loop)

@@ -72,6 +72,8 @@ class Application:
     live: dict[int, Sequence] = field(default_factory=dict)
     calls: int = 0
     prompt: int = 0
+    longest: int = 0
+    """Prompt of any of its calls."""
     done_s: float = 0.0
     output: int = 0
     deadline_s: float = np.inf
@@ -80,6 +82,7 @@ class Application:
     rest_time: tuple[Floats, Floats, Floats] | None = None
     """Beside `total`: what comes after the current unit takes, what the current unit takes, and its service (seconds)."""
     edges: Floats = field(default_factory=lambda: np.array([0.0, np.inf]))
+    """Where its buckets of attained service begin, and infinity."""
     bucket: int = -1
     key: float = np.inf
     ended_s: float = 0.0
@@ -110,6 +113,7 @@ class Application:
         self.live[seq.id] = seq
         self.calls += 1
         self.prompt += seq.prompt_length if seq.index == 0 else 0
+        self.longest = max(self.longest, seq.prompt_length)
         if seq.request.slo.deadline_s is not None:
             self.deadline_s = min(self.deadline_s, seq.arrival_s + seq.request.slo.deadline_s)
         self.total = None
@@ -136,7 +140,7 @@ class Application:
             outputs = [view.remaining_output(seq) + seq.output_length for seq in self.live.values()]
             drawn = np.mean([_spread(one) for one in outputs], axis=0)
             self.walks = None
-            later, time_s, longest = 0.0, np.zeros(len(drawn)), drawn
+            later, time_s, longest = np.zeros(len(drawn)), np.zeros(len(drawn)), drawn
         else:
             found = self.walks = self.estimator.walks(self.unit, self.seen, self.history, self.prompt)
             drawn, later, time_s, longest = found.output, found.service_s, found.time_s, found.longest
@@ -200,6 +204,7 @@ class Applications:
         self._all: OrderedDict[tuple[str, str, str], Application] = OrderedDict()
         self.of: dict[int, Application] = {}
         """By live sequence."""
+        self._live: dict[int, tuple[Sequence, Application]] = {}
 
     def came(self, seq: Sequence, view: View, prices: Prices) -> tuple[Application, bool]:
         """Its application, and whether a unit of it begins."""
@@ -217,9 +222,15 @@ class Applications:
         while len(self._all) > self.KEPT and not next(iter(self._all.values())).live:
             self._all.popitem(last=False)
         self.of[seq.id] = app
+        self._live[seq.id] = seq, app
         return app, app.arrived(seq)
 
+    def running(self) -> list[tuple[Sequence, Application]]:
+        """Sequences that have been given something, with their applications."""
+        return [pair for pair in self._live.values() if pair[0].view.length or pair[0].length > pair[0].prompt_length]
+
     def went(self, seq: Sequence, prices: Prices, now: float) -> Application | None:
+        self._live.pop(seq.id, None)
         app = self.of.pop(seq.id, None)
         if app is not None:
             app.went(seq, prices, now)

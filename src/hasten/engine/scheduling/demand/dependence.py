@@ -18,7 +18,8 @@ SMALLEST = 5
 
 def amounts_differ(values: Floats, categories: Ints) -> float:
     """p-value float in (0, 1] of Kruskal and Wallis; 1 where fewer than two categories are large enough. Arrays [n]."""
-    values, categories = _large(values, categories)
+    kept, categories = _large(categories)
+    values = values[kept]
     sizes = np.bincount(categories)
     n, groups = len(values), len(sizes)
     if groups < 2:
@@ -35,10 +36,10 @@ def amounts_differ(values: Floats, categories: Ints) -> float:
 
 def branches_differ(outcomes: Ints, categories: Ints) -> float:
     """p-value of the chi-squared test that `outcomes` do not depend on `categories`; arrays [n]."""
-    outcomes, categories = _large(outcomes, categories)
-    if not len(outcomes):
+    kept, categories = _large(categories)
+    if not len(categories):
         return 1.0
-    _, outcomes = np.unique(outcomes, return_inverse=True)
+    _, outcomes = np.unique(outcomes[kept], return_inverse=True)
     rows, columns = int(categories.max()) + 1, int(outcomes.max()) + 1
     if rows < 2 or columns < 2:
         return 1.0
@@ -47,13 +48,12 @@ def branches_differ(outcomes: Ints, categories: Ints) -> float:
     return _tail(float(((table - expected) ** 2 / expected).sum()), (rows - 1) * (columns - 1))
 
 
-def _large(values: npt.NDArray[np.generic], categories: Ints) -> tuple[npt.NDArray[np.generic], Ints]:
-    """Only observations of categories that are large enough, these numbered from 0."""
+def _large(categories: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
+    """Which observations are of categories that are large enough, and the categories of these, numbered from 0."""
     _, inverse, counts = np.unique(categories, return_inverse=True, return_counts=True)
     kept = counts >= SMALLEST
-    number = np.cumsum(kept) - 1
     chosen = kept[inverse]
-    return values[chosen], number[inverse][chosen]
+    return chosen, (np.cumsum(kept) - 1)[inverse][chosen]
 
 
 def _tail(statistic: float, freedom: int) -> float:

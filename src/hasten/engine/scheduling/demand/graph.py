@@ -144,9 +144,10 @@ class DemandGraph:
                 times[unit] += 1
                 before = tuple(history)
                 read, wrote = amounts_of(visit)
-                bucket = history[unit], history[unit + units] = self.buckets(unit, read, wrote)
+                both = self.buckets(unit, read, wrote)
+                history[unit], history[unit + units] = both
                 following = self.number[run[place + 1].unit] if place + 1 < len(run) else END
-                rows[unit].append((visit, times[unit], read + wrote, bucket, before, tuple(history), following))
+                rows[unit].append((visit, times[unit], read + wrote, both, before, tuple(history), following))
         out = []
         for of_unit in rows:
             visits, number, demand, bucket, before, after, following = zip(*of_unit, strict=True)

@@ -53,6 +53,6 @@ class Prices:
         """Seconds of decoding so many tokens behind a prompt."""
         return tokens * (self.token_s + self.draw_s + (self.read_s + self.pair_s) * (prompt + tokens / 2))
 
-    def decoded(self, context: float) -> float:
-        """Seconds of one output token behind `context` tokens."""
+    def decoded(self, context: Any) -> Any:
+        """Seconds of one output token behind `context` tokens; a number or an array."""
         return self.token_s + self.draw_s + (self.read_s + self.pair_s) * context
