@@ -68,15 +68,17 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("predictor", "after tokens", "outputs", "coverage error", "pinball loss", "rank of the mean"):
-        table.add_column(column, justify="left" if column == "predictor" else "right")
+    table.add_column("predictor", no_wrap=True)
+    for column in ("tokens", "outputs", "coverage error", "pinball loss", "rank"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         cells = [str(row["produced"]), f"{row['asked']:,}", f"{row['coverage_error']:.1%}"]
         table.add_row(row["predictor"], *cells, f"{row['pinball']:.3f}", f"{row['mean_rank']:.2f}")
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\nCoverage error: mean distance between a predicted quantile's level and the share of outputs below it. Pinball "
+        "\nTokens: produced when asked. Coverage error: mean distance between a predicted quantile's level and the share "
+        "of outputs below it. Pinball "
         "loss: of "
         "logarithms, lower is better. Rank: correlation of predicted means with outputs, 1 at best.",
         style="dim",

@@ -35,8 +35,9 @@ TOKENS = 64
 """Width of the prompt's sketch."""
 CAUTION = 16.0
 """How much faster the steps of the sketch's weights fall: there are many, and mostly they tell nothing."""
-RECENT = 0.01
-"""Share of the newest weights in their recent means."""
+FORGET, RECENT = 4.0, 0.02
+"""Of the means of weights: how much faster than a plain mean's the share of early ones falls, and the least share of the
+newest."""
 SETTLED = 0.03
 """The share of the first step that is still taken after many outputs, so that drift is followed."""
 ARRAYS = ("hashed", "tokens", "mean_hashed", "mean_tokens", "seen", "seen_tokens")
@@ -133,9 +134,9 @@ class LengthQuantiles(Learning):
             self._hashed[:, place] += size * up
         self._tokens += self._rate * up[:, None] * step_tokens
         for place in known.places.tolist():
-            share = max(1.0 / (1.0 + self._seen[place]), RECENT)
+            share = _share(float(self._seen[place]))
             self._mean_hashed[:, place] += share * (self._hashed[:, place] - self._mean_hashed[:, place])
-        self._mean_tokens += max(1.0 / self._learned, RECENT) * (self._tokens - self._mean_tokens)
+        self._mean_tokens += _share(self._learned) * (self._tokens - self._mean_tokens)
 
     def _quantiles(self, known: Features) -> Floats:
         """Of the logarithm of the length, float64 [SAMPLES]; not sorted."""
@@ -168,6 +169,11 @@ class LengthQuantiles(Learning):
             setattr(self, f"_{name}", found.astype(np.float64))
         self._learned = int(meta["learned"])
         self._asked.clear()
+
+
+def _share(count: float) -> float:
+    """Of the newest weights in the mean of `count`: early ones count less and less (Shamir and Zhang, 2013)."""
+    return min(1.0, max((1.0 + FORGET) / (count + FORGET), RECENT))
 
 
 def lengths(quantiles: Floats, at_least: int) -> Floats:

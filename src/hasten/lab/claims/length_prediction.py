@@ -29,7 +29,7 @@ def workload(name: str, number: int, requests: int, seed: int) -> list[Example]:
     another order."""
     from hasten.lab.bench.lengths import examples
     from hasten.lab.workloads import burst, load
-    from hasten.lab.workloads.transform import mix
+    from hasten.lab.workloads.transform import mix, scale_load
 
     def part(trace: str, size: int) -> Workload:
         begin = BEFORE + number * size
@@ -42,8 +42,10 @@ def workload(name: str, number: int, requests: int, seed: int) -> list[Example]:
     elif name == "text2sql":
         found = mix(*map(load, SQL))
     else:
-        calls = load(f"{SQL[number % len(SQL)]}:seed={seed + number}@load=3")
-        found = mix(part(CONVERSATIONS, requests // 3), part(SHARED, requests // 3), calls)
+        size = requests // 3
+        calls = load(f"{SQL[number % len(SQL)]}:seed={seed + number}")
+        calls = scale_load(calls, 3.0 * len(calls) / size)  # all three take the same time
+        found = mix(part(CONVERSATIONS, size), part(SHARED, size), calls)
     known = examples(found, limit=LIMIT, seed=seed)
     if name == "text2sql":
         names = sorted({example.request.app.workflow for example in known})

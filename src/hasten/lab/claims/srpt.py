@@ -42,7 +42,7 @@ def run(setting: Setting) -> Outcome:
     from hasten.lab.workloads import load as named
     from hasten.lab.workloads.transform import scale_load
 
-    count, rounds = (600, 2) if setting.quick else (2200, 3)
+    count, rounds = (300, 2) if setting.quick else (2200, 3)
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     figures: list[dict[str, Any]] = []
 
@@ -155,7 +155,7 @@ def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> t
     from hasten.lab.claims.virtual import real_point
 
     pair = [Side(FCFS), Side(ORACLE, ("srpt", "length-oracle", "stall-free:preempt=true"))]
-    count = 120 if setting.quick else 300
+    count = 60 if setting.quick else 300
     figure = "e2e_mean_s"
     point = real_point(
         pair,
@@ -166,7 +166,7 @@ def _real(setting: Setting, samples: dict[str, list[float]], progress: Any) -> t
         rounds=2 if setting.quick else 3,
         common=REAL_COMMON,
         limit=REAL_LIMIT,
-        calibration_s=2.0 if setting.quick else 5.0,
+        calibration_s=1.0 if setting.quick else 5.0,
     )
     samples["real"] += point.ratios(FCFS, ORACLE, figure)
     samples["real-error"].append(100 * point.error_of_ratio(FCFS, ORACLE, figure))
