@@ -33,8 +33,7 @@ def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) ->
 
 def generated(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
     """Requests whose work is mostly their answers, of lengths that nobody can know: chats (medians of 200 tokens in, 300 out),
-    reports by a model that reasons first (300 in, 600 out) and workflows of about eight calls in five stages (some 150 tokens
-    a call), all log-normal. Each class is spread over the same minute; scale the load as needed."""
+    reports (300 in, 400 out) and workflows of about eight calls in five stages (some 100 tokens a call), all log-normal. Each class is spread over the same minute; scale the load as needed."""
     from hasten.lab.workloads.agents import agents
     from hasten.lab.workloads.generate import poisson
     from hasten.lab.workloads.transform import mix
