@@ -33,8 +33,8 @@ def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) ->
 
 def generated(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
     """Requests whose work is mostly their answers, of lengths that nobody can know: chats (medians of 200 tokens in, 300 out),
-    reports by a model that reasons first (300 in, 600 out) and workflows of about eight calls in five stages (some 150 tokens
-    a call), all log-normal. Each class is spread over the same minute; scale the load as needed."""
+    reports (300 in, 400 out) and workflows of about eight calls in five stages (some 100 tokens a call), all log-normal. Each
+    class is spread over the same minute; scale the load as needed."""
     from hasten.lab.workloads.agents import agents
     from hasten.lab.workloads.generate import poisson
     from hasten.lab.workloads.transform import mix
@@ -46,23 +46,23 @@ def generated(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
             slos,
             poisson(
                 rate=chats / MINUTE_S, requests=chats, prompt=200, prompt_sigma=1.0, output=300, output_sigma=0.9,
-                longest=2000, seed=3 * seed,
+                longest=1200, seed=3 * seed,
             ),
         ),
         _named(
             REPORT,
             slos,
             poisson(
-                rate=reports / MINUTE_S, requests=reports, prompt=300, prompt_sigma=0.8, output=600, output_sigma=0.7,
-                longest=2000, seed=3 * seed + 1,
+                rate=reports / MINUTE_S, requests=reports, prompt=300, prompt_sigma=0.8, output=400, output_sigma=0.7,
+                longest=1200, seed=3 * seed + 1,
             ),
         ),
         _named(
             AGENT,
             slos,
             agents(
-                rate=workflows / MINUTE_S, workflows=workflows, rounds=3.0, width=2.0, system=256, task=200, written=150,
-                tool_s=0.5, longest=8000, seed=3 * seed + 2,
+                rate=workflows / MINUTE_S, workflows=workflows, rounds=3.0, width=2.0, system=64, task=100, written=100,
+                tool_s=0.5, longest=4000, seed=3 * seed + 2,
             ),
         ),
     )  # fmt: skip
