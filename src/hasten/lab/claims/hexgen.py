@@ -84,7 +84,7 @@ def run(setting: Setting) -> Outcome:
     for number in range(rounds):
         tell = share(setting.progress, 0.8 * number / rounds, 0.8 * (number + 1) / rounds)
         seed = setting.seed + number
-        material, recent = text2sql(1, seed), text2sql(1, seed + 1)  # the other half, in another order: what alpha is tuned on
+        material, recent = text2sql(seed), text2sql(seed + 1)  # the other half, in another order: what alpha is tuned on
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "demand.json"
             material.demand.save(file)
@@ -189,7 +189,7 @@ def _small(seed: int, workflows: int) -> Workload:
     from hasten.lab.claims.hermes_parts import text2sql
     from hasten.lab.workloads.transform import fit_context
 
-    return fit_context(_first(text2sql(1, seed).test, workflows), 1024)
+    return fit_context(_first(text2sql(seed).test, workflows), 1024)
 
 
 def _real_sides(file: Path, seed: int) -> list[Side]:
