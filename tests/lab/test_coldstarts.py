@@ -182,7 +182,7 @@ def test_fixed_keep_alive_against_a_closed_form(gaps: list[float], keep_s: float
     arrivals = np.cumsum([0.0, *gaps])
     end_s, idle_s, cold = -np.inf, 0.0, 0
     for at in arrivals:
-        warm = at < end_s + keep_s
+        warm = at <= end_s + keep_s
         idle_s += 0.0 if end_s < 0 else min(at - end_s, keep_s)
         cold += not warm
         end_s = at + (1.0 if warm else 3.0)

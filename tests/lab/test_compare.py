@@ -95,7 +95,9 @@ def test_every_figure_of_a_summary_is_known_or_left_out_on_purpose() -> None:
     lives = [Life(scheduled_s=0.1, commits=[(1.0, 1), (2.0, 3)], end_s=2.0, facts={"workflow": "w"})]
     run = run_of(lives, steps=[(1.0, 3)], total_blocks=4, cpu_s=1.0, peak_memory_bytes=1)
     known = {figure.key for figure in FIGURES}
-    assert set(summary(run)) - known == {"completed", "duration_s", "valid", "workflow_mean_s", "workflow_p95_s"}
+    assert set(summary(run)) - known == {
+        "completed", "duration_s", "gap_p999_s", "valid", "workflow_mean_s", "workflow_p95_s",
+    }  # fmt: skip
     assert [figure.key for figure in present([{"goodput": 1.0, "failed": 0.0}])] == ["failed", "goodput"]
 
 
