@@ -179,23 +179,22 @@ class _ByRank:
         chosen = victims(self._running, short, seq, self._view, self._tenure, self._gone)
         if not chosen or short <= self._view.leaving_blocks:
             return False  # what is on its way out will be enough: nobody else need go
-        for victim in chosen:
-            self._gone.add(victim.id)
-            self._free += self._view.blocks_freed(victim)
-            for work in self._decodes:
-                if work.sequence is victim:
-                    self._give_up(work)
-                    break
+        self._gone |= {victim.id for victim in chosen}
+        self._free += sum(self._view.blocks_freed(victim) for victim in chosen)
+        given_up = [work for work in self._decodes if work.sequence.id in self._gone]
+        self._decodes = [work for work in self._decodes if work.sequence.id not in self._gone]
+        for work in given_up:
+            self._regain(work)
         return True
 
-    def _give_up(self, work: Work) -> None:
-        self._decodes.remove(work)
+    def _regain(self, work: Work) -> None:
+        """What a decode had that is in the step no longer."""
         self._tokens += work.count + work.drafts
         self._free += _blocks(work, self._view)
 
     def _plan(self, seq: Sequence, count: int, need: int) -> None:
         if len(self._decodes) + len(self._prompts) == self._view.limits.rows:
-            self._give_up(self._decodes[-1])
+            self._regain(self._decodes.pop())
         self._prompts.append(Work(seq, count, WorkKind.PREFILL))
         self._free -= need
         self._tokens -= count

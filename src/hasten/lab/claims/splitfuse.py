@@ -119,7 +119,7 @@ def _block_bytes(size: int) -> int:
 
 
 def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, Any], dict[str, Run]]:
-    rounds, each, budget_s = (3, 2, 5.0) if setting.quick else (5, 5, 30.0)
+    rounds, each, budget_s = (3, 3, 5.0) if setting.quick else (5, 5, 30.0)
     tell = share(setting.progress, 0.1, 0.6)
     first: dict[str, Run] = {}
     facts: dict[str, list[float]] = {"pass": [], "pass_ms": [], "target": [], "target_ms": []}
