@@ -43,7 +43,7 @@ class Ageing:
         self._overdue.discard(id)
 
     def rank(self, ranked: list[Sequence], now: float) -> list[Sequence]:
-        """`ranked` with the overdue in front, in order of arrival."""
+        """A copy of `ranked` with the overdue in front, in order of arrival."""
         due_s = now + self._patience_s
         for id in self.serving:
             if id in self._due_s:
@@ -52,7 +52,7 @@ class Ageing:
         while self._due_s and self.next_s <= now:
             self._overdue.add(self._due_s.popitem(last=False)[0])
         if not self._overdue:
-            return ranked
+            return ranked[:]
         first = [seq for seq in ranked if seq.id in self._overdue]
         first.sort(key=lambda seq: (seq.arrival_s, seq.id))
         return first + [seq for seq in ranked if seq.id not in self._overdue]

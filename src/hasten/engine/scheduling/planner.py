@@ -80,6 +80,8 @@ class Planner:
         self._keys: dict[int, tuple[float, float, int]] = {}
         """By sequence: the order's key, then arrival and number, as ranks are compared."""
         self._keyed_at = -np.inf
+        self._ranking: list[Sequence] = []
+        """Who was live in the last step, in that step's order."""
         self._fault: str | None = None
         self.seconds = 0.0
         """Time that planning and its policies' learning have taken, by the processor's clock."""
@@ -261,8 +263,14 @@ class Planner:
             for seq, key in zip(stale, self._keys_of(stale), strict=True):
                 self._keys[seq.id] = (key, seq.arrival_s, seq.id)
         keys = self._keys
-        ranked = sorted(live.values(), key=lambda seq: keys[seq.id])
-        return self._ageing.rank(ranked, self.now) if self._ageing is not None else ranked
+        # Most stand where they stood in the last step, and what is nearly sorted is sorted in one pass.
+        ranked = [seq for seq in self._ranking if live.get(seq.id) is seq]
+        if len(ranked) < len(live):
+            known = {seq.id for seq in ranked}
+            ranked += [seq for id, seq in live.items() if id not in known]
+        ranked.sort(key=lambda seq: keys[seq.id])
+        self._ranking = ranked
+        return self._ageing.rank(ranked, self.now) if self._ageing is not None else ranked[:]
 
     @property
     def holds_until_s(self) -> float:

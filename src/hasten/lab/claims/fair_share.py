@@ -94,6 +94,11 @@ def run(setting: Setting) -> Outcome:
     return Outcome(
         samples=samples,
         guards=[guard, within],
+        shortfall={
+            "real-error": "beyond saturation the backlog grows with the difference of what comes and what is done, so an "
+            "error of "
+            "the steps' times shows several times over under FCFS"
+        },
         notes=[
             f"saturation: {rate:.1f} requests/s with everything waiting; stall-free chunks of {CHUNK} tokens on all sides",
             "Jain's index of the service (prompt tokens and twice the output tokens) that the tenants get from a quarter "

@@ -21,10 +21,12 @@ def axes(count: int, height: float = 3.4) -> tuple[Any, Any]:
 
 
 def png(figure: Any) -> bytes:
-    """The figure as a PNG; it is closed."""
+    """The figure as a PNG of 64 colours, which is a third of the bytes of one of all; it is closed."""
     import matplotlib.pyplot as plt
+    from PIL import Image
 
-    buffer = io.BytesIO()
+    buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
-    return buffer.getvalue()
+    Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
