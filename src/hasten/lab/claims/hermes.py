@@ -58,7 +58,7 @@ def run(setting: Setting) -> Outcome:
             material = parts.templates(workflows, PROFILE, seed) if generated else parts.text2sql(seed)
             first = first or material
             sides = [side for side in parts.ALL if generated or side != MEAN]
-            virtual = parts.sides(material, chunk, seed, ROWS if generated else FEW_ROWS, sides)
+            virtual = parts.sides(material, chunk, seed, ROWS, sides)
             work = parts.at_load(virtual, material.test)
             runs = {}
             for turn, side in enumerate(sides):
@@ -73,7 +73,7 @@ def run(setting: Setting) -> Outcome:
             if generated:
                 cold.append(_cold(material, work, chunk, samples))
         if number == 0:
-            figures.append(_many_rows(setting.seed, chunk))
+            figures.append(_few_rows(setting.seed, chunk))
     point, equal = _real(setting, share(setting.progress, 0.75, 1.0))
     for name, real in (("real", True), ("real-predicted", False)):
         samples[name] = [100 * (1 - ratio) for ratio in point.ratios(HERMES, PER_APPLICATION, "workflow_mean_s", real=real)]
@@ -119,14 +119,14 @@ def _score(name: str, runs: dict[str, Run], samples: dict[str, list[float]]) -> 
     return {"mean_s": mean, "p95_s": p95, "max_s": longest}
 
 
-def _many_rows(seed: int, chunk: int) -> dict[str, Any]:
-    """Text-to-SQL on an engine that takes as many sequences as it has memory for."""
+def _few_rows(seed: int, chunk: int) -> dict[str, Any]:
+    """Text-to-SQL on an engine that takes few sequences at once, where more queues."""
     sides = (PER_APPLICATION, HERMES, ORACLE)
     material = parts.text2sql(seed)
-    virtual = parts.sides(material, chunk, seed, ROWS, sides)
+    virtual = parts.sides(material, chunk, seed, FEW_ROWS, sides)
     work = parts.at_load(virtual, material.test)
     took = {side: float(np.nanmean(parts.completions(virtual.replay(side, work, seed)))) for side in sides}
-    return {"workload": f"text2sql with {ROWS} rows", "rate": report.rate(work), "mean_s": took}
+    return {"workload": f"text2sql with {FEW_ROWS} rows", "rate": report.rate(work), "mean_s": took}
 
 
 def _cold(material: Material, work: Any, chunk: int, samples: dict[str, list[float]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ WARM_S = {"search": 1.0, "browser": 3.0, "sandbox": 4.0, "validator": 0.5}
 CHUNKS = (256, 512, 1024)
 """Tried for the baseline."""
 ROWS, FEW_ROWS = 256, 4
-"""Most sequences in a step: of generated applications, and of text-to-SQL workflows."""
+"""Most sequences in a step: as many as there is memory for, and few."""
 WORKLOADS = ("templates", "text2sql")
 ALL = (PER_APPLICATION, PER_CALL, HERMES, MEAN, SHUFFLED, SRPT, ORACLE)
 TRACES = ("text2sql-workflow-trace1", "text2sql-workflow-financial")

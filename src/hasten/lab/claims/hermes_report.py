@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.lab.claims import hermes_parts as parts
-from hasten.lab.claims.hermes_parts import CHUNKS, FEW_ROWS, HERMES, PER_APPLICATION, ROWS, WORKLOADS
+from hasten.lab.claims.hermes_parts import CHUNKS, FEW_ROWS, HERMES, LOAD, PER_APPLICATION, WORKLOADS
 
 if TYPE_CHECKING:
     from hasten.engine.scheduling.demand.store import Demand
@@ -26,13 +26,14 @@ def notes(figures: list[dict[str, Any]], cold: list[dict[str, Any]], chunk: int)
         return ", ".join(f"{side} {np.median([one[side] for one in rounds]):.1f}" for side in rounds[0])
 
     waste = [one["hints"] for one in cold]
-    many = next(one for one in figures if one["workload"] not in WORKLOADS)
+    few = next(one for one in figures if one["workload"] not in WORKLOADS)
     return [
         *(f"{name}: median over rounds of the mean completion in s: {spread(name, 'mean_s')}" for name in WORKLOADS),
         *(f"{name}: the same of the 95th percentile: {spread(name, 'p95_s')}" for name in WORKLOADS),
-        f"text-to-SQL runs with {FEW_ROWS} sequences in a step, which keeps the time per token below 10 ms: with {ROWS} hardly "
-        "anything queues at this load, since runs that spend most of their time decoding run side by side, and no order "
-        "decides much; mean completion in s there: " + ", ".join(f"{side} {took:.1f}" for side, took in many["mean_s"].items()),
+        "text-to-SQL workflows spend most of their time decoding, side by side, and are alike: hardly anything queues at this "
+        "load, and even an oracle saves little; on an engine that takes only "
+        f"{FEW_ROWS} sequences at once, at {LOAD:.0%} of what that sustains, mean completion in s: "
+        + ", ".join(f"{side} {took:.1f}" for side, took in few["mean_s"].items()),
         f"all sides take chunks of {chunk} tokens, the best of {', '.join(map(str, CHUNKS))} for the baseline; load is a "
         "share of what the baseline sustains with everything waiting, between a quarter and three quarters of the work",
         f"hints: {np.median([one['early'] for one in waste]):.0f} early starts for "
