@@ -140,8 +140,8 @@ def owner(*uses: tuple[str, float], keep_s: float = 0.0) -> Owner:
     for i, (tool, delay_s) in enumerate(uses):
         common = {"prompt_tokens": 1, "output_tokens": 1, "workflow": str(i)}
         requests.append(TimedRequest(id=f"{i}a", arrival_s=float(i), **common))  # type: ignore[arg-type]
-        behind = TimedRequest(id=f"{i}b", arrival_s=0.0, parents=(f"{i}a",), tool=tool, delay_s=delay_s, **common)  # type: ignore[arg-type]
-        requests.append(behind)
+        behind = {"id": f"{i}b", "arrival_s": 0.0, "parents": (f"{i}a",), "tool": tool, "delay_s": delay_s}
+        requests.append(TimedRequest(**behind, **common))  # type: ignore[arg-type]
     return Owner(Workload(name="w", requests=requests), {"box": 3.0}, keep_s)
 
 
