@@ -125,7 +125,7 @@ def test_knowing_helps_and_applications_are_more_than_their_calls() -> None:
     work = replace(work, requests=[replace(r, arrival_s=0.0) for r in work])
     means = {}
     for per in (None, "request", "application"):
-        order = OracleSRPT(work, per) if per else None  # type: ignore[arg-type]
+        order = OracleSRPT(work, per) if per else None
         run = replay(h100().engine(EngineConfig.build(set_=["scheduling.max_rows=8"]), order=order), work)
         means[per] = float(np.nanmean(metrics.workflows(run, metrics.requests(run))))
     assert means["application"] < means["request"] and means["application"] < 0.8 * means[None]
