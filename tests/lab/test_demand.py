@@ -125,7 +125,7 @@ def test_knowing_helps_and_applications_are_more_than_their_calls() -> None:
     work = replace(work, requests=[replace(r, arrival_s=0.0) for r in work])
     means = {}
     for per in (None, "request", "application"):
-        order = OracleSRPT(work, per) if per else None  # type: ignore[arg-type]
+        order = OracleSRPT(work, per) if per else None
         run = replay(h100().engine(EngineConfig.build(set_=["scheduling.max_rows=8"]), order=order), work)
         means[per] = float(np.nanmean(metrics.workflows(run, metrics.requests(run))))
     assert means["application"] < means["request"] and means["application"] < 0.8 * means[None]
@@ -140,8 +140,8 @@ def owner(*uses: tuple[str, float], keep_s: float = 0.0) -> Owner:
     for i, (tool, delay_s) in enumerate(uses):
         common = {"prompt_tokens": 1, "output_tokens": 1, "workflow": str(i)}
         requests.append(TimedRequest(id=f"{i}a", arrival_s=float(i), **common))  # type: ignore[arg-type]
-        behind = TimedRequest(id=f"{i}b", arrival_s=0.0, parents=(f"{i}a",), tool=tool, delay_s=delay_s, **common)  # type: ignore[arg-type]
-        requests.append(behind)
+        behind = {"id": f"{i}b", "arrival_s": 0.0, "parents": (f"{i}a",), "tool": tool, "delay_s": delay_s}
+        requests.append(TimedRequest(**behind, **common))  # type: ignore[arg-type]
     return Owner(Workload(name="w", requests=requests), {"box": 3.0}, keep_s)
 
 

@@ -130,7 +130,7 @@ def visit(unit: str, prompt: int = 10, output: int = 10) -> Visit:
 def routed(count: int, seed: int = 0) -> list[Run]:
     """Easy ones are answered shortly; hard ones search first, and their answers are long."""
     rng = np.random.default_rng(seed)
-    runs = []
+    runs: list[Run] = []
     for _ in range(count):
         hard = rng.random() < 0.4
         answer = visit("answer", 10, int(rng.integers(400, 600) if hard else rng.integers(20, 60)))
@@ -211,7 +211,9 @@ def test_what_comes_later_goes_with_what_came() -> None:
 
 def test_independent_units_are_not_told_apart() -> None:
     rng = np.random.default_rng(3)
-    runs = [(visit("a", 10, int(rng.integers(1, 500))), visit("b", 10, int(rng.integers(1, 500)))) for _ in range(150)]
+    runs: list[Run] = [
+        (visit("a", 10, int(rng.integers(1, 500))), visit("b", 10, int(rng.integers(1, 500)))) for _ in range(150)
+    ]
     graph, _ = of(runs)
     assert graph.features.demand == [NOBODY, NOBODY] and graph.features.branch == [NOBODY, NOBODY]
 

@@ -241,8 +241,8 @@ def test_steps_taken_together_are_those_taken_singly(seed: int, tmp_path: Path) 
         values = {"kv.block_size": 8, "scheduling.max_tokens": 64, "scheduling.max_rows": 5}
         config = EngineConfig.build(with_=[f"hermes:graphs={tmp_path}/demand.json"], set_=values)
         engine = simulated_engine(config, MODEL, costs, blocks=120, single_steps=single)
-        hints: list[tuple[float, Hint]] = []
-        engine.on_hint(lambda hint, engine=engine, hints=hints: hints.append((engine.clock.now(), hint)))
+        hints: list[Hint] = []
+        engine.on_hint(hints.append)
         rng = np.random.default_rng(seed)
         at = np.sort(rng.uniform(0, 4, 16)).tolist()
         stages = [("long", "first"), ("either", "only"), ("tool", "think"), ("short", "only"), ("tool", "quit")]
@@ -251,14 +251,15 @@ def test_steps_taken_together_are_those_taken_singly(seed: int, tmp_path: Path) 
             for i, t in enumerate(at)
         ]
         while waiting or engine.unfinished:
-            while waiting and (waiting[0].arrival_s or 0) <= engine.clock.now():
+            while at and at[0] <= engine.clock.now():
+                at.pop(0)
                 engine.add(waiting.pop(0))
-            next_s = waiting[0].arrival_s if waiting else float("inf")
+            next_s = at[0] if at else float("inf")
             if engine.unfinished:
                 engine.step(next_s)
             else:
                 engine.clock.sleep(next_s - engine.clock.now())
-        logs.append((engine.events.columns(), [hint for _, hint in hints]))
+        logs.append((engine.events.columns(), hints))
     for name, column in logs[0][0].items():
         assert np.array_equal(column, logs[1][0][name]), name
     assert logs[0][1] == logs[1][1]

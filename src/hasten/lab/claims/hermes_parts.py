@@ -31,7 +31,7 @@ WARM_S = {"search": 1.0, "browser": 3.0, "sandbox": 4.0, "validator": 0.5}
 CHUNKS = (256, 512, 1024)
 """Tried for the baseline."""
 ROWS, FEW_ROWS = 256, 4
-"""Most sequences in a step: of generated applications, and of text-to-SQL workflows."""
+"""Most sequences in a step: as many as there is memory for, and few."""
 WORKLOADS = ("templates", "text2sql")
 ALL = (PER_APPLICATION, PER_CALL, HERMES, MEAN, SHUFFLED, SRPT, ORACLE)
 TRACES = ("text2sql-workflow-trace1", "text2sql-workflow-financial")
@@ -54,28 +54,28 @@ def templates(workflows: int, profile: int, seed: int) -> Material:
     return Material(applications(workflows=workflows, seed=seed), learned)
 
 
-def text2sql(seed: int) -> Material:
-    """Both text-to-SQL traces: every other workflow to learn from, the others to test on, with arrivals and an order of their
-    own. Seeds swap the halves."""
+def text2sql(seed: int, most: int | None = None) -> Material:
+    """Both text-to-SQL traces: every other workflow to learn from, the others (at most `most`) to test on, with arrivals and an
+    order of their own. Seeds swap the halves."""
     from hasten.lab import workloads
     from hasten.lab.planning.demand import halves, learn
     from hasten.lab.workloads.transform import mix
 
     both = halves(mix(*(workloads.load(name) for name in TRACES)))
-    return Material(_rearranged(both[1 - seed % 2], seed), learn(both[seed % 2]))
+    return Material(_rearranged(both[1 - seed % 2], seed, most), learn(both[seed % 2]))
 
 
-def _rearranged(workload: Workload, seed: int) -> Workload:
+def _rearranged(workload: Workload, seed: int, most: int | None) -> Workload:
     """The workflows in a random order, with Poisson arrivals of one a second."""
     of: dict[str, list[Any]] = {}
     for request in workload:
         of.setdefault(request.workflow, []).append(request)
     rng = np.random.default_rng(seed)
-    names = list(of)
+    names = rng.permutation(list(of)).tolist()[:most]
     arrivals_s = np.cumsum(rng.exponential(1.0, len(names)))
     requests = []
-    for place, at_s in zip(rng.permutation(len(names)).tolist(), (arrivals_s - arrivals_s[0]).tolist(), strict=True):
-        requests += [replace(request, arrival_s=0.0 if request.parents else at_s) for request in of[names[place]]]
+    for name, at_s in zip(names, (arrivals_s - arrivals_s[0]).tolist(), strict=True):
+        requests += [replace(request, arrival_s=0.0 if request.parents else at_s) for request in of[name]]
     return replace(workload, requests=requests, source=f"{workload.source}; in random order, Poisson")
 
 
@@ -152,16 +152,12 @@ class Cold:
 
 
 def cold_starts(material: Material, work: Workload, chunk: int) -> Mapping[str, Cold]:
-    """Hermes on tools that take time to start: started when they are needed, by its hints, and kept for a fixed time that
-    costs as many idle seconds as the hints do."""
+    """Hermes on tools that take time to start: started when they are needed, by its hints, and kept after each use for the idle
+    seconds that the hints cost a use."""
     alone = _with_owner(material, work, chunk, hints=False, keep_s=0.0)
     hinted = _with_owner(material, work, chunk, hints=True, keep_s=0.0)
-    low, high = 0.0, 600.0
-    kept = _with_owner(material, work, chunk, hints=False, keep_s=high)
-    for _ in range(3):
-        middle = (low * high) ** 0.5 if low else high / 8
-        kept = _with_owner(material, work, chunk, hints=False, keep_s=middle)
-        low, high = (middle, high) if kept.cost.idle_s < hinted.cost.idle_s else (low, middle)
+    keep_s = hinted.cost.idle_s / max(1, hinted.cost.invocations)
+    kept = _with_owner(material, work, chunk, hints=False, keep_s=keep_s)
     return {"when needed": alone, "hints": hinted, "kept": kept}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.lab.claims import hermes_parts as parts
-from hasten.lab.claims.hermes_parts import CHUNKS, FEW_ROWS, HERMES, PER_APPLICATION, ROWS, WORKLOADS
+from hasten.lab.claims.hermes_parts import CHUNKS, FEW_ROWS, HERMES, LOAD, PER_APPLICATION, WORKLOADS
 
 if TYPE_CHECKING:
     from hasten.engine.scheduling.demand.store import Demand
@@ -26,19 +26,23 @@ def notes(figures: list[dict[str, Any]], cold: list[dict[str, Any]], chunk: int)
         return ", ".join(f"{side} {np.median([one[side] for one in rounds]):.1f}" for side in rounds[0])
 
     waste = [one["hints"] for one in cold]
-    many = next(one for one in figures if one["workload"] not in WORKLOADS)
+    few = [one for one in figures if one["workload"] not in WORKLOADS]
     return [
         *(f"{name}: median over rounds of the mean completion in s: {spread(name, 'mean_s')}" for name in WORKLOADS),
         *(f"{name}: the same of the 95th percentile: {spread(name, 'p95_s')}" for name in WORKLOADS),
-        f"text-to-SQL runs with {FEW_ROWS} sequences in a step, which keeps the time per token below 10 ms: with {ROWS} hardly "
-        "anything queues at this load, since runs that spend most of their time decoding run side by side, and no order "
-        "decides much; mean completion in s there: " + ", ".join(f"{side} {took:.1f}" for side, took in many["mean_s"].items()),
+        *(
+            "text-to-SQL workflows spend most of their time decoding, side by side, and are alike: hardly anything queues at "
+            f"this load, and even an oracle saves little; on an engine that takes only {FEW_ROWS} sequences at once, at "
+            f"{LOAD:.0%} of what that sustains, mean completion in s: "
+            + ", ".join(f"{side} {took:.1f}" for side, took in one["mean_s"].items())
+            for one in few
+        ),
         f"all sides take chunks of {chunk} tokens, the best of {', '.join(map(str, CHUNKS))} for the baseline; load is a "
         "share of what the baseline sustains with everything waiting, between a quarter and three quarters of the work",
         f"hints: {np.median([one['early'] for one in waste]):.0f} early starts for "
         f"{np.median([one['uses'] for one in waste]):.0f} uses; tools take "
         + ", ".join(f"{name} {seconds:g} s" for name, seconds in parts.WARM_S.items())
-        + " to start; an instance that was kept for a fixed time may serve any run, and is kept as long as costs what hints do",
+        + " to start; kept instances, which may serve any run, are kept for the idle seconds that hints cost a use",
         "SRPT by call is an oracle here: it knows every call's length",
     ]
 

@@ -15,7 +15,11 @@ from hasten.lab.workloads.base import WorkloadError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH, _HEIGHT = 0.36, 0.5
+_INCH = 2.3
+"""Of a column; rows are closer together. Axes are drawn to scale, so that arcs are where their labels are put."""
+_ROW = 0.42
+_SIDE, _TOP = 0.31, 0.15
+"""From a box's middle to where arrows begin."""
 _END: dict[str, Any] = {"boxstyle": "circle", "fc": "white", "ec": "grey"}
 _PLAIN: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.4}
 _RAREST = 0.02
@@ -28,11 +32,13 @@ def picture(graphs: Sequence[DemandGraph]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise WorkloadError("pictures need matplotlib: pip install 'hasten[plots]'") from error
-    widest = max(len(_columns(graph)) for graph in graphs)
-    figure = Figure(figsize=(max(8.0, 2.3 * (widest + 1)), 3.0 * len(graphs)), layout="constrained")
-    panels: Any = figure.subplots(len(graphs), 1, squeeze=False)
-    for axes, graph in zip(panels[:, 0], graphs, strict=True):
-        _draw(axes, graph)
+    places = [_places(graph) for graph in graphs]
+    widest = max(place[END][0] for place in places) + 1.0
+    heights = [_high(place) - _low(place) for place in places]
+    figure = Figure(figsize=(_INCH * widest, _INCH * sum(heights) + 0.3 * len(graphs)), layout="constrained")
+    panels: Any = figure.subplots(len(graphs), 1, squeeze=False, height_ratios=heights)
+    for axes, graph, place in zip(panels[:, 0], graphs, places, strict=True):
+        _draw(axes, graph, place, widest)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
@@ -67,8 +73,12 @@ def words(seen: Seen) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    low, high = np.nanpercentile(values, [10, 90]).tolist()
-    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+    low, high = (_short(value) for value in np.nanpercentile(values, [10, 90]).tolist())
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}" if value < 1000 else f"{value / 1000:.2g}k"
 
 
 def _columns(graph: DemandGraph) -> list[list[int]]:
@@ -86,56 +96,62 @@ def _columns(graph: DemandGraph) -> list[list[int]]:
     return [columns[place] for place in sorted(columns)]
 
 
-def _draw(axes: Axes, graph: DemandGraph) -> None:
+def _places(graph: DemandGraph) -> dict[int, tuple[float, float]]:
+    """Where the middle of each unit, and the end, is drawn."""
     columns = _columns(graph)
-    at: dict[int, tuple[float, float]] = {}
+    at = {END: (float(len(columns)), 0.0)}
     for column, units in enumerate(columns):
         for row, unit in enumerate(units):
-            at[unit] = (float(column), (len(units) - 1) / 2 - row)
-    at[END] = (float(len(columns)), 0.0)
+            at[unit] = (float(column), _ROW * ((len(units) - 1) / 2 - row))
+    return at
+
+
+def _low(at: dict[int, tuple[float, float]]) -> float:
+    return min(y for _, y in at.values()) - 0.5
+
+
+def _high(at: dict[int, tuple[float, float]]) -> float:
+    return max(y for _, y in at.values()) + 0.55
+
+
+def _draw(axes: Axes, graph: DemandGraph, at: dict[int, tuple[float, float]], widest: float) -> None:
     for unit, (x, y) in at.items():
         if unit == END:
             axes.text(x, y, "end", ha="center", va="center", fontsize=8, bbox=_END)
             continue
         seen = graph.seen[unit]
         tool = not seen.visits[0].calls
-        box: dict[str, Any] = {
-            "boxstyle": "round,pad=0.35",
-            "fc": "#fff4e5" if tool else "#e8f1fe",
-            "ec": "#e36209" if tool else "#1f6feb",
-        }
+        box: dict[str, Any] = {"boxstyle": "round,pad=0.35", "fc": "#fff4e5", "ec": "#e36209"}
+        if not tool:
+            box |= {"fc": "#e8f1fe", "ec": "#1f6feb"}
         axes.text(x, y, f"{graph.units[unit]}\n{words(seen)}", ha="center", va="center", fontsize=7.5, bbox=box, zorder=3)
         for following, share in ways(graph, unit):
             if share >= _RAREST:
                 _arrow(axes, at[unit], at[following], share)
-    axes.set_xlim(-0.6, len(columns) + 0.4)
-    heights = [y for _, y in at.values()]
-    axes.set_ylim(min(heights) - 1.0, max(heights) + 1.0)
+    axes.set_xlim(-0.5, widest - 0.5)
+    axes.set_ylim(_low(at), _high(at))
+    axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_title(f"{graph.application}: {len(graph.runs)} runs (10th to 90th percentiles)", fontsize=9, loc="left")
 
 
 def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], share: float) -> None:
     (x0, y0), (x1, y1) = begin, end
-    style: dict[str, Any] = {"arrowstyle": "-|>", "color": "#57606a", "lw": 0.6 + 2.2 * share, "shrinkA": 2, "shrinkB": 2}
-    label: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": "#24292f", "bbox": _PLAIN}
+    dx = x1 - x0
     if begin == end:
-        loop = {**style, "connectionstyle": "arc3,rad=-1.6"}
-        axes.annotate("", (x0 + 0.16, y0 + 0.36), (x0 - 0.16, y0 + 0.36), arrowprops=loop)
-        axes.text(x0, y0 + _HEIGHT + 0.12, f"{share:.0%}", **label)
-        return
-    far = abs(x1 - x0) > 1.5 or x1 < x0
-    bend = (-0.35 if x1 > x0 else -0.3) if far else 0.0
-    side = _WIDTH if x1 >= x0 else -_WIDTH
-    if far:
-        edge = 0.36 if x1 > x0 else -0.36
-        start, stop = (x0, y0 + edge), (x1, y1 + edge)
-        if x1 < x0:
-            bend = -0.3
-    else:
-        start, stop = (x0 + side, y0), (x1 - side, y1)
-    axes.annotate("", stop, start, arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"})
-    # The middle of the arc lies half its height off the chord, to the side it bends to.
-    dx, dy = stop[0] - start[0], stop[1] - start[1]
-    middle = ((start[0] + stop[0]) / 2 + bend * dy / 2, (start[1] + stop[1]) / 2 - bend * dx / 2)
-    axes.text(*middle, f"{share:.0%}", zorder=4, **label)
+        start, stop, height = (x0 + 0.12, y0 + _TOP), (x0 - 0.12, y0 + _TOP), 0.2
+    elif 0 < dx < 1.5:
+        start, stop, height = (x0 + _SIDE, y0), (x1 - _SIDE, y1), 0.0
+    else:  # over the units between, or back below them
+        side = 1 if dx > 0 else -1
+        start, stop = (x0, y0 + side * _TOP), (x1, y1 + side * _TOP)
+        height = 0.16 + 0.03 * abs(dx)
+    across, up = stop[0] - start[0], stop[1] - start[1]
+    length = max(1e-9, (across**2 + up**2) ** 0.5)
+    bend = -2 * height / length  # the middle of the curve lies half as far off the chord as its control point
+    style = {"arrowstyle": "-|>", "color": "#57606a", "lw": 0.6 + 2.2 * share, "connectionstyle": f"arc3,rad={bend}"}
+    axes.annotate("", stop, start, arrowprops={**style, "shrinkA": 2, "shrinkB": 2})
+    x = (start[0] + stop[0]) / 2 + bend * up / 2
+    y = (start[1] + stop[1]) / 2 - bend * across / 2
+    label: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": "#24292f", "bbox": _PLAIN}
+    axes.text(x, y, f"{share:.0%}", zorder=4, **label)
