@@ -63,26 +63,44 @@ def test_the_time_and_the_work_that_are_left() -> None:
     np.testing.assert_allclose(gain.engine_s(one, PRICES), [prompt + decode[0], 2.5 + decode[1]])
 
 
-def naive(seq: Sequence, view: Any, options: Options, prices: Prices, copy_s: float = 0.0) -> tuple[float, float, float]:
-    """(gain without the deadline's share, seconds until the end, cost) of one sequence, its workflow apart."""
+def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_s: float) -> tuple[float, float, float]:
+    """(gain without the deadline's share, moment of the end, cost) of one sequence served from `now_s` on, its workflow apart."""
     slo = seq.request.slo
     left = float(view.remaining_output(seq)[-1])
     todo = 0 if seq.decoding else seq.remaining
     held, produced = seq.view.length, seq.output_length
-    start_s = copy_s + math.ceil(todo / prices.chunk) * prices.interval_s
+    start_s = math.ceil(todo / prices.chunk) * prices.interval_s
     taken_s = start_s + left * prices.interval_s
     prefill = todo * prices.token_s + (todo * held + todo**2 / 2) * prices.pair_s
-    cost = copy_s + prefill + left * (prices.row_s + (held + todo + left / 2) * prices.cached_s)
+    cost = prefill + left * (prices.row_s + (held + todo + left / 2) * prices.cached_s)
+    if options.per == "time":
+        cost = taken_s
     if slo.ttft_s is None and slo.tpot_s is None:
-        return seq.prompt_length + options.output_weight * (produced + left), taken_s, cost
-    next_s = view.now + start_s + prices.interval_s
+        return seq.prompt_length + options.output_weight * (produced + left), now_s + taken_s, cost
+    next_s = now_s + start_s + prices.interval_s
     due_s = seq.arrival_s + slo.ttft_s if slo.ttft_s is not None else next_s
     tpot_s = slo.tpot_s if slo.tpot_s is not None else 1e9
     late = sum(next_s + j * prices.interval_s > due_s + (produced + j) * tpot_s for j in range(int(left)))
     kept = options.output_weight * left * ((left - late) / left) ** options.penalty
     if produced == 0:
         kept += seq.prompt_length * min(1.0, (due_s - seq.arrival_s) / (next_s - seq.arrival_s)) ** options.penalty
-    return kept, taken_s, cost
+    return kept, now_s + taken_s, cost
+
+
+def worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_s: float) -> tuple[float, float]:
+    """(gain, cost) of a sequence with all calls under its deadline."""
+    slo, workflow = seq.request.slo, view.workflow(seq)
+    shared = [seq]
+    if slo.deadline_s is not None and seq.request.app.workflow:
+        shared = [other for other in workflow.live.values() if other.request.slo.deadline_s is not None]
+    calls = [alone_worth(other, view, options, prices, now_s) for other in shared]
+    cost = max(call[2] for call in calls) if options.per == "time" else sum(call[2] for call in calls)
+    found = sum(call[0] for call in calls)
+    if slo.ttft_s is None and slo.tpot_s is None:
+        begin_s = workflow.arrival_s if slo.deadline_s is not None else seq.arrival_s
+        allowed_s = slo.deadline_s if slo.deadline_s is not None else options.best_effort_s
+        found *= min(1.0, allowed_s / (max(call[1] for call in calls) - begin_s)) ** options.penalty
+    return found, cost
 
 
 jobs = st.lists(
@@ -101,9 +119,14 @@ jobs = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(jobs=jobs, per=st.sampled_from(["work", "time"]), penalty=st.sampled_from([1.0, 2.0, 4.0]))
-def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any, penalty: float) -> None:
-    options = Options(per=per, penalty=penalty, quantile=1.0, frame=1)
+@given(
+    jobs=jobs,
+    per=st.sampled_from(["work", "time"]),
+    penalty=st.sampled_from([1.0, 2.0, 4.0]),
+    early=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any, penalty: float, early: float) -> None:
+    options = Options(per=per, penalty=penalty, quantile=1.0, frame=1, early=early)
     order = GoodputDensity(options)
     engine = make_engine(order=order, reuse=False, rows=5, chunk=12)
     submit = engine.executor.submit
@@ -128,31 +151,13 @@ def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any
     for seq in view.sequences:
         if seq.output_length and seq.request.slo.tpot_s is not None and seq.request.slo.ttft_s is None:
             continue  # its schedule began with the first token, whose time the sequence does not hold
-        slo = seq.request.slo
-        own = naive(seq, view, options, prices)
-        calls, ended = [own], 0.0
-        if slo.deadline_s is not None and seq.request.app.workflow:
-            workflow = view.workflow(seq)
-            shared = [other for other in workflow.live.values() if other.request.slo.deadline_s is not None]
-            calls = [naive(other, view, options, prices) for other in shared]
-            ended = sum(call.prompt_tokens + options.output_weight * call.output_tokens for call in workflow.ended)
-        found = sum(call[0] for call in calls)
-        if slo.ttft_s is None and slo.tpot_s is None:
-            begin_s = view.workflow(seq).arrival_s if slo.deadline_s is not None and seq.request.app.workflow else seq.arrival_s
-            allowed_s = slo.deadline_s if slo.deadline_s is not None else options.best_effort_s
-            taken_s = view.now - begin_s + max(call[1] for call in calls)
-            found = (found + ended) * min(1.0, allowed_s / taken_s) ** penalty
-        cost = max(call[1] for call in calls) if per == "time" else sum(call[2] for call in calls)
-        if mixed_workflow(seq, view):
-            continue
-        np.testing.assert_allclose(-view.order_key(seq), found / cost, rtol=1e-9)
-
-
-def mixed_workflow(seq: Sequence, view: Any) -> bool:
-    """Ended calls without a deadline count for the workflow in one way only if all had one: not what is tested here."""
-    if not seq.request.app.workflow:
-        return False
-    return bool(view.workflow(seq).ended)
+        if seq.request.app.workflow and view.workflow(seq).ended:
+            continue  # what ended calls put in has a test of its own
+        now, cost = worth(seq, view, options, prices, view.now)
+        later, _ = worth(seq, view, options, prices, view.now + prices.interval_s)
+        lost = max(0.0, now - later)
+        want = (lost + early * (now - lost)) / cost
+        np.testing.assert_allclose(-view.order_key(seq), want, rtol=1e-6, atol=1e-9 * now / cost)
 
 
 def test_what_others_have_put_into_a_workflow_counts() -> None:
@@ -230,6 +235,7 @@ def test_bad_knobs_are_refused() -> None:
         ("penalty=0", "penalty must be a number above 0"),
         ("output_weight=nan", "output_weight must be"),
         ("best_effort_s=inf", "best_effort_s must be"),
+        ("early=2", "early must be a share"),
         ("per=luck", "per"),
     ):
         with pytest.raises(ConfigError, match=message):

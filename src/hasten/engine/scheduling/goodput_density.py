@@ -11,6 +11,10 @@ event changed it.
 Exact. O(sequences) a frame, vectorised and spread over it; a look at the lengths costs what the Lengths part takes and is
 made once for each arrival and again when the output has grown by a quarter.
 
+Just enough, just in time: a sequence that loses nothing by waiting another frame lets others go first who do, so its gain
+counts in full only as far as a frame's wait would cost it (`early` is what the rest counts for). Where all is in time anyway
+that is close to earliest deadline first; beyond saturation it is the density that decides.
+
 Where it differs from the paper, and what was reconstructed: its text and released code agree on gain and density, but the
 code takes the predicted length as it was at the start, counts the prompt in the gain and not in the time, and spreads a
 deadline over the workflow by matched patterns, which we leave out. `per=time` is the paper's density (seconds until the last
@@ -35,11 +39,14 @@ import numpy.typing as npt
 from hasten.engine.events import Event, Kind
 from hasten.engine.scheduling import gain
 from hasten.engine.scheduling.base import StepPlan, View
+from hasten.engine.scheduling.gain import Prices, Standing
 from hasten.engine.scheduling.objectives import NEVER_S, is_compound
 from hasten.engine.scheduling.pace import Pace
-from hasten.engine.scheduling.standings import Standings
+from hasten.engine.scheduling.standings import Ints, Standings
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import Technique
+
+Bools = npt.NDArray[np.bool_]
 
 PARTS = 5
 """A frame's keys are made anew in so many turns, spread over it, so that no step plans for all."""
@@ -57,6 +64,8 @@ class Options:
     """Power of the share of its time that a late sequence keeps; the paper's is 1."""
     per: Literal["work", "time"] = "work"
     """Gain per second of the engine, or per second until the last token as in the paper."""
+    early: float = 0.1
+    """What that part of a gain counts for which another frame's wait would not cost. 1: as much as the rest, as published."""
     best_effort_s: float = 60.0
     """The deadline of a request without objectives."""
 
@@ -71,6 +80,8 @@ class GoodputDensity:
             raise ValueError(f"goodput-density: frame must be at least 1 step, got {options.frame}")
         if not 0 < options.quantile <= 1:
             raise ValueError(f"goodput-density: quantile must be above 0 and at most 1, got {options.quantile}")
+        if not 0 <= options.early <= 1:
+            raise ValueError(f"goodput-density: early must be a share from 0 to 1, got {options.early}")
         for name in ("output_weight", "penalty", "best_effort_s"):
             if not 0 < (value := getattr(options, name)) < math.inf:
                 raise ValueError(f"goodput-density: {name} must be a number above 0, got {value}")
@@ -88,32 +99,33 @@ class GoodputDensity:
         every = np.concatenate([rows, siblings])
         return -self._density(every, view)[: len(rows)]
 
-    def _density(self, rows: npt.NDArray[np.int64], view: View) -> npt.NDArray[np.float64]:
+    def _density(self, rows: Ints, view: View) -> gain.Floats:
         options, standings = self._options, self._standings
         standing, prices = standings.of(rows), self._pace.prices(view)
-        taken_s = gain.remaining_s(standing, prices)
-        cost_s = taken_s if options.per == "time" else gain.engine_s(standing, prices)
-        end_s = view.now + taken_s
-        stream = gain.streaming(standing, view.now, prices, options.output_weight, options.penalty)
-        response = gain.whole(standing, options.output_weight)
-        group = standings.group[rows]
-        inside = np.flatnonzero(group >= 0)
-        if len(inside):
-            # Calls under one deadline: their gains together, as late as the last of them.
-            which, of = np.unique(group[inside], return_inverse=True)
-            end_s[inside] = _over(np.maximum, end_s[inside], of, len(which), -np.inf)
-            ended = np.array([standings.ended(int(number)) for number in which])
-            response[inside] = (np.bincount(of, response[inside], len(which)) + ended)[of]
-            if options.per == "time":
-                cost_s[inside] = _over(np.maximum, cost_s[inside], of, len(which), 0.0)
-            else:
-                cost_s[inside] = np.bincount(of, cost_s[inside], len(which))[of]
+        groups = _Groups(standings, rows)
+        cost_s = (
+            groups.largest(gain.remaining_s(standing, prices))
+            if options.per == "time"
+            else groups.total(gain.engine_s(standing, prices))
+        )
+        now = self._worth(standing, prices, groups, standings.streams[rows], view.now)
+        if options.early == 1:
+            return now / np.maximum(cost_s, 1e-9)
+        later_s = view.now + options.frame * prices.interval_s
+        later = self._worth(standing, prices, groups, standings.streams[rows], later_s)
+        lost = np.maximum(0.0, now - later)
+        return (lost + options.early * (now - lost)) / np.maximum(cost_s, 1e-9)
+
+    def _worth(self, standing: Standing, prices: Prices, groups: _Groups, streams: Bools, now_s: float) -> gain.Floats:
+        """The gain of each if it is served from `now_s` on, calls under one deadline together."""
+        options = self._options
+        stream = gain.streaming(standing, now_s, prices, options.output_weight, options.penalty)
+        response = groups.total(gain.whole(standing, options.output_weight)) + groups.ended
+        end_s = groups.largest(now_s + gain.remaining_s(standing, prices))
         share = gain.kept_share(standing.deadline_s - standing.begin_s, end_s - standing.begin_s)
         response *= share**options.penalty
-        streams = standings.streams[rows]
         bounded = standing.deadline_s < NEVER_S
-        found = np.where(streams & bounded, np.minimum(stream, response), np.where(streams, stream, response))
-        return found / np.maximum(cost_s, 1e-9)
+        return np.where(streams, np.where(bounded, np.minimum(stream, response), stream), response)
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         kind = event.kind
@@ -140,11 +152,30 @@ class GoodputDensity:
         return self._every - self._steps % self._every
 
 
-def _over(ufunc: np.ufunc, values: gain.Floats, of: npt.NDArray[np.int64], groups: int, start: float) -> gain.Floats:
-    """`ufunc` over the values of each group, given to all of them."""
-    found = np.full(groups, start)
-    ufunc.at(found, of, values)
-    return found[of]
+class _Groups:
+    """Calls under one deadline among `rows`: their values taken together, each call having that of all."""
+
+    def __init__(self, standings: Standings, rows: Ints) -> None:
+        group = standings.group[rows]
+        self._inside = np.flatnonzero(group >= 0)
+        which, self._of = np.unique(group[self._inside], return_inverse=True)
+        self._count = len(which)
+        self.ended = np.zeros(len(rows))
+        """What the ended calls of each one's group have put in."""
+        if self._count:
+            self.ended[self._inside] = np.array([standings.ended(int(number)) for number in which])[self._of]
+
+    def total(self, values: gain.Floats) -> gain.Floats:
+        if self._count:
+            values[self._inside] = np.bincount(self._of, values[self._inside], self._count)[self._of]
+        return values
+
+    def largest(self, values: gain.Floats) -> gain.Floats:
+        if self._count:
+            found = np.full(self._count, -np.inf)
+            np.maximum.at(found, self._of, values[self._inside])
+            values[self._inside] = found[self._of]
+        return values
 
 
 TECHNIQUE = Technique(
