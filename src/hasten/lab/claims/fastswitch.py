@@ -2,144 +2,57 @@
 
 Every side runs the same scheduler: priorities from one trace, memory by priority. They differ in how KV moves. The baseline
 swaps as vLLM did when the paper was written: a copy a block and layer, steps wait until all are done, everything is sent every
-time. The three parts of FastSwitch are added to it one by one, and taken from the whole one by one.
+time. The three parts of FastSwitch are added to it one by one, and taken from the whole one by one. All sides have vLLM's block
+size and no prefix cache, as vLLM then; the two ends are compared with this engine's defaults of both as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
-from hasten.lab.claims.sides import Side, equal_tokens, share
+from hasten.lab.claims.base import Claim, Outcome, Requirement, Setting
+from hasten.lab.claims.fastswitch_runs import (
+    BASELINE,
+    CONVERSATIONS,
+    ENDS,
+    FAST,
+    LOAD,
+    PLAIN,
+    POOL_SHARE,
+    QUICK,
+    SIDES,
+    STEMS,
+    VLLM,
+    guard,
+    real,
+    simulate,
+)
+from hasten.lab.claims.sides import share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hasten.engine.kv.host import Traffic
     from hasten.lab.bench.run import Run
-    from hasten.lab.workloads.base import Workload
-
-LOAD = 0.7
-POOL_SHARE = 0.4
-CONVERSATIONS, QUICK = 160, 60
-HOST_BYTES = 64_000_000_000
-TRACE = "priority-trace"
-SYNC = "follow-order:transfers=sync"
-BY_BLOCK = ("kv.copies=blocks",)
-
-ROOM, BASELINE, FAST = "all the memory", "block by block", "fastswitch"
-SIDES = (
-    Side(BASELINE, (TRACE, SYNC), BY_BLOCK),
-    Side("+ groups", (TRACE, SYNC, "block-groups")),
-    Side("+ overlap", (TRACE, "follow-order"), BY_BLOCK),
-    Side("+ kept copies", (TRACE, SYNC), (*BY_BLOCK, "kv.keep_copies=true")),
-    Side("no groups", (TRACE, "follow-order"), (*BY_BLOCK, "kv.keep_copies=true")),
-    Side("no overlap", (TRACE, "fastswitch", SYNC)),
-    Side("no kept copies", (TRACE, "follow-order", "block-groups")),
-    Side(FAST, (TRACE, "fastswitch")),
-)
-PLAIN = Side("plain", (TRACE,))
-"""The default residency: memory by arrival, swaps beside steps, a copy a run of blocks. It does not follow the priorities."""
-REAL_SIDES = (SIDES[0], SIDES[-1])
-
-
-def workload(conversations: int, rate: float, seed: int) -> Workload:
-    """Turns as long as those of LMSYS-Chat-1M, five to a conversation; `rate` conversations a second."""
-    from hasten.lab.workloads.conversations import conversations as made
-
-    return made(rate=rate, conversations=conversations, turns=5, think_s=5, longest=8192, seed=seed)
-
-
-def short_workload(conversations: int, rate: float, seed: int) -> Workload:
-    """The same for the small model: contexts of up to 2,000 tokens."""
-    from hasten.lab.workloads.conversations import conversations as made
-
-    return made(
-        rate=rate, conversations=conversations, turns=3, message=60, answer=100, think_s=1, longest=2000, system=64, seed=seed
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """`rate`: requests per second at `LOAD` of what an engine with all the memory sustains; `blocks`: the most that it then
-    holds of KV blocks, those only cached not counted."""
-
-    rate: float
-    blocks: float
-
-
-def demand(replay: Callable[[Workload], Run], saturation: float, work: Workload) -> Demand:
-    from hasten.lab.bench.metrics import summary
-    from hasten.lab.workloads.transform import scale_load
-
-    run = replay(scale_load(work, LOAD * saturation))
-    assert run.total_blocks is not None
-    return Demand(LOAD * saturation, summary(run)["kv_peak"] * run.total_blocks)
-
-
-def ratios(of: dict[str, dict[str, float]], traffic: dict[str, Traffic], name: str) -> dict[str, float]:
-    """How much better side `name` is than the baseline, by requirement's stem."""
-    base, one = of[BASELINE], of[name]
-    b, o = traffic[BASELINE], traffic[name]
-    return {
-        "calls": (b.calls_out + b.calls_in) / (o.calls_out + o.calls_in),
-        "bytes": 100 * (1 - o.blocks_out / b.blocks_out),
-        "ttft": base["ttft_p99_s"] / one["ttft_p99_s"],
-        "tbt": base["gap_p999_s"] / one["gap_p999_s"],
-    }
 
 
 def run(setting: Setting) -> Outcome:
-    from hasten.lab.bench.metrics import summary
-    from hasten.lab.claims.virtual import Virtual, h100
-    from hasten.lab.workloads.transform import scale_load
-
     conversations, rounds = (QUICK, 1) if setting.quick else (CONVERSATIONS, 3)
-    samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     guards = guard(setting)
-    device = h100()
-    tell = share(setting.progress, 0.1, 0.7)
-    tell("demand", 0.0)
-    work = workload(conversations, 1.0, setting.seed)
-    roomy = Virtual([Side(ROOM)], device=device)
-    need = demand(lambda w: roomy.replay(ROOM, w), roomy.saturation(ROOM, work), work)
-    block_size = roomy.configs[ROOM].kv.block_size
-    pool_bytes = int(POOL_SHARE * need.blocks * block_size * device.kv_token_bytes)
-    common = (f"kv.memory_bytes={pool_bytes}", f"kv.host_bytes={HOST_BYTES}")
-    traffic: dict[str, Traffic] = {}
-
-    def attend(name: str, engine: Any) -> None:
-        traffic[name] = engine.executor.traffic  # counts on while the engine runs
-
-    sides = (*SIDES, PLAIN)
-    virtual = Virtual(sides if not setting.quick else (SIDES[0], SIDES[-1]), device=device, common=common, attend=attend)
-    figures: list[dict[str, Any]] = []
-    first: dict[str, Run] = {}
-    counted: dict[str, Traffic] = {}
-
-    def arriving(number: int) -> Workload:
-        return scale_load(workload(conversations, 1.0, setting.seed + number), need.rate)
-
-    for runs in virtual.rounds(arriving, rounds, tell):
-        of = {name: summary(run) for name, run in runs.items()}
-        if not first:
-            first, counted = runs, dict(traffic)
-        found = {name: ratios(of, traffic, name) for name in runs if name in traffic and name not in (BASELINE, PLAIN.name)}
-        for stem, value in found[FAST].items():
-            samples[stem].append(value)
-        if PLAIN.name in of:
-            samples["ttft-plain"].append(of[PLAIN.name]["ttft_p99_s"] / of[FAST]["ttft_p99_s"])
-            samples["tbt-plain"].append(of[PLAIN.name]["gap_p999_s"] / of[FAST]["gap_p999_s"])
-        for name in found:
-            if name != FAST:
-                samples[f"{_slug(name)}-ttft"].append(found[name]["ttft"])
-                samples[f"{_slug(name)}-tbt"].append(found[name]["tbt"])
-        kept = ("ttft_p50_s", "ttft_p99_s", "gap_p99_s", "gap_p999_s", "e2e_mean_s", "output_tokens_per_s", "preemptions")
-        figures.append({name: {f: of[name][f] for f in kept} | _counts(traffic[name]) for name in of})
-    point, real_traffic, notes = _real(setting, share(setting.progress, 0.7, 1.0))
+    main = simulate((*SIDES, PLAIN), VLLM, conversations, rounds, setting.seed, share(setting.progress, 0.1, 0.55))
+    default = simulate(ENDS, (), conversations, rounds, setting.seed, share(setting.progress, 0.55, 0.7))
+    samples: dict[str, list[float]] = {}
+    for stem in STEMS:
+        samples[stem] = [found[stem] for found in main.ratios(FAST)]
+        samples[f"default-{stem}"] = [found[stem] for found in default.ratios(FAST)]
+    for name in main.first:
+        if name not in (BASELINE, FAST, PLAIN.name):
+            for stem in ("ttft", "tbt"):
+                samples[f"{_slug(name)}-{stem}"] = [found[stem] for found in main.ratios(name)]
+    for stem, figure in (("ttft", "ttft_p99_s"), ("tbt", "gap_p999_s")):
+        samples[f"{stem}-plain"] = [of[PLAIN.name][figure] / of[FAST][figure] for of in main.figures]
+    point, real_traffic, note = real(setting, share(setting.progress, 0.7, 1.0))
     for stem, figure in (("real-ttft", "ttft_p99_s"), ("real-tbt", "gap_p999_s")):
         samples[stem] = point.ratios(BASELINE, FAST, figure)
         samples[f"{stem}-error"] = [100 * point.error_of_ratio(BASELINE, FAST, figure)]
@@ -147,21 +60,35 @@ def run(setting: Setting) -> Outcome:
     b, o = real_traffic[BASELINE], real_traffic[FAST]
     samples["real-calls"] = [(b.calls_out + b.calls_in) / (o.calls_out + o.calls_in)]
     samples["real-bytes"] = [100 * (1 - o.blocks_out / b.blocks_out)]
+    kept = ("ttft_p50_s", "ttft_p99_s", "gap_p99_s", "gap_p999_s", "e2e_mean_s", "output_tokens_per_s", "preemptions")
+    details = {
+        title: [
+            {name: {f: of[name][f] for f in kept} | asdict(moved[name]) for name in of}
+            for of, moved in zip(one.figures, one.traffic, strict=True)
+        ]
+        for title, one in (("as vLLM", main), ("defaults", default))
+    }
     return Outcome(
-        samples={name: values for name, values in samples.items() if values},
+        samples=samples,
         guards=guards,
         notes=[
-            f"virtual: {need.rate:.1f} requests/s, {LOAD:.0%} of what an engine with all the memory sustains; it holds at most "
-            f"{need.blocks * block_size:,.0f} tokens of KV, of which {POOL_SHARE:.0%} fit here ({pool_bytes / 1e9:.1f} GB)",
-            *notes,
+            *(
+                f"virtual, {title}: {one.need.rate:.1f} requests/s, {LOAD:.0%} of what an engine with all the memory sustains; "
+                f"it holds at most {one.need.blocks * one.block_size:,.0f} tokens of KV, of which {POOL_SHARE:.0%} fit here "
+                f"({one.pool_bytes / 1e9:.1f} GB)"
+                for title, one in (("blocks of 16 and no prefix cache", main), ("defaults", default))
+            ),
+            note,
             "calls are counted where copies are made: on the virtual clock a run of blocks in all layers is one call, on the "
             "real engine each layer's keys and values are calls of their own, on both sides",
+            "most of a long gap between tokens is the time without memory, which the scheduler decides and all sides share",
         ],
-        details={"rounds": figures, "real": {"measured": point.measured, "predicted": point.predicted}},
-        pictures=_picture(first, counted),
+        details={**details, "real": {"measured": point.measured, "predicted": point.predicted}},
+        pictures=_picture(main.first, main.traffic[0]),
     )
 
 
+<<<<<<< HEAD
 def guard(setting: Setting) -> list[Guard]:
     """Equal tokens on all sides, and KV that came back as it left."""
     from hasten.lab.bench.kv_checks import KVChecks
@@ -233,6 +160,8 @@ def _counts(traffic: Traffic) -> dict[str, int]:
     }
 
 
+=======
+>>>>>>> s-fast
 def _slug(name: str) -> str:
     return name.replace("+ ", "with ").replace(" ", "-")
 
@@ -268,11 +197,12 @@ CLAIM = Claim(
     name="fastswitch",
     title="Cheap KV context switches under changing priorities",
     paper="FastSwitch: Optimizing Context Switching Efficiency in Fairness-aware LLM Serving (Shen et al., 2024)",
-    workload="conversations of five turns (messages and answers as in LMSYS-Chat-1M), "
+    workload="conversations of three turns (messages and answers as in LMSYS-Chat-1M), "
     f"at {LOAD:.0%} of what an engine with all the memory sustains; Markov priorities drawn every 25 to 50 steps; KV memory "
     f"{POOL_SHARE:.0%} of the demand; Llama-3 8B on a simulated H100, and for real the built-in model with shorter turns",
-    baseline="the same scheduler (priority-trace, follow-order), with a copy a block, steps that wait for copies, and all of a "
-    "sequence sent each time: block-by-block synchronous swapping, as in vLLM",
+    baseline="the same scheduler (priority-trace, follow-order), with a copy a block (kv.copies=blocks), steps that wait for "
+    "copies (follow-order:transfers=sync), and all of a sequence sent each time: block-by-block synchronous swapping as in "
+    "vLLM; on all sides blocks of 16 tokens and no prefix cache, as vLLM when the paper was written, unless said otherwise",
     technique="fastswitch: block groups, copies beside steps, copies that stay",
     requirements=(
         Requirement(name="calls", what="copy calls, baseline over fastswitch", unit="x", at_least=8.0),
@@ -290,6 +220,10 @@ CLAIM = Claim(
             for side in SIDES[1:-1]
             for stem, what in (("ttft", "99th percentile of TTFT"), ("tbt", "99.9th percentile of TBT"))
         ),
+        _reported("default-calls", "with blocks of 32 and prefix caching, the defaults: copy calls, baseline over fastswitch"),
+        _reported("default-bytes", "the same: fewer bytes out", "%"),
+        _reported("default-ttft", "the same: 99th percentile of TTFT, baseline over fastswitch"),
+        _reported("default-tbt", "the same: 99.9th percentile of TBT, baseline over fastswitch"),
         _reported("ttft-plain", "99th percentile of TTFT, the default residency over fastswitch"),
         _reported("tbt-plain", "99.9th percentile of TBT, the default residency over fastswitch"),
         _reported("real-calls", "for real: copy calls, baseline over fastswitch"),
