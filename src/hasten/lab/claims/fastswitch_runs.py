@@ -184,7 +184,7 @@ def real(setting: Setting, tell: Callable[[str, float], None]) -> tuple[Point, d
     traffic: dict[str, Traffic] = {}
 
     def attend(name: str, engine: Any) -> None:
-        traffic[name] = engine.executor.traffic
+        traffic.setdefault(name, engine.executor.traffic)  # the real engine's: the simulated one comes after it
 
     sides = [room, *(Side(s.name, s.with_, (*s.set_, f"kv.memory_bytes={pool}")) for s in ENDS)]
     point = real_point(
