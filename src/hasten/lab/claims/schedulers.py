@@ -1,7 +1,7 @@
 """Every order with every batching rule, on three kinds of traffic at three loads: which wins where, and what the search picks.
 
 No paper claims this; it is the table that a person needs who must choose. Policies that learn beforehand (demand graphs) learn
-from the half of the traffic that is not replayed; those that learn as they go begin with nothing.
+from the half of the traffic that is not replayed; those that learn as they go begin with nothing. Nobody is told a length.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 LOADS = (0.6, 0.85, 1.1)
 DEFAULT = ("fcfs", "stall-free")
+LENGTHS = "length-similarity"
+"""Every pair has it, so that orders which want to know lengths learn them while they serve."""
+LIMIT = 2048
+"""Of every output: what requests really produce is told to nobody."""
+LEFT_OUT = ("priority-trace",)
+"""Orders that are no scheduler but an experiment's cause."""
 WARMED = ("hermes", "hexgen")
 """Orders with a `graphs` knob."""
 FIGURES = ("ttft_mean_s", "ttft_p99_s", "gap_mean_s", "gap_p99_s", "done_mean_s", "done_p99_s", "goodput")
@@ -114,7 +120,7 @@ def parts(setting: str) -> list[str]:
 
     by_value: dict[Any, str] = {}
     for technique in sorted(all_techniques(), key=lambda t: (not t.default, len(t.sets))):
-        if setting in technique.sets:
+        if setting in technique.sets and technique.name not in LEFT_OUT:
             by_value.setdefault(technique.sets[setting], technique.name)
     return list(by_value.values())
 
@@ -133,7 +139,7 @@ def configs(graphs: Path | None) -> tuple[dict[str, EngineConfig], dict[str, str
         for batching in parts("scheduling.batching"):
             knobs = f":graphs={graphs}" if order in WARMED and graphs is not None else ""
             try:
-                out[_pair(order, batching)] = EngineConfig.build(with_=[f"{order}{knobs}", batching])
+                out[_pair(order, batching)] = EngineConfig.build(with_=[f"{order}{knobs}", batching, LENGTHS])
             except ConfigError as error:
                 refused[_pair(order, batching)] = str(error)
     return out, refused
@@ -169,7 +175,7 @@ def _replay(device: Device, config: EngineConfig, work: Workload) -> Run:
     from hasten.lab.bench.drive import replay
     from hasten.lab.claims.virtual import sound
 
-    return sound(replay(device.engine(config), work))
+    return sound(replay(device.engine(config), work, limit=LIMIT))
 
 
 def done(run: Run) -> Any:
