@@ -50,6 +50,7 @@ def run(setting: Setting) -> Outcome:
         shortfall={
             "effective": f"whole prompts keep the targets of {real['kept'][WHOLE]:.0%} of the requests here, SplitFuse of "
             f"{real['kept'][SPLITFUSE]:.0%}",
+            "prediction": "by side: " + ", ".join(f"{name} {error:.0f}%" for name, error in real["errors"].items()),
             "cv": "rows or memory ran out, so prompts could not fill the passes",
             "token-p95": f"a pass of {real['pass']:.0f} tokens takes {real['pass_ms']:.0f} ms, and every gap is one of them",
         },
@@ -124,6 +125,7 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
     first: dict[str, Run] = {}
     facts: dict[str, list[float]] = {"pass": [], "pass_ms": [], "target": [], "target_ms": []}
     shares: dict[str, list[float]] = {side.name: [] for side in SIDES}
+    errors: dict[str, list[float]] = {}
 
     def work(number: int) -> Workload:
         return stalls.closed(CLIENTS, each, LOW, HIGH, OUTPUT, setting.seed + number)
@@ -138,7 +140,9 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
         for measured, predicted in machine.rounds(SIDES, work, rounds, share(tell, 0.2, 1.0), names):
             first = first or measured
             late, guess = ({name: _p95(run) for name, run in runs.items()} for runs in (measured, predicted))
-            samples["prediction"] += [100 * abs(guess[name] / late[name] - 1) for name in late]
+            for name in late:
+                errors.setdefault(name, []).append(100 * abs(guess[name] / late[name] - 1))
+            samples["prediction"].append(float(np.median([errors[name][-1] for name in late])))
             samples["token-p95"].append(late[WHOLE] / late[SPLITFUSE])
             for label, slowdown in SLOWDOWNS.items():
                 good = {name: effective(run, prompt_rate, slowdown * decode_s) for name, run in measured.items()}
@@ -156,6 +160,7 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
                     facts[size].append(float(np.median(found.tokens[mixed])))
                     facts[ms].append(1e3 * float(np.median(found.took_s[mixed])))
     out: dict[str, Any] = {name: float(np.median(values)) for name, values in facts.items()}
+    out["errors"] = {name: float(np.median(values)) for name, values in errors.items()}
     out["kept"] = {name: float(np.median(values)) for name, values in shares.items()}
     return out | {"decode_ms": 1e3 * decode_s, "prompt_rate": prompt_rate}, first
 
