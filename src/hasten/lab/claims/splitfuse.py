@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.lab.bench.metrics import gaps_by_request, steps, summary
-from hasten.lab.claims import stalls
+from hasten.lab.claims import deadlock, stalls
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 from hasten.lab.claims.effective import PROMPT_SHARE, SLOWDOWNS, SMOOTHING, best_prompt_rate, effective, kept
-from hasten.lab.claims.sides import Side, Sides, equal_tokens, share
+from hasten.lab.claims.sides import Side, equal_tokens, share
 from hasten.lab.claims.virtual import Virtual
-from hasten.lab.workloads.base import TimedRequest, Workload
 
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
+    from hasten.lab.workloads.base import Workload
 
 CLIENTS, OUTPUT = 8, 64.0
 LOW, HIGH = 200, 3000
@@ -41,7 +41,7 @@ LOADS = (0.5, 0.7, 0.85, 1.0)
 def run(setting: Setting) -> Outcome:
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     setting.progress("equal tokens", 0.0)
-    guards = [_equal(setting.seed), _deadlock(setting.seed)]
+    guards = [_equal(setting.seed), deadlock.guard(setting.seed)]
     real, first = _real(samples, setting)
     virtual = _virtual(samples, setting)
     return Outcome(
@@ -75,48 +75,6 @@ def _equal(seed: int) -> Guard:
     small = stalls.steady_and_long(4, 60, 4, 0.05, 100, 700, seed, output=8)
     tight = ("scheduling.max_tokens=1024", "model.max_length=1024", "kv.memory_bytes=10000000", "kv.reuse=none")
     return equal_tokens([Side("whole", ("whole-prompts",)), Side("splitfuse", ("splitfuse:tokens=192",))], small, common=tight)
-
-
-def _deadlock(seed: int) -> Guard:
-    """Memory that fills up with half-done answers: SplitFuse resets, and every token is the one that ample memory gives."""
-    from hasten.engine.events import Kind
-
-    random = np.random.default_rng(seed)
-    work = Workload(
-        name="more than fits",
-        requests=[
-            TimedRequest(id=str(i), arrival_s=0.0, prompt_tokens=int(random.integers(20, 60)), output_tokens=200)
-            for i in range(8)
-        ],
-    )
-    common = ("model.dtype=float32", "executor.deterministic=true", "kv.reuse=none", "kv.block_size=16", "model.max_length=512")
-    blocks = 48
-    engines = Sides([Side("ample", ("whole-prompts",), ("kv.memory_bytes=40000000",))], common=common)
-    expected = engines.replay("ample", work)[1]
-    engines.close()
-    tight = f"kv.memory_bytes={blocks * _block_bytes(16)}"
-    engines = Sides([Side("tight", ("splitfuse:tokens=128",), (tight,))], common=common)
-    run, got = engines.replay("tight", work)
-    engines.close()
-    resets = int((run.columns["kind"] == Kind.PREEMPTED).sum())
-    return Guard(
-        "equal tokens after deadlock resets",
-        resets > 0 and got == expected,
-        f"8 answers of 200 tokens in {blocks} blocks of 16: {resets} sequences started over; float32, deterministic kernels",
-    )
-
-
-def _block_bytes(size: int) -> int:
-    """Bytes of a float32 KV block of the built-in model."""
-    from hasten.engine.build import build
-    from hasten.engine.config import EngineConfig
-    from hasten.engine.memory import block_bytes
-
-    built = build(EngineConfig.build(set_=["model.dtype=float32", "kv.memory_bytes=10000000", f"kv.block_size={size}"]))
-    try:
-        return int(block_bytes(built.parts.model, size))
-    finally:
-        built.engine.executor.close()
 
 
 def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, Any], dict[str, Run]]:
