@@ -81,7 +81,7 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
     rounds, prompts, budget_s = (3, 3, 5.0) if setting.quick else (5, 10, 30.0)
     tell = share(setting.progress, 0.05, 0.45)
     first: dict[str, Run] = {}
-    errors: list[float] = []
+    errors: dict[str, list[float]] = {}
     ratio_errors: list[float] = []
     facts: dict[str, list[float]] = {"decode_ms": [], "mixed_ms": [], "tokens": [], "rereads": []}
     kept: list[dict[str, dict[str, float]]] = []
@@ -114,19 +114,28 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
                 ratio = of[above][figure] / of[below][figure]
                 samples[name].append(ratio)
                 ratio_errors.append(100 * abs(guess[above][figure] / guess[below][figure] / ratio - 1))
-            errors.append(100 * float(np.median([abs(guess[s][f] / of[s][f] - 1) for s in of for f in of[s]])))
+            for figure in FIGURES:
+                errors.setdefault(figure, []).extend(100 * abs(guess[side][figure] / of[side][figure] - 1) for side in of)
+            last = [error for values in errors.values() for error in values[-len(of) :]]
+            samples["prediction"].append(float(np.median(last)))
             found = steps(measured[SARATHI])
             alone, mixed = found.tokens == found.rows, (found.tokens > found.rows + 16) & (found.rows > DECODERS // 2)
             facts["decode_ms"].append(1e3 * float(np.median(found.took_s[alone & (found.rows >= DECODERS - 2)])))
             facts["mixed_ms"].append(1e3 * float(np.median(found.took_s[mixed])))
             facts["tokens"].append(float(np.median(found.tokens[mixed])))
             facts["rereads"].append(rereads(HIGH, max(1, round(facts["tokens"][-1]) - DECODERS)) / HIGH)
-    samples["prediction"] += errors
     out: dict[str, Any] = {name: float(np.median(values)) for name, values in facts.items()}
     out |= {"every_s": every_s, "target_ms": 1e3 * target_s, "ratio_error": float(np.median(ratio_errors)), "rounds": kept}
+    out["errors"] = {figure: float(np.median(values)) for figure, values in errors.items()}
     return out, first
 
 
+FIGURES = {
+    "gap_p99_s": "99th percentile between tokens",
+    "longest_stall_s": "longest stall",
+    "ttft_p50_s": "time to first token",
+    "output_tokens_per_s": "output tokens per second",
+}
 RATIOS = {
     "tbt-p99": ("gap_p99_s", WHOLE, SARATHI),
     "stall": ("longest_stall_s", WHOLE, SARATHI),
@@ -161,6 +170,9 @@ def _reasons(real: dict[str, Any], found: Capacities) -> dict[str, str]:
         "of each is what it waits longer",
         "tokens": "clients wait for their own long steps only; what a budget costs is more passes over the weights",
         "tbt-p99": f"a pass with a piece takes {real['mixed_ms'] / real['decode_ms']:.1f} times one that only decodes",
+        "prediction": "by figure: "
+        + ", ".join(f"{words} {real['errors'][figure]:.0f}%" for figure, words in FIGURES.items())
+        + "; an extreme or a tail is what other work on the machine decides, and the calibration sees some of that work too",
         "capacity": f"capacities in requests/s by round: {found.rates}",
     }
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.lab.bench.metrics import gaps_by_request, steps, summary
-from hasten.lab.claims import stalls
+from hasten.lab.claims import deadlock, stalls
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 from hasten.lab.claims.effective import PROMPT_SHARE, SLOWDOWNS, SMOOTHING, best_prompt_rate, effective, kept
-from hasten.lab.claims.sides import Side, Sides, equal_tokens, share
+from hasten.lab.claims.sides import Side, equal_tokens, share
 from hasten.lab.claims.virtual import Virtual
-from hasten.lab.workloads.base import TimedRequest, Workload
 
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
+    from hasten.lab.workloads.base import Workload
 
 CLIENTS, OUTPUT = 8, 64.0
 LOW, HIGH = 200, 3000
@@ -41,7 +41,7 @@ LOADS = (0.5, 0.7, 0.85, 1.0)
 def run(setting: Setting) -> Outcome:
     samples: dict[str, list[float]] = {requirement.name: [] for requirement in CLAIM.requirements}
     setting.progress("equal tokens", 0.0)
-    guards = [_equal(setting.seed), _deadlock(setting.seed)]
+    guards = [_equal(setting.seed), deadlock.guard(setting.seed)]
     real, first = _real(samples, setting)
     virtual = _virtual(samples, setting)
     return Outcome(
@@ -50,6 +50,7 @@ def run(setting: Setting) -> Outcome:
         shortfall={
             "effective": f"whole prompts keep the targets of {real['kept'][WHOLE]:.0%} of the requests here, SplitFuse of "
             f"{real['kept'][SPLITFUSE]:.0%}",
+            "prediction": "by side: " + ", ".join(f"{name} {error:.0f}%" for name, error in real["errors"].items()),
             "cv": "rows or memory ran out, so prompts could not fill the passes",
             "token-p95": f"a pass of {real['pass']:.0f} tokens takes {real['pass_ms']:.0f} ms, and every gap is one of them",
         },
@@ -76,54 +77,13 @@ def _equal(seed: int) -> Guard:
     return equal_tokens([Side("whole", ("whole-prompts",)), Side("splitfuse", ("splitfuse:tokens=192",))], small, common=tight)
 
 
-def _deadlock(seed: int) -> Guard:
-    """Memory that fills up with half-done answers: SplitFuse resets, and every token is the one that ample memory gives."""
-    from hasten.engine.events import Kind
-
-    random = np.random.default_rng(seed)
-    work = Workload(
-        name="more than fits",
-        requests=[
-            TimedRequest(id=str(i), arrival_s=0.0, prompt_tokens=int(random.integers(20, 60)), output_tokens=200)
-            for i in range(8)
-        ],
-    )
-    common = ("model.dtype=float32", "executor.deterministic=true", "kv.reuse=none", "kv.block_size=16", "model.max_length=512")
-    blocks = 48
-    engines = Sides([Side("ample", ("whole-prompts",), ("kv.memory_bytes=40000000",))], common=common)
-    expected = engines.replay("ample", work)[1]
-    engines.close()
-    tight = f"kv.memory_bytes={blocks * _block_bytes(16)}"
-    engines = Sides([Side("tight", ("splitfuse:tokens=128",), (tight,))], common=common)
-    run, got = engines.replay("tight", work)
-    engines.close()
-    resets = int((run.columns["kind"] == Kind.PREEMPTED).sum())
-    return Guard(
-        "equal tokens after deadlock resets",
-        resets > 0 and got == expected,
-        f"8 answers of 200 tokens in {blocks} blocks of 16: {resets} sequences started over; float32, deterministic kernels",
-    )
-
-
-def _block_bytes(size: int) -> int:
-    """Bytes of a float32 KV block of the built-in model."""
-    from hasten.engine.build import build
-    from hasten.engine.config import EngineConfig
-    from hasten.engine.memory import block_bytes
-
-    built = build(EngineConfig.build(set_=["model.dtype=float32", "kv.memory_bytes=10000000", f"kv.block_size={size}"]))
-    try:
-        return int(block_bytes(built.parts.model, size))
-    finally:
-        built.engine.executor.close()
-
-
 def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, Any], dict[str, Run]]:
     rounds, each, budget_s = (3, 3, 5.0) if setting.quick else (5, 5, 30.0)
     tell = share(setting.progress, 0.1, 0.6)
     first: dict[str, Run] = {}
     facts: dict[str, list[float]] = {"pass": [], "pass_ms": [], "target": [], "target_ms": []}
     shares: dict[str, list[float]] = {side.name: [] for side in SIDES}
+    errors: dict[str, list[float]] = {}
 
     def work(number: int) -> Workload:
         return stalls.closed(CLIENTS, each, LOW, HIGH, OUTPUT, setting.seed + number)
@@ -138,7 +98,9 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
         for measured, predicted in machine.rounds(SIDES, work, rounds, share(tell, 0.2, 1.0), names):
             first = first or measured
             late, guess = ({name: _p95(run) for name, run in runs.items()} for runs in (measured, predicted))
-            samples["prediction"] += [100 * abs(guess[name] / late[name] - 1) for name in late]
+            for name in late:
+                errors.setdefault(name, []).append(100 * abs(guess[name] / late[name] - 1))
+            samples["prediction"].append(float(np.median([errors[name][-1] for name in late])))
             samples["token-p95"].append(late[WHOLE] / late[SPLITFUSE])
             for label, slowdown in SLOWDOWNS.items():
                 good = {name: effective(run, prompt_rate, slowdown * decode_s) for name, run in measured.items()}
@@ -156,6 +118,7 @@ def _real(samples: dict[str, list[float]], setting: Setting) -> tuple[dict[str, 
                     facts[size].append(float(np.median(found.tokens[mixed])))
                     facts[ms].append(1e3 * float(np.median(found.took_s[mixed])))
     out: dict[str, Any] = {name: float(np.median(values)) for name, values in facts.items()}
+    out["errors"] = {name: float(np.median(values)) for name, values in errors.items()}
     out["kept"] = {name: float(np.median(values)) for name, values in shares.items()}
     return out | {"decode_ms": 1e3 * decode_s, "prompt_rate": prompt_rate}, first
 
