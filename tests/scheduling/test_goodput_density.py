@@ -64,7 +64,7 @@ def test_the_time_and_the_work_that_are_left() -> None:
 
 
 def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_s: float) -> tuple[float, float, float]:
-    """(gain without the deadline's share, moment of the end, cost) of one sequence served from `now_s` on, its workflow apart."""
+    """(gain without the deadline's share, moment of the end, cost) of one sequence served from `now_s` on, by itself."""
     slo = seq.request.slo
     left = float(view.remaining_output(seq)[-1])
     todo = 0 if seq.decoding else seq.remaining
