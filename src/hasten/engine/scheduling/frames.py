@@ -92,22 +92,26 @@ class Frames:
     def _replan(self, ranked: Seq[Sequence], view: View) -> None:
         away = [seq for seq in view.sequences if seq.state not in (State.WAITING, State.RUNNING)]
         most = view.limits.rows
-        if len(ranked) + len(away) <= most and self._rows in (None, most):
-            found = [*ranked, *away]
-            self._members = {seq.id for seq in found}
-            self._rows = self._resized(found, most)
-            return
         rows = min(self._rows or most, most)
         pool = math.ceil(self._options.pool * rows)
         found = sorted([*ranked[:pool], *away], key=view.order_key)[:pool]
+        # Memory may hold fewer than there are rows: then it is memory that a member has a right to.
+        width = min(rows, max(1, self._held(found, view)))
+        found = found[: math.ceil(self._options.pool * width)]
         values = -np.clip([view.order_key(seq) for seq in found], -_MOST, _MOST)
         lengths = np.array([seq.length for seq in found], dtype=np.int64)
-        chosen = framing.window(values, lengths, rows).tolist()
+        chosen = framing.window(values, lengths, width).tolist()
         compound = [found[number] for number in chosen if is_compound(found[number])]
-        if compound:
-            chosen, found = self._with_siblings(chosen, found, compound, rows, view)
+        if compound and len(ranked) + len(away) > width:
+            chosen, found = self._with_siblings(chosen, found, compound, width, view)
         self._members = {found[number].id for number in chosen}
         self._rows = self._resized([found[number] for number in chosen], most)
+
+    def _held(self, found: Seq[Sequence], view: View) -> int:
+        """How many of these, best rank first, memory holds with the tokens that a frame adds."""
+        size, frame = view.block_size, self._options.frame
+        blocks = np.cumsum([-(-(seq.length + frame) // size) for seq in found])
+        return int(np.searchsorted(blocks, (1 - self._options.watermark) * view.total_blocks, side="right"))
 
     def _with_siblings(
         self, chosen: list[int], found: list[Sequence], compound: Seq[Sequence], rows: int, view: View
