@@ -118,6 +118,9 @@ def plot(results: list[Result], to: Path) -> None:
 
 
 def _panel(panel: Any, results: list[Result], name: str, engines: list[str]) -> None:
+    if not any(case["name"] == name for result in results for case in result["cases"]):
+        panel.axis("off")  # not measured of this shape
+        return
     title, labels = name, []
     for place, result in enumerate(results):
         labels.append(result["format"])

@@ -12,6 +12,7 @@ from tests.engine.test_loop import request
 
 from hasten.engine.decoding.constraints.armed import Armed
 from hasten.engine.decoding.constraints.compiling import After
+from hasten.engine.decoding.constraints.policy import MOST_WATCHES
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.request import BadRequest
 
@@ -94,8 +95,34 @@ def test_what_follows_the_event_obeys(forced: bool) -> None:
 
 
 def test_an_event_needs_a_text() -> None:
-    with pytest.raises(BadRequest, match="empty"):
-        policy().prepare(request("r", [1], constraint=After("", ConstraintSpec.of_choices(CHOICES))))
+    for event, why in (("", "empty"), ("a\ud800", "half a character")):
+        with pytest.raises(BadRequest, match=why):
+            policy().prepare(request("r", [1], constraint=After(event, ConstraintSpec.of_choices(CHOICES))))
+
+
+def test_what_cannot_be_done_changes_nothing() -> None:
+    state = started("}")
+    state.advance(PIECES.index(b"a"))
+    for count in (2, 3):
+        with pytest.raises(ValueError, match=f"{count} tokens cannot be undone"):
+            state.rollback(count)
+    with pytest.raises(ValueError, match="before the text '}'"):
+        state.advance(END)
+    state.rollback(1)
+    state.advance(PIECES.index(b"}"))
+    state.advance(PIECES.index(b"null"))
+    with pytest.raises(ValueError, match="cannot be undone"):
+        state.rollback(3)
+    assert state.ended
+    state.rollback(2)
+    assert legal(state) == allowed(b"}", b"")
+
+
+def test_the_latest_events_are_kept() -> None:
+    made = policy()
+    for i in range(MOST_WATCHES + 5):
+        made.prepare(request("r", [1], constraint=After(f"{i}}}", ConstraintSpec.of_choices(CHOICES))))
+    assert len(made._watches) == MOST_WATCHES and f"{MOST_WATCHES}}}" in made._watches and "0}" not in made._watches
 
 
 def test_the_text_of_special_tokens_is_an_event_too() -> None:

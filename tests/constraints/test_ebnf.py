@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from itertools import product
 
 import lark
 import pytest
 
 from hasten.engine.decoding.constraints import ebnf
-from hasten.engine.decoding.constraints.base import GrammarError
+from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.common import COMMON, any_case
 from hasten.engine.decoding.constraints.derivatives import build
 from hasten.engine.decoding.constraints.ignoring import Ignored
@@ -104,6 +106,10 @@ def _has(language: Expr, word: str) -> bool:
         ('start: "x" start', "the start 'start' derives no text: every way through it goes on without end"),
         ('start: "a"~3..2', "~3..2: from 0 up, and the second number not less than the first (at line 1, column 11)"),
         ('start: "b".."a"', '"b".."a" is no range of characters (at line 1, column 8)'),
+        ("start: A\nA." + "9" * 5000 + ": /a/", "a number of more than 9 digits (at line 2, column 3)"),
+        ('start: "a"~' + "1" * 5000, "a number of more than 9 digits (at line 1, column 12)"),
+        ('start: x~300000000\nx: "(" x ")" | "a"', "it has more than 20000 parts"),
+        ('start: "\ud800"', "half of a surrogate pair is no character (at line 1, column 9)"),
         ('start: _sep{"a", ","}', "_sep: templates are not supported (at line 1, column 8)"),
         ('_sep{x}: x\nstart: "a"', "_sep: templates are not supported (at line 1, column 1)"),
         ("start: /a(/", "/a(/: pattern: "),
@@ -117,6 +123,22 @@ def test_refuses(source: str, message: str) -> None:
     with pytest.raises(GrammarError) as refused:
         ebnf.parse(source)
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "start: /" + "[a-z0-9]" * 60_000 + "/i",
+        'start: "' + "".join(map(chr, range(0x4E00, 0x9E00))) + '"i',
+        "start: " + " | ".join(f'"w{number}"i' for number in range(60_000)),
+    ],
+    ids=["sets", "characters", "words"],
+)
+def test_any_case_of_much_ends_in_time(source: str) -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(GrammarError):
+        ebnf.parse(source, Limits(seconds=2))
+    assert time.perf_counter() - start < 5
 
 
 def test_warns() -> None:
@@ -144,5 +166,5 @@ def test_a_terminal_does_not_go_back() -> None:
 
 
 def test_any_case() -> None:
-    assert all(_has(any_case(text("aß1")), one) for one in ("aß1", "Aß1"))
-    assert not _has(any_case(text("ab")), "b")
+    assert all(_has(any_case(text("aß1"), Limits()), one) for one in ("aß1", "Aß1"))
+    assert not _has(any_case(text("ab"), Limits()), "b")

@@ -60,6 +60,10 @@ def test_reads(source: str, good: list[str], bad: list[str]) -> None:
         ('root ::= "(" root ")" | b | "x"\nb ::= root', "rules that stand for themselves: root -> b -> root"),
         (f"root ::= {'(' * 200}", "nested more than 100 deep (at line 1, column 110)"),
         ('root ::= "a" root "b"{99999}', "it has more than 20000 parts"),
+        ('root ::= "a"{' + "1" * 5000 + "}", "a number of more than 9 digits (at line 1, column 13)"),
+        ('root ::= "\ud800"', "half of a surrogate pair is no character (at line 1, column 11)"),
+        (f'root ::= ({"x " * 10_000}){{10000,}}\nx ::= "(" x ")" | "a"', "it has more than 20000 parts"),
+        (f'root ::= {" | ".join(f"{chr(34)}w{i}{chr(34)} root" for i in range(30_000))} | "z"', "it has more than 20000 parts"),
     ],
 )
 def test_refuses(source: str, message: str) -> None:

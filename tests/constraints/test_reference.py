@@ -11,10 +11,10 @@ from tests.constraints.derivation import derived
 
 from hasten.engine.decoding.constraints import gbnf
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.derivatives import build, nullable
+from hasten.engine.decoding.constraints.derivatives import build
 from hasten.engine.decoding.constraints.grammar import Grammar
-from hasten.engine.decoding.constraints.languages import NOTHING, both, cat, chars, either, repeat, text, without
-from hasten.engine.decoding.constraints.lr import Automaton, Stack
+from hasten.engine.decoding.constraints.languages import NOTHING, both, cat, chars, either, nullable, repeat, text, without
+from hasten.engine.decoding.constraints.lr import MOST_PREFIX, Automaton, Stack
 from hasten.engine.decoding.constraints.reference import Matcher, Pushdown
 from hasten.engine.decoding.constraints.rules import Either, Node, Ref, Repeat, Seq, Text, grammar_of
 
@@ -166,6 +166,13 @@ def test_conflicts_tell_where() -> None:
     assert conflict.kind == "shift/reduce" and automaton.name(conflict.terminal) == "c"
     assert {automaton.show(one) for one in conflict.productions} == {"I -> b I", "I -> b I c I"}
     assert " ".join(map(automaton.name, conflict.prefix)) == "a b b a"
+
+
+def test_a_conflict_after_a_long_text_is_told_by_its_beginning() -> None:
+    doubling = {f"R{level}": f"R{level + 1} R{level + 1}" for level in range(60)}
+    rules = plain(S="R0 I d", I="b I | b I c I | a", R60="d", **doubling)
+    [conflict] = Automaton(grammar_of(rules, "S", Limits(), longest=False)).conflicts()
+    assert len(conflict.prefix) == MOST_PREFIX and len(set(conflict.prefix)) == 1
 
 
 # ---- bytes

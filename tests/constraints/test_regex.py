@@ -187,11 +187,33 @@ def test_refusals_name_what_is_wrong(pattern, why):
 HOSTILE = ["(a*)*b", "(a|a)*b", "^(a+)+$", "((a?){1000}){1000}", "(x{1000}){1000}", "a" * 100_000, "[^a]a.{25}"]
 
 
-@pytest.mark.parametrize("pattern", [*HOSTILE, "(a|b)" * 2000, "^|" * 20_000, "(^a|b$)*" * 100, "(^|a){60}$" * 30])
+def wrapped(pattern, before, after, times):
+    return before * times + pattern + after * times
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *HOSTILE,
+        "(a|b)" * 2000,
+        "^|" * 20_000,
+        "(^a|b$)*" * 100,
+        "(^|a){60}$" * 30,
+        wrapped("^a|b", "(?:", "){64}", 6),
+        wrapped("(?=a)|b", "(?:(?=a)|b)(?=", ")", 40),
+        "(?:^a?|b?$|c?)" * 60,
+        "(?!ab)c" * 30_000,
+        "[" + "[:" * 300_000,
+        "[" + "[:a" * 300_000 + "]",
+        r"\p{L}" * 20_000,
+        "a?" * 300_000,
+    ],
+    ids=lambda pattern: pattern[:20],
+)
 def test_hostile_patterns_end_in_time(pattern):
-    start = time.perf_counter()
+    start, limits = time.perf_counter(), Limits(seconds=1.0)
     try:
-        Language(parse(pattern, search=True), limits=Limits(seconds=1.0))
+        Language(parse(pattern, search=True, limits=limits), limits=limits)
     except GrammarError:
         pass
     assert time.perf_counter() - start < 2.5

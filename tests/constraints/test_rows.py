@@ -10,10 +10,27 @@ import pytest
 from tests.constraints.grammars import GRAMMARS, OTHER_KEYS, counted, objects, rules
 
 from hasten.engine.decoding.constraints.grammar import Form, Grammar, Row, Terminal
-from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, both, cat, chars, repeat, text, without, words
+from hasten.engine.decoding.constraints.languages import (
+    ANY,
+    EVERYTHING,
+    Expr,
+    both,
+    cat,
+    chars,
+    either,
+    repeat,
+    text,
+    without,
+    words,
+)
 from hasten.engine.decoding.constraints.machine import CompiledGrammar, Vocabulary
 
 HEX = chars((48, 57), (97, 102))
+LETTER = chars((97, 122), (223, 255))
+
+
+def without_signs() -> Expr:
+    return both(ANY, without(words("<>*#:/\\")))
 
 
 @cache
@@ -48,6 +65,13 @@ CASES = {
     "long": counted(40, None),
     "between": counted(5, 30, Form.STRING),
     "short or listed": name_of(repeat(ANY, 0, 12), Form.STRING),
+    # Counted by their automata: states that are alike for all tokens, for some, for none.
+    "letters, at most 60": name_of(cat(LETTER, repeat(either(LETTER, text(" ")), 0, 59)), Form.STRING),
+    "letters, at most 7": name_of(repeat(LETTER, 1, 7)),
+    "no signs, 5 to 300": name_of(repeat(without_signs(), 5, 300), Form.STRING),
+    "dozens of hex digits": name_of(repeat(HEX, 24, 24), Form.STRING),
+    "every third": name_of(repeat(cat(ANY, ANY, text("e")), 1, 40)),
+    "longer or shorter": name_of(either(repeat(LETTER, 3, 30), cat(repeat(LETTER, 10, 20), text("1")))),
 }
 
 
@@ -70,3 +94,17 @@ def test_masks_are_those_of_a_plain_walk(name: str) -> None:
             structure = [token for token in legal if set(pieces[token]) & set(b'{}[]:,";')]
             state.advance(int(draw.choice(structure if structure and draw.random() < 0.4 else list(legal))))
     assert compiled.report()["leaves"] > 0
+
+
+def test_counts_that_no_token_can_tell_apart_share_a_mask() -> None:
+    pieces, table = vocabulary()
+    longest = max(len(piece) for piece in pieces if piece.decode(errors="replace").isalpha())
+    assert longest < 30
+    compiled = CompiledGrammar(name_of(repeat(LETTER, 1, 200)), table)
+    state, letter = compiled.start(), pieces.index(b"a")
+    mask, leaves = np.zeros(table.words, np.int32), []
+    for _ in range(200):
+        state.advance(letter)
+        state.fill(mask)
+        leaves.append(compiled.report()["leaves"])
+    assert leaves[2] == leaves[150] and leaves[150] < leaves[199] < leaves[150] + 2 * longest + 10

@@ -25,7 +25,14 @@ DOUBLING = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in ran
 @pytest.mark.parametrize(
     ("schema", "part", "where"),
     [
-        ({"properties": {"a/b": {"unevaluatedProperties": False}}}, "unevaluatedProperties", "/properties/a~1b"),
+        (
+            {"properties": {"a/b": {"anyOf": [{"properties": {"c": {}}}], "unevaluatedProperties": False}}},
+            "unevaluatedProperties",
+            "/properties/a~1b",
+        ),
+        ({"$ref": "#/$defs/x", "unevaluatedItems": False, "$defs": {"x": {"contains": {}}}}, "unevaluatedItems", "/"),
+        ({"$ref": "#/allOf/-1", "allOf": [{}]}, "$ref", "/"),
+        ({"$ref": "http://[x"}, "$ref", "/"),
         ({"$ref": "http://elsewhere/x"}, "$ref", "/"),
         ({"$ref": "#/$defs/x"}, "$ref", "/"),
         ({"$ref": "#nowhere"}, "$ref", "/"),
@@ -33,7 +40,8 @@ DOUBLING = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in ran
         ({"anyOf": [{"$ref": "#"}, NULL]}, "$ref", "/"),
         ({"not": {"$ref": "#"}}, "$ref", "/"),
         ({"$dynamicRef": "#x"}, "$dynamicRef", "/"),
-        ({"contains": NULL, "maxContains": 1}, "maxContains", "/"),
+        ({"allOf": [{"contains": NULL, "maxContains": 1}, {"contains": {"const": 1}}]}, "contains", "/"),
+        ({"contains": NULL, "minContains": 10**6}, "contains", "/"),
         ({"not": {"uniqueItems": True}}, "uniqueItems", "/"),
         ({"pattern": "("}, "pattern", "/"),
         ({"pattern": "(a)\\1"}, "pattern", "/"),
@@ -63,8 +71,8 @@ def test_refused_by_name(schema: Any, part: str, where: str) -> None:
 
 
 def test_lenient_leaves_out_what_cannot_be_enforced() -> None:
-    grammar = compile_schema({"type": "object", "unevaluatedProperties": False, "required": ["a"]}, lenient=True)
-    assert len(grammar.warnings) == 1 and grammar.warnings[0].startswith("unevaluatedProperties: ")
+    grammar = compile_schema({"type": "object", "$dynamicRef": "#x", "required": ["a"]}, lenient=True)
+    assert len(grammar.warnings) == 1 and grammar.warnings[0].startswith("$dynamicRef: ")
     with pytest.raises(GrammarError):
         compile_schema({"minimum": "1", "pattern": 5}, lenient=False)
 
@@ -96,6 +104,11 @@ def test_lenient_leaves_out_what_cannot_be_enforced() -> None:
         {"type": "array", "minItems": 3, "uniqueItems": True, "items": {"type": "boolean"}},
         {"type": "array", "contains": False},
         {"type": "array", "contains": {}, "maxItems": 0},
+        {"type": "array", "contains": {}, "minContains": 3, "maxContains": 2},
+        {"type": "array", "contains": {}, "minContains": 3, "maxItems": 2},
+        {"type": "array", "contains": {"type": "string"}, "minContains": 2, "prefixItems": [NULL], "maxItems": 2},
+        {"type": "array", "contains": NULL, "maxContains": 2, "items": NULL, "minItems": 3},
+        {"type": "array", "contains": {"type": "integer"}, "prefixItems": [False]},
         {"oneOf": [{"type": "string"}, {"type": "string"}]},
     ],
 )
@@ -115,8 +128,25 @@ def test_no_value_satisfies_it(schema: Any) -> None:
         {"enum": list(range(100_000))},
         {"type": "array", "items": NULL, "minItems": 10**9},
         {"allOf": [{"anyOf": [{"minLength": i}, {"type": "null"}]} for i in range(100)]},
+        {"oneOf": [{"type": "string", "const": f"value {i}", "title": "a value"} for i in range(10_000)]},
+        {"allOf": [{"type": "object", "properties": {f"a{i}": {"minimum": i}}} for i in range(3000)]},
+        '{"type": "string", "minLength": 1e30}',
+        {"type": "array", "contains": NULL, "minContains": 900},
     ],
-    ids=["arrays", "objects", "allOf", "doubling", "enum", "numbers", "minItems", "anyOf"],
+    ids=[
+        "arrays",
+        "objects",
+        "allOf",
+        "doubling",
+        "enum",
+        "numbers",
+        "minItems",
+        "anyOf",
+        "oneOf",
+        "properties",
+        "minLength",
+        "minContains",
+    ],
 )
 def test_large_schemas_compile(schema: Any) -> None:
     compile_schema(schema)
@@ -132,11 +162,34 @@ def test_large_schemas_compile(schema: Any) -> None:
         {"allOf": [{"anyOf": [{"pattern": f"{side}{i}"} for side in "ab"]} for i in range(20)]},
         {"type": "object", "not": {"allOf": [{"properties": {f"k{i}": NULL}} for i in range(300)]}},
         {"type": "object", "properties": {f"property {i:06d}": {"maxLength": i} for i in range(30_000)}},
+        {"type": "number", "allOf": [{"multipleOf": 9000 + i} for i in range(900)]},
+        '{"type": "number", "not": {"enum": [' + ",".join(f"1.{i}e900" for i in range(20_000)) + "]}}",
+        {"type": "object", "patternProperties": {f"^a{i}$": {"minimum": i} for i in range(20_000)}},
+        {"anyOf": [{"type": "string", "pattern": f"^{i}x"} for i in range(20_000)]},
+        {"patternProperties": {"(?:" * 40 + "(?:^a|b)" + "{9})" * 40: {}}},
         '{"minimum": 1e999999999}',
+        '{"minimum": 1e99999999999999999999}',
         '{"minimum": ' + "9" * 5000 + "}",
         '{"a":',
     ],
-    ids=["text", "not", "anyOf", "2**20 objects", "2**20 patterns", "not allOf", "1 MB", "exponent", "digits", "no JSON"],
+    ids=[
+        "text",
+        "not",
+        "anyOf",
+        "2**20 objects",
+        "2**20 patterns",
+        "not allOf",
+        "1 MB",
+        "multipleOf",
+        "not enum",
+        "patternProperties",
+        "patterns",
+        "anchors",
+        "exponent",
+        "long exponent",
+        "digits",
+        "no JSON",
+    ],
 )
 def test_what_is_too_large_is_refused_soon(schema: Any) -> None:
     started = time.perf_counter()
@@ -146,7 +199,13 @@ def test_what_is_too_large_is_refused_soon(schema: Any) -> None:
 
 
 def test_options_are_checked() -> None:
-    for options in ({"order": "sorted"}, {"whitespace": "none"}, {"whitespace": -1}, {"whitespace": True}):
+    for options in (
+        {"order": "sorted"},
+        {"whitespace": "none"},
+        {"whitespace": -1},
+        {"whitespace": 2**40},
+        {"whitespace": True},
+    ):
         with pytest.raises(GrammarError):
             compile_schema(True, **options)  # type: ignore[arg-type]
 

@@ -47,6 +47,8 @@ def keywords(draw: Any, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
         "minItems": COUNTS,
         "maxItems": COUNTS,
         "uniqueItems": st.just(True),
+        "minContains": COUNTS,
+        "maxContains": COUNTS,
         "minProperties": COUNTS,
         "maxProperties": COUNTS,
         "required": st.lists(KEYS, max_size=2, unique=True),
@@ -61,6 +63,8 @@ def keywords(draw: Any, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
         "items": inner,
         "prefixItems": branches,
         "contains": inner,
+        "unevaluatedItems": inner,
+        "unevaluatedProperties": inner,
         "allOf": branches,
         "anyOf": branches,
         "oneOf": branches,
@@ -72,6 +76,8 @@ def keywords(draw: Any, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
     }
     known = simple | nested
     names = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=4, unique=True))
+    if {"minContains", "maxContains"} & set(names):
+        names = sorted({*names, "contains"})  # which they count
     return {name: draw(known[name]) for name in names}
 
 

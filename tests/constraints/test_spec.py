@@ -65,6 +65,14 @@ def test_what_is_nested_too_deep_is_refused() -> None:
         ConstraintSpec("gbnf", 'root ::= "a"' + "?" * 3000).compile(Limits())
 
 
+def test_a_schema_nested_too_deep_is_refused() -> None:
+    schema: dict = {}
+    for _ in range(3000):
+        schema = {"not": schema}
+    with pytest.raises(GrammarError, match="nested too deep"):
+        ConstraintSpec.of_schema(schema)
+
+
 def test_an_empty_text_is_left_out() -> None:
     assert ConstraintSpec("regex", "a*").compile(Limits()).warnings == [
         "the start 'text' may be empty; the empty text is left out"

@@ -76,13 +76,23 @@ def test_what_may_be_answered() -> None:
 
 
 def test_schemas_that_cannot_be_enforced() -> None:
-    odd = json.dumps({"type": "object", "unevaluatedProperties": False, "properties": {"a": {"type": "integer"}}})
+    odd = json.dumps({"type": "object", "$dynamicRef": "#x", "properties": {"a": {"type": "integer"}}})
     with pytest.raises(GrammarError, match="tool f"):
         ToolSpec((Tool("f", odd, True),)).compile(Limits())
     assert ToolSpec((Tool("f", odd),)).compile(Limits()).warnings
     assert judge(ToolSpec((Tool("f", odd),)), call(HERMES, "f", '{"a": 1}'))
     wrong = Tool("f", '{"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}')
     assert judge(ToolSpec((wrong,)), call(HERMES, "f", '{"a": 1}'))
+
+
+def test_what_cannot_stand_in_calls_is_refused() -> None:
+    for name in ('a"b', "a\\b", "a\nb", "\ud800"):
+        with pytest.raises(GrammarError, match="no plain way to write the name"):
+            ToolSpec((Tool(name),)).compile(Limits())
+    with pytest.raises(GrammarError, match="cannot stand beside tools"):
+        ToolSpec((Tool("f"),), answer=ConstraintSpec("ebnf", 'start: "a"')).compile(Limits())
+    both = ToolSpec((Tool("f"),), answer=ConstraintSpec("gbnf", 'root ::= "a"'))
+    assert judge(both, "a") and judge(both, call(HERMES, "f", "{}")) and not judge(both, "b")
 
 
 def test_the_format_is_told_by_the_template() -> None:

@@ -21,8 +21,12 @@ from hasten.engine.decoding.base import Policies
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import StepResult
+from hasten.engine.kv.base import Allocator
+from hasten.engine.kv.block_groups import BlockGroups
+from hasten.engine.kv.block_groups import Options as GroupOptions
 from hasten.engine.kv.books import Books
-from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.free_list import FreeList
+from hasten.engine.kv.host import HostTier, Run, Traffic
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.prefix_tree import PrefixTree
 from hasten.engine.ledger import Ledger
@@ -51,19 +55,27 @@ def logits_of(kv: int) -> np.ndarray:
 
 
 class Handle:
-    """Done after a few looks; the bytes move only then, so touching them earlier shows."""
+    """Done after a few looks; the bytes move only then, those of earlier copies first, so touching them earlier shows."""
 
-    def __init__(self, looks: int, move: Any, fail: bool = False) -> None:
+    seconds = 0.0
+
+    def __init__(self, looks: int, move: Any, before: list[Handle], fail: bool = False) -> None:
         self._looks, self._move, self._fail = looks, move, fail
+        self._before = before
+        """Copies under way, in the order asked for."""
+        before.append(self)
 
     def done(self) -> bool:
         self._looks -= 1
         return self._looks < 0
 
     def wait(self) -> None:
+        while self in self._before:
+            first = self._before.pop(0)
+            if not first._fail:
+                first._move()
         if self._fail:
             raise OSError("the link broke")
-        self._move()
 
 
 class FakeExecutor:
@@ -77,6 +89,10 @@ class FakeExecutor:
         self.random = random.Random(seed)
         self.fail_on: set[int] = set()
         """Token ids that make a step fail."""
+        self.fail_copies = 0.0
+        """Share of copies that fail."""
+        self.traffic = Traffic()
+        self._under_way: list[Handle] = []
         self.steps = 0
 
     def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> SimpleNamespace:
@@ -124,18 +140,20 @@ class FakeExecutor:
         for slot, value in zip(target, values, strict=True):
             self.kv[slot] = value
 
-    def _moved(self, source: list[int], target: list[int], pairs: list[tuple[int, int]]) -> Handle:
+    def _moved(self, source: list[int], target: list[int], runs: Sequence[Run], out: bool) -> Handle:
         def move() -> None:
-            for old, new in pairs:
-                target[new * self.size : (new + 1) * self.size] = source[old * self.size : (old + 1) * self.size]
+            for block, host, count in runs:
+                old, new = (block, host) if out else (host, block)
+                target[new * self.size : (new + count) * self.size] = source[old * self.size : (old + count) * self.size]
 
-        return Handle(self.random.randint(0, 3), move)
+        self.traffic.count(out, len(runs), sum(count for _, _, count in runs))
+        return Handle(self.random.randint(0, 3), move, self._under_way, self.random.random() < self.fail_copies)
 
-    def copy_out(self, blocks: Sequence[int], host_blocks: Sequence[int]) -> Handle:
-        return self._moved(self.kv, self.host, list(zip(blocks, host_blocks, strict=True)))
+    def copy_out(self, runs: Sequence[Run]) -> Handle:
+        return self._moved(self.kv, self.host, runs, out=True)
 
-    def copy_in(self, host_blocks: Sequence[int], blocks: Sequence[int]) -> Handle:
-        return self._moved(self.host, self.kv, list(zip(host_blocks, blocks, strict=True)))
+    def copy_in(self, runs: Sequence[Run]) -> Handle:
+        return self._moved(self.host, self.kv, runs, out=False)
 
     def price(self, shape: Any) -> float:
         return 1e-3 * shape.tokens
@@ -164,18 +182,26 @@ def make_engine(
     seed: int = 0,
     eos: frozenset[int] = frozenset(),
     queue_limit: int | None = None,
+    patience_s: float | None = None,
+    group: int = 0,
+    keep_copies: bool = False,
+    by_block: bool = False,
     **policies: Any,
 ) -> Engine:
     """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint or
-    controller."""
+    controller. `group`: blocks of a block group; 0: a free list."""
     import threading
 
     executor = FakeExecutor(blocks, block_size, host_blocks, seed)
-    pool = BlockPool(blocks, block_size)
+
+    def placed(count: int) -> Allocator:
+        return BlockGroups(count, GroupOptions(group=group)) if group else FreeList(count)
+
+    pool = BlockPool(blocks, block_size, placed(blocks))
     books = Books(pool, PrefixTree(pool) if reuse else None)
     events, clock = EventLog(), VirtualClock()
-    tier = HostTier(host_blocks, block_size, executor) if host_blocks else None
-    ledger = Ledger(books, tier, executor.attention, events, clock, "fake")
+    tier = HostTier(host_blocks, block_size, executor, placed(host_blocks), by_block=by_block) if host_blocks else None
+    ledger = Ledger(books, tier, executor.attention, events, clock, "fake", keep_copies=keep_copies)
     return Engine(
         executor=executor,
         ledger=ledger,
@@ -196,6 +222,7 @@ def make_engine(
         max_length=max_length,
         eos=eos,
         queue_limit=queue_limit,
+        patience_s=patience_s,
     )
 
 

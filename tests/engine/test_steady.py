@@ -69,7 +69,11 @@ def test_events_equal_single_steps(seed: int) -> None:
         for _ in range(random.integers(1, 14))
     ]
     blocks = int(random.choice([40, 60, 400]))
-    with_ = [(), ("whole-prompts",), ("priority",), ("static-batches:rows=3:window_s=0.2",)][seed % 4]
+    trace = "priority-trace:least=4:most=30"
+    with_ = [
+        (), ("whole-prompts",), ("priority",), ("static-batches:rows=3:window_s=0.2",), (trace, "fastswitch"),
+        (trace, "follow-order:transfers=sync"), ("priority-trace", "block-groups:group=4"),
+    ][seed % 7]  # fmt: skip
     host_blocks = int(random.choice([0, 30]))
     extra = {"kv__host_bytes": 1} if host_blocks else {}
     together = engine(False, blocks, with_, host_blocks, **extra)

@@ -83,7 +83,7 @@ def test_copies_are_timed_though_the_prefix_cache_holds_all_memory(built: Built)
     held = books.pool.take(max(0, books.pool.free))  # nothing is free but what can be evicted
     assert books.available > HOST_BLOCKS
     try:
-        copy_s, copy_token_s = calibrate._copies(built)
+        copy_s, copy_token_s = calibrate.copies(built)
     finally:
         books.pool.drop(held)
     assert copy_s + copy_token_s > 0

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.engine import test_steady
-from tests.engine.fake import alone, make_engine
+from tests.engine.fake import make_engine
+from tests.scheduling.arrivals import JOBS, check, ends, request
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
 from hasten.engine.loop import Engine
-from hasten.engine.request import Request, SamplingParams
 from hasten.engine.scheduling.base import View
 from hasten.engine.scheduling.fcfs import FCFS
 from hasten.engine.scheduling.newest_yields import NewestYields
@@ -28,21 +28,6 @@ from hasten.engine.scheduling.rank_yields import RankYields
 from hasten.engine.scheduling.stall_free import Options, StallFree
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import ConfigError
-
-
-def request(id: str, prompt: int = 5, output: int = 4, priority: int = 0, n: int = 1) -> Request:
-    sampling = SamplingParams(max_tokens=output, temperature=0.8 if n > 1 else 0.0, seed=1, n=n)
-    tokens = (np.arange(prompt) + len(id) + ord(id[-1])) % 37
-    return Request(id=id, prompt=tokens, sampling=sampling, priority=priority)
-
-
-def ends(engine: Engine) -> list[str]:
-    out = []
-    while engine.unfinished:
-        out += engine.step()
-        engine.ledger.audit()
-    assert all(delta.error is None for delta in out)
-    return [delta.request_id for delta in out if delta.last]
 
 
 def urgent_comes_late(preempt: bool, **limits: Any) -> Engine:
@@ -58,9 +43,9 @@ def urgent_comes_late(preempt: bool, **limits: Any) -> Engine:
 
 
 def steps_of_the_urgent(engine: Engine) -> int:
-    steps = 0
-    while "urgent" in engine._open:
-        engine.step()
+    steps, ended = 0, False
+    while not ended:
+        ended = any(delta.request_id == "urgent" and delta.last for delta in engine.step())
         engine.ledger.audit()
         steps += 1
     return steps
@@ -140,11 +125,7 @@ def test_crossing_keys_cost_a_preemption_each_hold_tokens_at_most(seed: int) -> 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    jobs=st.lists(
-        st.tuples(st.integers(1, 40), st.integers(1, 25), st.sampled_from([1, 1, 1, 3]), st.integers(0, 5), st.integers(0, 3)),
-        min_size=1,
-        max_size=9,
-    ),
+    jobs=JOBS,
     blocks=st.integers(12, 40),
     host=st.sampled_from([0, 8, 40]),
     shape=st.tuples(st.integers(8, 70), st.integers(1, 8), st.integers(1, 40)),
@@ -166,36 +147,13 @@ def test_any_arrivals_give_what_each_request_gets_alone(
     tokens, rows, chunk = shape
     preempt, hold, reuse = knobs
     residency: Any = RankYields(RankOptions(swap_from=8, preempt=parts[1] == "rank-preempts", hold=hold))
-    engine = make_engine(
-        blocks=blocks, host_blocks=host, tokens=tokens, rows=rows, max_length=96, reuse=reuse, seed=seed,
+    check(
+        jobs, cancelled,
+        blocks=blocks, host_blocks=host, tokens=tokens, rows=rows, reuse=reuse, seed=seed,
         batching=StallFree(Options(chunk=chunk, preempt=preempt, hold=hold)),
         order=Priority() if parts[0] == "priority" else Crossing(seed),
         residency=residency if parts[1] != "newest" else NewestYields(NewestOptions(swap_from=8)),
     )  # fmt: skip
-    made, out, steps = [], [], 0
-    for i, (prompt, output, n, wait, priority) in enumerate(jobs):
-        made.append(request(f"r{i}", prompt, output, priority, n))
-        engine.add(made[-1])
-        for _ in range(wait):
-            out += engine.step()
-    for i in cancelled:
-        engine.cancel(f"r{i}")
-    while engine.unfinished:
-        out += engine.step()
-        engine.ledger.audit()
-        steps += 1
-        assert steps < 5000, "the engine does not come to an end"
-    got: dict[str, dict[int, list[int]]] = {}
-    for delta in out:
-        assert delta.error is None, delta.error
-        got.setdefault(delta.request_id, {}).setdefault(delta.index, []).extend(delta.tokens)
-    for i, one in enumerate(made):
-        whole = alone(one, max_length=96)
-        for k, tokens_got in got[one.id].items():
-            assert tokens_got == whole[k][: len(tokens_got) if i in cancelled else None]
-    pool = engine.ledger.books.pool
-    assert pool.available == pool.blocks
-    assert engine.events.counts[Kind.PLAN_REFUSED] == 0
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -20,7 +20,7 @@ from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.serving.server.grammars import _QUICK_S
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"]}
-ODD = {"unevaluatedProperties": False}
+ODD = {"$dynamicRef": "#x"}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,10 +34,10 @@ def planning(
     from hasten.lab.bench import planning as measure
 
     queue = waiting or list(measure.WAITING)
-    found = {}
+    found: dict[str, Sequence[measure.Planning]] = {}
     with Console(stderr=True).status("planning") as status:
         for name, config in configs.items():
-            found[name] = measure.sweep(config, queue, advance=lambda label, name=name: status.update(f"{name}: {label}"))
+            found[name] = measure.sweep(config, queue, advance=partial(_tell, status, name))
     table = Table("ms a step, median (99th percentile)", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for count in queue:
         table.add_column(f"{count} waiting", justify="right")
@@ -49,3 +51,7 @@ def planning(
         for name, points in found.items()
     }
     bench_show.write(to, figures)
+
+
+def _tell(status: Any, name: str, label: str) -> None:
+    status.update(f"{name}: {label}")

@@ -72,7 +72,7 @@ def _show(found: Calibration, path: Path) -> None:
         "per row drawn from": (costs.head_s, "us"),
         "per 1,000 cached tokens read": (costs.cached_s * 1e3, "us"),
         "per 1,000 pairs of query and key": (costs.pair_s * 1e3, "us"),
-        "per transfer to the host tier": (costs.copy_s, "us"),
+        "per copy to the host tier": (costs.copy_s, "us"),
         "per token of it": (costs.copy_token_s, "us"),
     }
     grid = Table.grid(padding=(0, 2, 0, 0))

@@ -31,7 +31,9 @@ def simulate(
     speeds: Annotated[
         str | None, typer.Option(metavar="FACTORS", help="Instead: one engine for each of these speeds, as 1,1,0.5.")
     ] = None,
-    dispatch: Annotated[str, typer.Option(help="least-outstanding or round-robin.")] = "least-outstanding",
+    dispatch: Annotated[
+        str, typer.Option(help="least-outstanding, round-robin, or hexgen:alpha=0.5:graphs=FILE.")
+    ] = "least-outstanding",
     with_: options.With = None,
     set_: options.Set = None,
     config_file: options.Config = None,

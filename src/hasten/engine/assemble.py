@@ -63,8 +63,19 @@ def assemble(
     """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and
     `steady` as `Engine` takes them."""
     config = parts.config
-    tier = HostTier(host_blocks, config.kv.block_size, executor) if host_blocks else None
-    ledger = Ledger(parts.books, tier, executor.attention, parts.events, parts.clock, parts.model.fingerprint)
+    tier = None
+    if host_blocks:
+        allocator = config.make(config.kv.allocator, host_blocks)
+        tier = HostTier(host_blocks, config.kv.block_size, executor, allocator, by_block=config.kv.copies == "blocks")
+    ledger = Ledger(
+        parts.books,
+        tier,
+        executor.attention,
+        parts.events,
+        parts.clock,
+        parts.model.fingerprint,
+        keep_copies=config.kv.keep_copies,
+    )
 
     def policy(name: str | None) -> Any:
         return config.make(name, parts) if name is not None else None
@@ -93,6 +104,7 @@ def assemble(
         max_length=parts.model.max_length,
         eos=parts.eos,
         queue_limit=config.scheduling.queue_limit,
+        patience_s=config.scheduling.patience_s,
         build_batch=build_batch,
         steady=steady,
     )

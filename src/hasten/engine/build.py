@@ -92,7 +92,7 @@ def build(
     if config.kv.host_bytes and not host_blocks:
         raise ConfigError(f"kv.host_bytes={config.kv.host_bytes} holds no block of {config.kv.block_size} tokens")
     memory = Memory(model, blocks, config.kv.block_size, host_blocks)
-    books = Books(BlockPool(blocks, config.kv.block_size))
+    books = Books(BlockPool(blocks, config.kv.block_size, config.make(config.kv.allocator, blocks)))
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)

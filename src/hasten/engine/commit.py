@@ -187,6 +187,7 @@ class Committer:
         self._ledger.truncate(seq, base)
         last = span.positions[span.count - span.drafts - 1]
         target = books.append(seq.view, np.arange(last + 1, last + 1 + keep, dtype=np.int32)).tolist()
+        self._ledger.wait_for_readers()
         self._executor.move_slots(source, target)
 
     def _finish(self, seq: Sequence, token: int, produced: int) -> Finish | None:
@@ -198,5 +199,5 @@ class Committer:
     def room(self, seq: Sequence) -> int:
         """Tokens of output at which a sequence ends by length."""
         most = self._longest - seq.prompt_length
-        asked = seq.request.sampling.max_tokens
-        return most if asked is None else min(asked, most)
+        request = seq.request
+        return min(most, request.sampling.max_tokens or most, request.ends_after or most)

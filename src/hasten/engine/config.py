@@ -48,6 +48,9 @@ class SchedulingConfig(Section):
     """Flat tokens of a step."""
     max_rows: int = Field(256, ge=1)
     """Sequences of a step."""
+    patience_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds without service after which a sequence goes ahead of all others, in order of arrival, whatever the order says.
+    None: never."""
     queue_limit: int | None = Field(None, ge=0)
     """Most unfinished requests; beyond it new ones are rejected. None: no limit."""
 
@@ -60,6 +63,13 @@ class KVConfig(Section):
     """Bytes of the host tier that preempted sequences swap to; 0: they are recomputed."""
     reuse: str | None = "prefix-tree"
     """None switches prefix caching off."""
+    allocator: str = "free-list"
+    keep_copies: bool = False
+    """A sequence that comes back from the host tier leaves its copy there; when it goes again, only blocks written since are
+    sent. Copies make way for sequences that need the room."""
+    copies: Literal["runs", "blocks"] = "runs"
+    """Copies between the tiers: one for each run of blocks that are contiguous on both sides, or, to know what that is worth,
+    one for each block."""
 
 
 class AttentionConfig(Section):

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     PREEMPTED = 5
     """its KV was dropped; it will be computed again [a: tokens lost]"""
     SWAPPED = 6
-    """its KV started to leave for a slower tier [a: blocks]"""
+    """its KV started to leave for a slower tier [a: blocks that are copied, b: blocks that lie there already]"""
     RESUMED = 7
     """its KV is back and it can run"""
     MIGRATED = 8
@@ -46,7 +46,7 @@ class Kind(IntEnum):
     DRAFTED = 12
     """drafted tokens were verified [a: drafted, b: accepted]"""
     TRANSFER_DONE = 13
-    """a copy between tiers ended [a: blocks]"""
+    """a copy between tiers ended [a: blocks, b: seconds the copying took]"""
     STEP = 14
     """a step was measured, planning included [sequence: -1, a: tokens computed, b: seconds]"""
     MEMORY = 15

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +18,12 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
-from hasten.engine.kv.base import NoBlocks, Readiness, ReuseKey, Tier
-from hasten.engine.kv.books import Books
+from hasten.engine.kv.base import Ints, Readiness, ReuseKey, Tier
+from hasten.engine.kv.books import Books, Slots
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
 from hasten.engine.sequence import Finish, Sequence, State
+from hasten.engine.transfers import Move, Transfers
 
 
 @dataclass(slots=True)
@@ -49,20 +52,26 @@ class Ledger:
         events: EventLog,
         clock: Clock,
         fingerprint: str = "",
+        *,
+        keep_copies: bool = False,
     ) -> None:
+        """`keep_copies`: see `Transfers`."""
         self.books = books
-        self.tier = tier
+        self.transfers = Transfers(books, tier, keep_copies) if tier is not None else None
         self.events = events
         self.clock = clock
         self.sequences: dict[int, Sequence] = {}
         """Unfinished sequences in order of arrival."""
         self.groups: dict[str, Group] = {}
         self.on_close: Closed = lambda sequence, error: None
+        self.rank: Callable[[Sequence], Any] = lambda sequence: sequence.arrival_s
+        """Whose copy in the slower tier is given up first when its place is needed: the highest."""
+        self.waited_s = 0.0
+        """Seconds spent waiting for transfers so far."""
         self._attention = attention
         self._fingerprint = fingerprint
         self._ids = count()
         self._numbers = count()
-        self._moving: dict[int, Sequence] = {}
         self._opened: dict[int, int] = {}
 
     # -- birth ----------------------------------------------------------------------------------------------------------
@@ -175,17 +184,28 @@ class Ledger:
             self.books.reuse.insert(seq.reuse_key, seq.tokens[: seq.view.length], seq.view)
 
     def _release(self, seq: Sequence) -> None:
+        if self.transfers is not None:
+            self.transfers.forget_copy(seq)
         self.books.close(seq.view)
         self._attention.close(seq)
 
     def truncate(self, seq: Sequence, entries: int) -> None:
         self.books.truncate(seq.view, entries)
         self._attention.truncate(seq, entries)
+        if self.transfers is not None:
+            self.transfers.cut(seq, entries)
+
+    def rewrite(self, seq: Sequence, entries: Ints) -> Slots:
+        """As `Books.rewrite` of the sequence's view."""
+        slots = self.books.rewrite(seq.view, entries)
+        if self.transfers is not None and len(entries):
+            self.transfers.cut(seq, int(entries.min()))
+        return slots
 
     @property
     def moving(self) -> bool:
         """Some sequence's KV is on the way between tiers."""
-        return bool(self._moving)
+        return self.transfers is not None and bool(self.transfers.moves)
 
     # -- yielding and coming back ---------------------------------------------------------------------------------------
 
@@ -202,66 +222,66 @@ class Ledger:
         return True
 
     def swap_out(self, seq: Sequence) -> bool:
-        """Start moving the sequence's KV to the slower tier; False when there is no room."""
-        blocks = list(seq.view.blocks)
-        if self.tier is None or not blocks or len(blocks) > self.tier.room:
+        """Start moving the sequence's KV to the slower tier; False when there is no room. Its blocks are free at once; those
+        that the copy reads are given only when there are no others (`BlockPool`)."""
+        if self.transfers is None or not seq.view.blocks:
             return False
-        seq.stored, seq.handle = self.tier.put(blocks)
+
+        def tell(sent: int, kept: int) -> None:
+            self.events.add(self.clock.now(), Kind.SWAPPED, seq.id, sent, kept)  # observers may still read its KV
+            self.cache(seq)
+
+        if not self.transfers.send(seq, self.sequences.values(), self.rank, tell):
+            return False
         self._attention.swap_out(seq)
-        seq.state = State.LEAVING
-        self._moving[seq.id] = seq
-        self.events.add(self.clock.now(), Kind.SWAPPED, seq.id, len(blocks))
+        seq.state = State.LEAVING if self.moves(seq) else State.SWAPPED
         return True
 
     def swap_in(self, seq: Sequence) -> bool:
         """Start bringing it back; False when the pool has no room."""
-        assert self.tier is not None
-        try:
-            mapping = self.books.adopt(seq.view, seq.stored)
-        except NoBlocks:
+        assert self.transfers is not None
+        if not self.transfers.fetch(seq):
             return False
-        seq.handle = self.tier.get(seq.stored, [mapping[block] for block in seq.stored])
         seq.state = State.LOADING
-        self._moving[seq.id] = seq
         return True
+
+    def moves(self, seq: Sequence) -> bool:
+        return self.transfers is not None and seq.id in self.transfers.moves
+
+    def finish_move(self, seq: Sequence) -> None:
+        """Wait until the transfer of a sequence, if one is under way, has ended."""
+        move = self.transfers.moves.get(seq.id) if self.transfers is not None else None
+        if move is not None:
+            self._end(move)
 
     def settle(self, wait: bool = False) -> bool:
         """Finish the transfers that are done, waiting for one if told to; True when any was under way."""
-        any_moving = bool(self._moving)
-        for seq in list(self._moving.values()):
-            assert seq.handle is not None
-            if not wait and not seq.handle.done():
-                continue
+        moves = list(self.transfers.moves.values()) if self.transfers is not None else []
+        for move in moves:
+            if wait or move.handle.done():
+                self._end(move)
             wait = False
-            del self._moving[seq.id]
-            handle, seq.handle = seq.handle, None
-            error: str | None = None
-            try:
-                handle.wait()
-            except Exception as failure:  # the copy failed: this sequence starts over, the others go on
-                error = str(failure)
-            self._arrived(seq, error)
-        return any_moving
+        return bool(moves)
 
-    def _arrived(self, seq: Sequence, error: str | None) -> None:
-        assert self.tier is not None
-        blocks = len(seq.stored)
+    def _end(self, move: Move) -> None:
+        assert self.transfers is not None
+        began = self.clock.now()
+        error = self.transfers.end(move)
+        self.waited_s += self.clock.now() - began
+        self._arrived(move, error)
+
+    def _arrived(self, move: Move, error: str | None) -> None:
+        assert self.transfers is not None
+        seq = move.sequence
         leaving = seq.state is State.LEAVING
         if leaving:
-            mapping = dict(zip(seq.view.blocks, seq.stored, strict=True))
-            held = list(seq.view.blocks)
-            if error is None:
-                self.cache(seq)
-            self.books.pool.drop(held)
-            seq.view.remap(mapping)
             seq.state = State.SWAPPED
         else:
-            self.tier.forget(seq.stored)
-            seq.stored = []
+            self.transfers.arrived(seq)
             self._attention.swap_in(seq)
             seq.state = State.RUNNING
         now = self.clock.now()
-        self.events.add(now, Kind.TRANSFER_DONE, seq.id, blocks)
+        self.events.add(now, Kind.TRANSFER_DONE, seq.id, move.sent, move.handle.seconds)
         if error is not None:
             self._lose(seq)
             if not seq.recomputable:
@@ -271,12 +291,19 @@ class Ledger:
         if seq.cancelled is not None:
             self.close(seq, seq.cancelled)
 
+    def wait_for_readers(self) -> None:
+        """Wait for the copies that read blocks which are about to be written; if one fails, its own sequence learns of it."""
+        began = self.clock.now()
+        for copy in self.books.pool.take_waits():
+            with suppress(Exception):
+                copy.wait()
+        self.waited_s += self.clock.now() - began
+
     def _lose(self, seq: Sequence) -> None:
         """Whatever KV it has, here or there, is void."""
         if seq.stored:
-            assert self.tier is not None
-            self.tier.forget(seq.stored)
-            seq.stored = []
+            assert self.transfers is not None
+            self.transfers.forget(seq)
             seq.view.cut(0)
             self._attention.close(seq)
         else:
@@ -289,7 +316,7 @@ class Ledger:
         """End a sequence, whatever state it is in. During a transfer it ends when that is over."""
         if seq.state is State.FINISHED:
             return
-        if seq.id in self._moving:
+        if self.moves(seq):
             seq.cancelled = reason
             return
         self._opened.pop(seq.id, None)
@@ -331,13 +358,13 @@ class Ledger:
         pool = self.books.pool
         held = np.zeros(pool.blocks, dtype=np.int64)
         for seq in self.sequences.values():
-            if seq.state is not State.SWAPPED:
+            if seq.state not in (State.SWAPPED, State.LEAVING):
                 held[list(seq.view.blocks)] += 1
         cached = np.array([pool.is_cached(b) for b in range(pool.blocks)])
-        counts = np.array(pool.refs)
-        assert (counts == held + cached).all(), "a block's count is not the number of its holders"
-        assert pool.free == int((counts == 0).sum()), "the free list disagrees with the counts"
-        assert pool.evictable == int((cached & (counts == 1)).sum()), "the evictable count is wrong"
+        assert (np.array(pool.refs) == held + cached).all(), "a block's count is not the number of its holders"
+        pool.audit()
+        if self.transfers is not None:
+            self.transfers.audit(self.sequences.values())
 
 
 def _common(one: Sequence, other: Sequence) -> int:

@@ -50,6 +50,7 @@ class Engine:
         max_length: int,
         eos: frozenset[int] = frozenset(),
         queue_limit: int | None = None,
+        patience_s: float | None = None,
         build_batch: Callable[[list[Span]], Batch] | None = None,
         steady: bool = False,
     ) -> None:
@@ -59,8 +60,11 @@ class Engine:
         self.clock = clock
         self.events = events
         self.decoding = decoding
+        self.lengths = lengths
         self.max_length = max_length
-        self._planner = Planner(ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length)
+        self._planner = Planner(
+            ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length, patience_s
+        )
         self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
         self._build_batch = build_batch if build_batch is not None else BatchBuilder().build
@@ -125,7 +129,7 @@ class Engine:
     def step(self, until_s: float = inf) -> list[TokenDelta]:
         """Run one step; what became of the requests. Empty when there was nothing to do. Before `until_s`, engine time, the
         caller has nothing new to hand over: an engine on a virtual clock may run several steps that begin before it."""
-        began = self.clock.now()
+        began, waited_s = self.clock.now(), self.ledger.waited_s
         with self._lock:
             self._inbox.empty_into(self.ledger)
             self.ledger.settle()
@@ -140,7 +144,7 @@ class Engine:
                 for done, result in runs:
                     self._commit(done, result)
                 self.ledger.settle()
-                self._measured(shape, began)
+                self._measured(shape, began, self.ledger.waited_s - waited_s)
         elif not together:
             self._nothing_planned(plan, began, until_s)
         return self.outbox.take()
@@ -154,7 +158,7 @@ class Engine:
 
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
-            if self.ledger.settle(wait=True) or self.outbox:
+            if self.ledger.settle(wait=True) or self.outbox or self._planner.moved:
                 return
             if not self.ledger.sequences:
                 if self._inbox.compiling:
@@ -171,6 +175,7 @@ class Engine:
 
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""
+        self.ledger.wait_for_readers()
         now = self.clock.now()
         decodes = next((i for i, span in enumerate(spans) if span.count > 1), len(spans))
         self.events.add_each(now, Kind.SCHEDULED, [span.sequence.id for span in spans[:decodes]], 1)
@@ -200,10 +205,10 @@ class Engine:
         if committed and self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self.control)
 
-    def _measured(self, shape: StepShape, began: float) -> None:
+    def _measured(self, shape: StepShape, began: float, waited_s: float) -> None:
         now = self.clock.now()
         self.events.add(now, Kind.STEP, -1, shape.tokens, now - began)
         self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, shape.rows)
         self.events.add(now, Kind.READ, -1, shape.cached, shape.pairs)
-        self.executor.measured(shape, now - began)
+        self.executor.measured(shape, now - began - waited_s)  # what waiting for transfers took says nothing of the shape
         self.executor.attention.after_step()

@@ -6,6 +6,7 @@ Lanes (loops) share a `Memory`; the tensors live here, the books (`Books`) say w
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.executors.step import Model
+from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.technique import ConfigError
 from hasten.kernels.pages import well_placed
 
@@ -24,8 +26,13 @@ SHARE = 0.4
 class _Copy:
     """A transfer in a worker thread (`kv.base.Handle`)."""
 
-    def __init__(self, future: Future[None]) -> None:
+    def __init__(self, future: Future[float]) -> None:
         self._future = future
+
+    @property
+    def seconds(self) -> float:
+        done = self._future.done() and self._future.exception() is None
+        return self._future.result() if done else 0.0
 
     def done(self) -> bool:
         return self._future.done()
@@ -45,6 +52,8 @@ class Memory:
         self.block_size = block_size
         self.host_blocks = host_blocks
         self.lock = threading.RLock()
+        self.traffic = Traffic()
+        """A call is one copy of one site's keys or values."""
         self._copier: ThreadPoolExecutor | None = None
         self._host: list[tuple[Tensor, Tensor]] = []
         for site in model.sites:
@@ -67,25 +76,26 @@ class Memory:
     def nbytes(self) -> int:
         return sum(site.k.nbytes + site.v.nbytes for site in self.model.sites)
 
-    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> _Copy:
-        return self._copy(blocks, host_blocks, out=True)
+    def copy_out(self, runs: Seq[Run]) -> _Copy:
+        return self._copy(runs, out=True)
 
-    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> _Copy:
-        return self._copy(blocks, host_blocks, out=False)
+    def copy_in(self, runs: Seq[Run]) -> _Copy:
+        return self._copy(runs, out=False)
 
-    def _copy(self, blocks: Seq[int], host_blocks: Seq[int], out: bool) -> _Copy:
+    def _copy(self, runs: Seq[Run], out: bool) -> _Copy:
         assert self._copier is not None, "no host tier"
-        pairs = list(zip(blocks, host_blocks, strict=True))
 
-        def work() -> None:
+        def work() -> float:
+            began = time.perf_counter()
+            calls = 0
             for site, (host_k, host_v) in zip(self.model.sites, self._host, strict=True):
-                for block, host in pairs:  # a block is contiguous: one plain copy each way
-                    if out:
-                        host_k[host].copy_(site.k[block])
-                        host_v[host].copy_(site.v[block])
-                    else:
-                        site.k[block].copy_(host_k[host])
-                        site.v[block].copy_(host_v[host])
+                for pool, host in ((site.k, host_k), (site.v, host_v)):
+                    for block, other, count in runs:  # contiguous on both sides: one plain copy
+                        here, there = pool[block : block + count], host[other : other + count]
+                        (there if out else here).copy_(here if out else there)
+                        calls += 1
+            self.traffic.count(out, calls, sum(count for _, _, count in runs))
+            return time.perf_counter() - began
 
         return _Copy(self._copier.submit(work))
 

@@ -159,6 +159,8 @@ class Request:
 
     `prompt` is int32 [n] token ids, n >= 1. `priority`: lower is more urgent. `arrival_s` is in the engine clock's time;
     None lets the engine stamp it on intake. `cache_salt` separates prefix caches: only equal salts and tenants share KV.
+    `ends_after`: a replay's output ends after so many tokens, as if the model had ended it there; unlike a limit
+    (`SamplingParams.max_tokens`) nobody is told beforehand (policies must not look).
     """
 
     id: str
@@ -171,9 +173,12 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     arrival_s: float | None = None
+    ends_after: int | None = None
 
     def __post_init__(self) -> None:
         _count("priority", self.priority, -(2**31))
+        if self.ends_after is not None:
+            _count("ends_after", self.ends_after, 1)
         raw = np.asarray(self.prompt)
         if raw.ndim != 1 or raw.size == 0:
             raise BadRequest("the prompt must hold at least one token", "prompt")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hasten.engine.kv.base import Handle, Ints, ReuseKey
+from hasten.engine.kv.base import Ints, ReuseKey
+from hasten.engine.kv.copies import Copy
 from hasten.engine.kv.view import View
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Sequence:
         "arrival_s",
         "cancelled",
         "constraint",
+        "copy",
         "finish",
-        "handle",
         "id",
         "index",
         "length",
@@ -101,10 +102,10 @@ class Sequence:
         self.program: Any = None
         """Depth program: the (block, site) calls of its forward pass; None means all blocks."""
         self.constraint: Any = None
-        self.handle: Handle | None = None
-        """The transfer under way, in states LEAVING and LOADING."""
         self.stored: list[int] = []
-        """Where its blocks lie in the slower tier."""
+        """Where its blocks lie in the slower tier, in the order of its view; empty while it runs."""
+        self.copy: Copy | None = None
+        """What was left there when it came back."""
         self.recomputable = True
         """False when its KV is not what running its tokens in a row gives (joined caches): it may be swapped, not dropped."""
         self.cancelled: Finish | None = None

@@ -68,7 +68,8 @@ def simulated_engine(
     config = config.model_copy(deep=True)
     config.decoding.constraint = None
     clock = VirtualClock()
-    parts = SimulatedParts(config, model, Books(BlockPool(blocks, config.kv.block_size)), clock, EventLog(keep=None))
+    pool = BlockPool(blocks, config.kv.block_size, config.make(config.kv.allocator, blocks))
+    parts = SimulatedParts(config, model, Books(pool), clock, EventLog(keep=None))
     executor = SimulatedExecutor(model, costs, clock, config.kv.block_size, speed=speed, facts=dict(facts or {}))
     require(config, executor.attention)
     if config.kv.reuse is not None:

@@ -82,7 +82,7 @@ class SpanMaker:
         """Slots of tokens some of which already have one (partial prefill into an assembled view)."""
         picked = np.concatenate([np.arange(start, stop) for start, stop in ranges])
         old = picked[picked < seq.view.length]
-        held = self._ledger.books.rewrite(seq.view, old)
+        held = self._ledger.rewrite(seq, old)
         if len(old) == len(positions):
             return held
         return np.concatenate([held, self._ledger.books.append(seq.view, positions[len(old) :])])

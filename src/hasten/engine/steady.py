@@ -58,7 +58,7 @@ class Steady:
         if steps < 2:
             return False
         times = self._times(stretch, steps)
-        steps = min(steps, int(np.searchsorted(times[:-1], until_s, side="left")))
+        steps = min(steps, int(np.searchsorted(times[:-1], min(until_s, planner.holds_until_s), side="left")))
         if steps < 2:
             return False
         self._advance(stretch, times[: steps + 1])
@@ -135,12 +135,18 @@ class Steady:
         engine, books = self._engine, self._engine.ledger.books
         steps, rows = len(times) - 1, len(stretch.sequences)
         available = books.available
-        taken = np.zeros(steps, dtype=np.int64)
-        for seq, room in zip(stretch.sequences, stretch.room.tolist(), strict=True):
-            taken[room :: books.pool.block_size] += 1
-            books.extend(seq.view, steps)
+        taken = np.zeros((steps, rows), dtype=bool)
+        for row, room in enumerate(stretch.room.tolist()):
+            taken[room :: books.pool.block_size, row] = True
+        done = [0] * rows
+        for step, row in np.argwhere(taken).tolist():  # blocks are given in the order in which single steps ask for them
+            books.extend(stretch.sequences[row].view, step + 1 - done[row])
+            done[row] = step + 1
+        for seq, so_far in zip(stretch.sequences, done, strict=True):
+            if so_far < steps:
+                books.extend(seq.view, steps - so_far)
             seq.run_on(token_of(seq, engine.executor.vocabulary), steps)
-        free = available - np.cumsum(taken)
+        free = available - np.cumsum(taken.sum(axis=1))
         assert free[-1] == books.available, "the books took other blocks than single steps would"
         ids = [seq.id for seq in stretch.sequences]
         ending = steps == stretch.longest

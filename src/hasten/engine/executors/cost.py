@@ -74,8 +74,9 @@ def shape_of_plan(plan: StepPlan) -> StepShape:
 class CostModel:
     """`knots`: tokens of a step, ascending, with `knot_s` seconds each (overhead, weights and everything per token; linear
     between, flat below the first, the last slope beyond unless it falls). `row_s` per sequence, `head_s` per row drawn from,
-    `cached_s` per cached token read, `pair_s` per pair of query and key. `copy_s` per transfer between tiers and `copy_token_s`
-    per token whose KV it carries. Raises ValueError for knots that do not ascend and for negative terms."""
+    `cached_s` per cached token read, `pair_s` per pair of query and key. `copy_s` per copy between tiers (a run of contiguous
+    blocks, in all layers) and `copy_token_s` per token whose KV it carries. Raises ValueError for knots that do not ascend and
+    for negative terms."""
 
     knots: tuple[int, ...]
     knot_s: tuple[float, ...]
@@ -135,6 +136,10 @@ class CostModel:
         fixed = self.tokens(shape.tokens) + shape.rows * self.row_s + shape.heads * self.head_s
         return fixed + shape.cached * self.cached_s + shape.pairs * self.pair_s
 
+    def copy(self, runs: int, tokens: int) -> float:
+        """Seconds of copying the KV of `tokens` tokens between tiers, in so many runs of contiguous blocks."""
+        return runs * self.copy_s + tokens * self.copy_token_s
+
     def decode_run(self, rows: int, cached: int, steps: int) -> npt.NDArray[np.float64]:
         """Seconds float64 [steps] of successive steps in which the same `rows` sequences get one token each; the first reads
         `cached` tokens. Each equals `step` of its shape bit for bit."""
@@ -154,6 +159,7 @@ def roofline(
     bandwidth: float,
     rate: float,
     attention_rate: float | None = None,
+    copy_s: float = 0.0,
     copy_token_s: float = 0.0,
 ) -> CostModel:
     """The cost model of a device known by its memory bandwidth (bytes/s) and arithmetic rates (FLOP/s) alone.
@@ -171,5 +177,6 @@ def roofline(
         head_s=head_flops / rate,
         cached_s=kv_bytes_per_token / bandwidth,
         pair_s=attention_flops / (attention_rate or rate),
+        copy_s=copy_s,
         copy_token_s=copy_token_s,
     )

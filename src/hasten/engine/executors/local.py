@@ -20,6 +20,7 @@ from hasten.engine.executors.planned import ROWS, PlannedPass, plan
 from hasten.engine.executors.step import Step, generation
 from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.engine.kv.base import Handle
+from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.memory import Memory, block_bytes
 from hasten.kernels import Kernels, ViewIndex
 from hasten.kernels.cpu import CpuKernels
@@ -196,11 +197,15 @@ class LocalExecutor:
             for cache in (site.k, site.v):
                 cache[dst // size, :, dst % size] = cache[src // size, :, src % size]
 
-    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> Handle:
-        return self.memory.copy_out(blocks, host_blocks)
+    @property
+    def traffic(self) -> Traffic:
+        return self.memory.traffic
 
-    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> Handle:
-        return self.memory.copy_in(host_blocks, blocks)
+    def copy_out(self, runs: Seq[Run]) -> Handle:
+        return self.memory.copy_out(runs)
+
+    def copy_in(self, runs: Seq[Run]) -> Handle:
+        return self.memory.copy_in(runs)
 
     # -- about itself ---------------------------------------------------------------------------------------------------
 

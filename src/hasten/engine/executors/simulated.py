@@ -1,8 +1,8 @@
 """The simulated executor: no tensors, a virtual clock. A step takes what the cost model says, and tokens are made up.
 
 The loop, the ledger, the KV books and every policy run as they do on a real machine; what a request says is of no account, so
-its length must be fixed by `max_tokens`. Copies to the host tier queue up behind each other on one link, as behind one copier
-thread.
+its length must be fixed by `max_tokens`. Copies to and from the host tier queue up behind each other on one link, as behind
+one copier thread; each call costs, and each token.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
 from hasten.engine.executors.base import StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, shape_of_spans
 from hasten.engine.kv.base import Ints
+from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.sequence import Sequence, Span
 
 _NOTHING = np.empty(0, dtype=np.int64)
@@ -78,10 +79,11 @@ class _Step:
 
 @dataclass(slots=True)
 class _Transfer:
-    """A copy that is over at `end_s`."""
+    """Copying that takes `seconds` and is over at `end_s`."""
 
     clock: VirtualClock
     end_s: float
+    seconds: float
 
     def done(self) -> bool:
         return self.clock.now() >= self.end_s
@@ -101,6 +103,8 @@ class SimulatedExecutor:
     attention: NoAttention = field(default_factory=NoAttention)
     speed: float = 1.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    """A call is a run of blocks, in all layers."""
     _link_free_s: float = 0.0
 
     @property
@@ -119,16 +123,18 @@ class SimulatedExecutor:
     def move_slots(self, source: Seq[int], target: Seq[int]) -> None: ...
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
 
-    def copy_out(self, blocks: Seq[int], host_blocks: Seq[int]) -> _Transfer:
-        return self._copy(len(blocks))
+    def copy_out(self, runs: Seq[Run]) -> _Transfer:
+        return self._copy(runs, out=True)
 
-    def copy_in(self, host_blocks: Seq[int], blocks: Seq[int]) -> _Transfer:
-        return self._copy(len(blocks))
+    def copy_in(self, runs: Seq[Run]) -> _Transfer:
+        return self._copy(runs, out=False)
 
-    def _copy(self, blocks: int) -> _Transfer:
-        begin = max(self.clock.now(), self._link_free_s)
-        self._link_free_s = begin + (self.costs.copy_s + blocks * self.block_size * self.costs.copy_token_s) / self.speed
-        return _Transfer(self.clock, self._link_free_s)
+    def _copy(self, runs: Seq[Run], out: bool) -> _Transfer:
+        blocks = sum(count for _, _, count in runs)
+        self.traffic.count(out, len(runs), blocks)
+        seconds = self.costs.copy(len(runs), blocks * self.block_size) / self.speed
+        self._link_free_s = max(self.clock.now(), self._link_free_s) + seconds
+        return _Transfer(self.clock, self._link_free_s, seconds)
 
     def price(self, shape: StepShape) -> float:
         return self.costs.step(shape) / self.speed

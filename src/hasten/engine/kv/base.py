@@ -7,11 +7,14 @@ protocols here. Invariants every implementation keeps:
   is above one (the books copy it first);
 - KV found for a request was computed by the same weights, adapter and depth program, under the same tenant and salt
   (`ReuseKey`), from the same tokens at the positions stated;
-- a block under an unfinished transfer is neither written nor freed.
+- a block that an unfinished transfer writes is neither read nor freed; one that it reads may be let go of, but whoever gets it
+  waits for that transfer, and only for it, before writing (`BlockPool`);
+- transfers take place in the order in which they were asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum
@@ -49,8 +52,11 @@ class Readiness(Enum):
 
 @runtime_checkable
 class Handle(Protocol):
-    """Something under way. `done` never blocks; `wait` blocks and raises what went wrong."""
+    """A transfer under way. `done` never blocks; `wait` blocks and raises what went wrong, every time. `seconds`: how long the
+    copying itself took, 0 until it is done."""
 
+    @property
+    def seconds(self) -> float: ...
     def done(self) -> bool: ...
     def wait(self) -> None: ...
 
@@ -68,7 +74,11 @@ class Found:
 
 
 class Allocator(Protocol):
-    """Which free block to hand out. Owns the free list and nothing else."""
+    """Which free block to hand out. Owns the free list and nothing else. `together`: blocks that a cache should give up at a
+    time, for what comes free to lie together."""
+
+    @property
+    def together(self) -> int: ...
 
     def take(self, count: int, near: int = -1) -> list[int]:
         """`count` free blocks (the caller checked that there are so many), close to block `near` if it can."""
@@ -95,15 +105,19 @@ class Reuse(Protocol):
 
 
 class Tier(Protocol):
-    """A slower place for blocks. Transfers are asynchronous: neither side's blocks are touched until the handle is done."""
+    """A slower place for blocks. Transfers are asynchronous and take place in order."""
 
     @property
     def room(self) -> int:
-        """Blocks that `put` would still take."""
+        """Blocks that `take` would still give."""
         ...
 
-    def put(self, blocks: Seq[int]) -> tuple[list[int], Handle]:
-        """Start copying pool `blocks` here; where they will lie. Raises NoBlocks when there is no room."""
+    def take(self, count: int, near: int = -1) -> list[int]:
+        """Places for `count` blocks, close to place `near` if it can. Raises NoBlocks when there is no room."""
+        ...
+
+    def put(self, blocks: Seq[int], stored: Seq[int]) -> Handle:
+        """Start copying pool `blocks` to places `stored`."""
         ...
 
     def get(self, stored: Seq[int], blocks: Seq[int]) -> Handle:
@@ -111,6 +125,9 @@ class Tier(Protocol):
         ...
 
     def forget(self, stored: Seq[int]) -> None: ...
+    def audit(self, stored: Iterable[int]) -> None:
+        """AssertionError unless exactly the places `stored` are taken (tests, debugging)."""
+        ...
 
 
 class Eviction(Protocol):

@@ -30,11 +30,11 @@ class Books:
     def available(self) -> int:
         return self.pool.available
 
-    def _take(self, count: int, near: int = -1) -> list[int]:
+    def _take(self, count: int, near: int = -1, *, in_turn: bool = False) -> list[int]:
         short = count - self.pool.free
         if short > 0 and self.reuse is not None:
-            self.reuse.evict(short)
-        return self.pool.take(count, near)
+            self.reuse.evict(max(short, self.pool.together))
+        return self.pool.take(count, near, in_turn=in_turn)
 
     def blocks_needed(self, view: View, entries: int) -> int:
         """New blocks that appending `entries` consecutive tokens takes (a shared tail is copied, which takes one)."""
@@ -117,7 +117,9 @@ class Books:
         """Slots int64 [n] of existing `entries`, made exclusive to `view` so that they may be overwritten."""
         size = self.pool.block_size
         slots = view.slots(entries, size)
-        shared = [b for b in dict.fromkeys((slots // size).tolist()) if self.pool.refs[b] > 1]
+        blocks = dict.fromkeys((slots // size).tolist())
+        shared = [b for b in blocks if self.pool.refs[b] > 1]
+        self.pool.write(b for b in blocks if self.pool.refs[b] == 1)
         if not shared:
             return slots
         for old, new in zip(shared, self._take(len(shared)), strict=True):
@@ -158,8 +160,9 @@ class Books:
         return copies
 
     def adopt(self, view: View, mapping_from: Seq[int]) -> dict[int, int]:
-        """Give `view`, whose runs name blocks of another tier, fresh blocks here; {other tier's block: ours}."""
-        fresh = self._take(len(mapping_from))
+        """Give `view`, whose runs name blocks of another tier, fresh blocks here, which a copy will write; {other tier's block:
+        ours}."""
+        fresh = self._take(len(mapping_from), in_turn=True)
         mapping = dict(zip(mapping_from, fresh, strict=True))
         view.remap(mapping)
         return mapping

@@ -55,11 +55,10 @@ class Direction(Enum):
 
 @dataclass(slots=True)
 class Transfer:
-    """Move a sequence's KV. `blocks`: a range of its blocks, None for all. `may_run_late`: the step need not wait for it."""
+    """Move a sequence's KV. `may_run_late`: the step need not wait for it."""
 
     sequence: Sequence
     direction: Direction
-    blocks: tuple[int, int] | None = None
     may_run_late: bool = True
 
 
@@ -119,12 +118,22 @@ class View(Protocol):
     def block_size(self) -> int: ...
     @property
     def host_room(self) -> int:
-        """Blocks the slower tier would still take; 0 when there is none."""
+        """Blocks the slower tier would still take, the places of copies that it keeps included; 0 when there is none."""
         ...
 
     @property
     def leaving_blocks(self) -> int:
-        """Blocks that transfers under way will free."""
+        """Blocks without a holder that copies to the slower tier still read: they are not among the free ones, but a sequence
+        that comes back may have them at once."""
+        ...
+
+    @property
+    def moving_blocks(self) -> int:
+        """Blocks that transfers under way, in either direction, still copy."""
+        ...
+
+    def unsent_blocks(self, sequence: Sequence) -> int:
+        """Blocks that would have to be copied if the running sequence left for the slower tier now."""
         ...
 
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int: ...
@@ -133,7 +142,7 @@ class View(Protocol):
         ...
 
     def order_key(self, sequence: Sequence) -> float:
-        """The Order's current key of a sequence."""
+        """The Order's current key of a sequence; minus infinity for one that is overdue (`scheduling.ageing`)."""
         ...
 
     def open(self, sequence: Sequence) -> int:
@@ -236,6 +245,16 @@ class Residency(Protocol):
     free). If it is short, the answer should free them; the core runs what fits and leaves the rest."""
 
     def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]: ...
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """What a Residency may offer to move sequences before the step is composed, so that what comes back at once, or is freed,
+    takes part in it."""
+
+    def ahead(self, view: View, ranked: Seq[Sequence]) -> list[Transfer]:
+        """`ranked`: all unfinished sequences, whatever their state, first goes first."""
+        ...
 
 
 def check(plan: StepPlan, view: View) -> str | None:

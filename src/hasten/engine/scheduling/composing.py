@@ -18,11 +18,13 @@ from hasten.engine.sequence import Sequence, State
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Tokens of a step: `beside` decodes (at least one of them for prompts) and `alone`. `watermark`: share of the blocks kept
-    free when admitting beside others, for those to grow into."""
+    free when admitting beside others, for those to grow into. `fits`: only what has memory goes into the step, decodes too;
+    otherwise the residency finds it for whoever runs."""
 
     beside: int
     alone: int
-    watermark: float
+    watermark: float = 0.0
+    fits: bool = False
 
 
 def compose(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure | None) -> StepPlan:
@@ -30,42 +32,56 @@ def compose(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure | 
     return stall_free(ranked, view, budget) if tenure is None else by_rank(ranked, view, budget, tenure)
 
 
-def returning(view: View) -> tuple[float, float, int] | None:
-    """The best rank of those whose KV lies in, or comes from, the slower tier: they come back before anybody of worse rank is
-    admitted."""
-    away = [rank(seq, view) for seq in view.sequences if seq.state in (State.SWAPPED, State.LOADING)]
+def returning(ranked: Seq[Sequence], view: View) -> tuple[float, float, int] | None:
+    """The best rank of those whose KV lies in the slower tier: they come back before anybody of worse rank is admitted. (Those
+    on their way back have their memory.) `ranked`: all that are waiting or running."""
+    if len(view.sequences) == len(ranked):
+        return None  # nobody is away
+    away = [rank(seq, view) for seq in view.sequences if seq.state is State.SWAPPED]
     return min(away) if away else None
 
 
-def decodes(ranked: Seq[Sequence], view: View) -> list[Work]:
-    """One token, and what speculation adds, for each sequence that decodes, within the limits of a step."""
+def decodes(running: Seq[Sequence], view: View) -> tuple[list[Work], list[Sequence]]:
+    """One token, and what speculation adds, for each sequence that decodes, within the limits of a step; and the sequences
+    whose prompts are begun."""
     works: list[Work] = []
+    begun: list[Sequence] = []
     rows, tokens = view.limits.rows, view.limits.tokens
-    for seq in ranked:
-        if seq.state is State.RUNNING and seq.decoding and rows and tokens:
+    for seq in running:
+        if not seq.decoding:
+            begun.append(seq)
+        elif rows and tokens:
             drafts = min(view.lookahead(seq), tokens - 1)
             works.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
             tokens -= 1 + drafts
             rows -= 1
-    return works
+    return works, begun
 
 
 def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
-    plan = StepPlan(decodes(ranked, view))
+    works, begun = decodes([seq for seq in ranked if seq.state is State.RUNNING], view)
+    plan = StepPlan(works)
+    free = view.free_blocks
+    if budget.fits:
+        plan.work, free = _that_fit(plan.work, free, view)
     if len(plan.work) == len(ranked):
         return plan  # nobody waits
     tokens = _for_prompts(plan.work, view, budget)
     rows = view.limits.rows - len(plan.work)
-    free = view.free_blocks - sum(_blocks(work, view) for work in plan.work)
-    for seq in ranked:
-        if seq.state is State.RUNNING and not seq.decoding and rows and tokens:
+    if not budget.fits:
+        free -= sum(_blocks(work, view) for work in plan.work)
+    for seq in begun:
+        if rows and tokens:
+            need = view.blocks_needed(seq, seq.remaining)
+            if budget.fits and need > free:
+                return plan  # nor does anybody behind it overtake
             count = min(seq.remaining, tokens)
             plan.work.append(Work(seq, count, WorkKind.PREFILL))
-            free -= view.blocks_needed(seq, seq.remaining)
+            free -= need
             tokens -= count
             rows -= 1
     reserve = int(budget.watermark * view.total_blocks) if plan.work else 0
-    ahead = returning(view)
+    ahead = returning(ranked, view)
     for seq in ranked:
         if not rows or not tokens:
             break
@@ -89,10 +105,10 @@ def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
 
 def by_rank(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure) -> StepPlan:
     running = [seq for seq in ranked if seq.state is State.RUNNING]
-    works = decodes(running, view)
+    works, begun = decodes(running, view)
     if len(works) == len(ranked):
         return StepPlan(works)
-    return _ByRank(running, works, view, budget, tenure).compose(ranked)
+    return _ByRank(running, works, view, budget, tenure).compose(ranked, len(begun))
 
 
 class _ByRank:
@@ -110,22 +126,24 @@ class _ByRank:
         self._gone: set[int] = set()
         """Numbers of those that yield their memory: no work for them in this step."""
 
-    def compose(self, ranked: Seq[Sequence]) -> StepPlan:
+    def compose(self, ranked: Seq[Sequence], begun: int) -> StepPlan:
+        """`begun`: how many of `ranked` are in the middle of their prompts."""
         view = self._view
-        ahead = returning(view)
+        ahead = returning(ranked, view)
         admitting = True
         for seq in ranked:
-            if self._tokens <= 0:
+            if self._tokens <= 0 or not (admitting or begun):
                 break
-            waits = seq.state is State.WAITING
-            if (waits and not admitting) or seq.id in self._gone or seq.decoding:
-                continue
-            if not self._row_for(seq):
-                break
-            if waits:
-                admitting = (ahead is None or rank(seq, view) < ahead) and self._admit(seq)
-            else:
-                self._go_on(seq)
+            if seq.state is State.WAITING:
+                if admitting and not self._row_for(seq):
+                    break
+                admitting = admitting and (ahead is None or rank(seq, view) < ahead) and self._admit(seq)
+            elif not seq.decoding:
+                begun -= 1
+                if seq.id not in self._gone:
+                    if not self._row_for(seq):
+                        break
+                    self._go_on(seq)
         return StepPlan(self._decodes + self._prompts)
 
     def _row_for(self, seq: Sequence) -> bool:
@@ -188,6 +206,20 @@ def _for_prompts(works: Seq[Work], view: View, budget: Budget) -> int:
     used = sum(work.count + work.drafts for work in works)
     left = view.limits.tokens - used
     return min(left, max(1, budget.beside - used)) if works else min(left, budget.alone)
+
+
+def _that_fit(works: Seq[Work], free: int, view: View) -> tuple[list[Work], int]:
+    """The works that have memory, without their drafts where those lack it, and what is left of it."""
+    kept = []
+    for work in works:
+        need = _blocks(work, view)
+        if need > free and work.drafts:
+            work = Work(work.sequence, work.count, WorkKind.DECODE)
+            need = _blocks(work, view)
+        if need <= free:
+            kept.append(work)
+            free -= need
+    return kept, free
 
 
 def _blocks(work: Work, view: View) -> int:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from hasten.engine.events import Event, Kind
 from hasten.engine.executors.cost import StepShape, shape_of_plan
+from hasten.engine.scheduling.ageing import Ageing
 from hasten.engine.scheduling.base import (
+    Ahead,
     Batching,
     Direction,
     Hint,
@@ -29,6 +31,7 @@ from hasten.engine.scheduling.base import (
     Work,
     WorkKind,
     check,
+    rank,
 )
 from hasten.engine.scheduling.workflows import Workflow, Workflows
 from hasten.engine.sequence import Finish, Sequence, State
@@ -58,7 +61,9 @@ class Planner:
         lengths: Lengths,
         budget: SpeculationBudget | None,
         max_length: int,
+        patience_s: float | None = None,
     ) -> None:
+        """`patience_s`: see `Ageing`; None: whoever the order puts last may wait for ever."""
         self._ledger = ledger
         self._executor = executor
         self._limits = limits
@@ -68,6 +73,7 @@ class Planner:
         self._lengths = lengths
         self._budget = budget
         self._max_length = max_length
+        self._ageing = Ageing(patience_s) if patience_s is not None else None
         self._workflows = Workflows()
         self.on_hint: Callable[[Hint], None] = lambda hint: None
         """Gets what the order says will be needed outside the engine."""
@@ -79,6 +85,9 @@ class Planner:
         """Time that planning and its policies' learning have taken, by the processor's clock."""
         self.untouched = True
         """The last plan is what the batching composed: nobody was moved, rejected or left out after it had answered."""
+        self.moved = False
+        """The last plan moved some sequence's KV, or dropped it."""
+        ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
         ledger.events.subscribe(self._forget_key, order.stale_on)
         for policy in dict.fromkeys((lengths, order, batching, residency)):
@@ -89,8 +98,12 @@ class Planner:
         seq = self._ledger.sequences[event.sequence]
         if event.kind in (Kind.ARRIVED, Kind.FORKED):
             self._workflows.came(seq)
+            if self._ageing is not None:
+                self._ageing.came(seq.id, self.now)
         else:
             self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
+            if self._ageing is not None:
+                self._ageing.went(seq.id)
 
     def _forget_key(self, event: Event) -> None:
         self._keys.pop(event.sequence, None)
@@ -132,10 +145,12 @@ class Planner:
 
     @property
     def host_room(self) -> int:
-        return self._ledger.tier.room if self._ledger.tier is not None else 0
+        transfers = self._ledger.transfers
+        return transfers.room(self._ledger.sequences.values()) if transfers is not None else 0
 
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
-        if sequence.state is State.SWAPPED:  # its view names blocks of the other tier, all to be its own when it is back
+        # Its view names blocks of the other tier, all to be its own when it is back.
+        if sequence.state in (State.SWAPPED, State.LEAVING):
             last = sequence.view.last_run()
             room = self.block_size - last[1] - last[2] if last is not None else 0
             return -(-max(0, tokens - room) // self.block_size)
@@ -147,11 +162,23 @@ class Planner:
 
     @property
     def leaving_blocks(self) -> int:
-        return sum(self.blocks_freed(seq) for seq in self._ledger.in_state(State.LEAVING))
+        return self._ledger.books.pool.leaving
+
+    @property
+    def moving_blocks(self) -> int:
+        return self._ledger.transfers.blocks if self._ledger.transfers is not None else 0
+
+    def unsent_blocks(self, sequence: Sequence) -> int:
+        return self._ledger.transfers.unsent(sequence) if self._ledger.transfers is not None else 0
 
     def order_key(self, sequence: Sequence) -> float:
+        if self._ageing is not None and sequence.id in self._ageing:
+            return -np.inf
         key = self._keys.get(sequence.id)
         return key[0] if key is not None else np.inf
+
+    def _rank(self, sequence: Sequence) -> tuple[float, float, int]:
+        return rank(sequence, self)
 
     def open(self, sequence: Sequence) -> int:
         return self._ledger.open(sequence)
@@ -191,8 +218,10 @@ class Planner:
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
         began = perf_counter()
-        ranked = self._ranked()
+        everyone = self._ranked()
         self._pass_hints()
+        early = self._move_ahead(everyone)
+        ranked = [seq for seq in everyone if seq.state in (State.WAITING, State.RUNNING)]
         try:
             plan = self._batching.compose(ranked, self)
             fault = check(plan, self)
@@ -210,10 +239,12 @@ class Planner:
             self._ledger.close(sequence, Finish.REJECTED, reason)
         # What was looked up in vain must not keep its blocks from those that run.
         self._ledger.close_unplanned({work.sequence.id for work in plan.work})
-        moved = self._make_room(plan)
-        self.untouched = fault is None and not moved and not plan.reject and len(plan.work) == composed
+        self.moved = self._make_room(plan) or early
+        self.untouched = fault is None and not self.moved and not plan.reject and len(plan.work) == composed
         for work in plan.work:
             self._ledger.start(work.sequence)
+        if self._ageing is not None:
+            self._ageing.serving = [work.sequence.id for work in plan.work]
         self._ledger.close_unplanned()
         self.seconds += perf_counter() - began
         return plan
@@ -229,10 +260,14 @@ class Planner:
         if stale:
             for seq, key in zip(stale, self._keys_of(stale), strict=True):
                 self._keys[seq.id] = (key, seq.arrival_s, seq.id)
-        ready = [seq for seq in live.values() if seq.state in (State.WAITING, State.RUNNING)]
         keys = self._keys
-        ready.sort(key=lambda seq: keys[seq.id])
-        return ready
+        ranked = sorted(live.values(), key=lambda seq: keys[seq.id])
+        return self._ageing.rank(ranked, self.now) if self._ageing is not None else ranked
+
+    @property
+    def holds_until_s(self) -> float:
+        """When somebody becomes overdue, so that a plan does not hold longer whatever the policies say."""
+        return self._ageing.next_s if self._ageing is not None else np.inf
 
     def _keys_of(self, stale: Seq[Sequence]) -> list[float]:
         try:
@@ -252,6 +287,18 @@ class Planner:
                 self.on_hint(hint)
         except Exception:
             _log.exception("the order's hints failed")
+
+    def _move_ahead(self, everyone: Seq[Sequence]) -> bool:
+        """Carry out what the residency wants moved whatever the plan; whether anything was."""
+        if not isinstance(self._residency, Ahead):
+            return False
+        try:
+            transfers = self._residency.ahead(self, everyone)
+        except Exception:
+            _log.exception("the residency failed; nothing is moved")
+            return False
+        moved = [self._carry_out(transfer) for transfer in transfers]
+        return any(moved)
 
     def _transfers(self, plan: StepPlan, short: int) -> list[Transfer]:
         try:
@@ -299,17 +346,24 @@ class Planner:
     def _carry_out(self, transfer: Transfer) -> bool:
         seq, ledger = transfer.sequence, self._ledger
         if transfer.direction is Direction.IN:
-            return seq.state is State.SWAPPED and ledger.swap_in(seq)
-        if seq.state is not State.RUNNING:
+            moved = seq.state is State.SWAPPED and ledger.swap_in(seq)
+        elif seq.state is not State.RUNNING:
             return False
-        if transfer.direction is Direction.OUT and ledger.swap_out(seq):
-            return True
-        return ledger.drop(seq)  # also when there is no room to swap to: the blocks are needed
+        elif transfer.direction is Direction.DROP or not ledger.swap_out(seq):
+            return ledger.drop(seq)  # also when there is no room to swap to: the blocks are needed
+        else:
+            moved = True
+        if moved and not transfer.may_run_late:
+            ledger.finish_move(seq)
+        return moved
 
     def _trim(self, plan: StepPlan) -> None:
-        """Keep the work that fits, in the plan's order; the rest waits for a later step."""
-        free = self.free_blocks
-        kept = []
+        """Keep the work that fits, in the plan's order; the rest waits for a later step. If nothing does, blocks that copies
+        still read are used: the step waits for those copies."""
+        plan.work = self._fitting(plan, self.free_blocks) or self._fitting(plan, self.free_blocks + self.leaving_blocks)
+
+    def _fitting(self, plan: StepPlan, free: int) -> list[Work]:
+        kept: list[Work] = []
         for work in plan.work:
             need = self.blocks_needed(work.sequence, work.count + work.drafts)
             if need > free and work.drafts:
@@ -318,4 +372,4 @@ class Planner:
             if need <= free:
                 kept.append(work)
                 free -= need
-        plan.work = kept
+        return kept

@@ -1,12 +1,16 @@
 // Everything that Python calls (engine/decoding/constraints/native.py). Masks are int32 words, one bit a token, lowest bit first; what
-// lies beyond the vocabulary is 0. A function that can fail writes why into `error`, ends it with 0, and returns null or a negative.
+// lies beyond the vocabulary is 0. A function with `error` writes there why it failed, ends it with 0, and returns null. Others return
+// FAILED, or null, where all that is possible is too much to follow in one call or memory is short: `hasten_failure` says why.
 #pragma once
 
 #include <cstdint>
 
 extern "C" {
 
+constexpr int32_t REFUSED = -1, FAILED = -2;
+
 int32_t hasten_grammar_interface();
+int64_t hasten_failure(char *out, int64_t size);  // of the last call of this thread that failed; returns the length
 
 // ---- languages (tests, front ends): an expression's program compiled to an automaton of bytes in a form (0 text, 1 string, 2 any string)
 void *hasten_language_new(const uint8_t *program, int64_t size, int32_t form, int32_t most_states, double most_s, char *error, int32_t error_size);
@@ -27,16 +31,17 @@ int64_t hasten_grammar_bytes(void *grammar);
 // What is known of it, as JSON: sizes, conflicts. Returns the length, which may be more than fits.
 int64_t hasten_grammar_report(void *grammar, char *out, int64_t size);
 
-// ---- states: where one sequence stands. Not thread-safe each; different ones may be used by different threads.
+// ---- states: where one sequence stands. Not thread-safe each; different ones may be used by different threads. A state keeps its
+// grammar, and a grammar its vocabulary: they may be freed in any order.
 void *hasten_state_new(void *grammar);
 void *hasten_state_fork(void *state);
 void hasten_state_free(void *state);
-int32_t hasten_state_advance(void *state, int32_t token);  // 0, or -1: not legal, nothing has changed
-int32_t hasten_state_rollback(void *state, int32_t count);  // 0, or -1: there were not so many tokens, nothing has changed
+int32_t hasten_state_advance(void *state, int32_t token);  // 0, or REFUSED: not legal; nothing has changed unless it is 0
+int32_t hasten_state_rollback(void *state, int32_t count);  // 0, or REFUSED: there were not so many tokens, nothing has changed
 int32_t hasten_state_ended(void *state);  // whether the text may end here
-void hasten_state_fill(void *state, int32_t *mask);
-void hasten_state_fill_plain(void *state, int32_t *mask);  // the same by walking the whole vocabulary, for tests
-void hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t threads);
+int32_t hasten_state_fill(void *state, int32_t *mask);
+int32_t hasten_state_fill_plain(void *state, int32_t *mask);  // the same by walking the whole vocabulary, for tests
+int32_t hasten_states_fill(void *const *states, int32_t count, int32_t *masks, int64_t stride, int32_t threads);
 int32_t hasten_state_bytes(void *state, const uint8_t *text, int32_t size);  // how many of the bytes may follow; changes nothing
 int32_t hasten_state_forced(void *state, uint8_t *out, int32_t size);  // bytes that must follow, as far as is certain
 int64_t hasten_state_expected(void *state, char *out, int64_t size);  // names of the terminals that may come or go on, one a line

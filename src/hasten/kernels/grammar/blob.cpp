@@ -83,6 +83,7 @@ Plan read_plan(Reader &in) {
         row.most = in.number(-1, INT32_MAX, "a row's most");
         row.required = in.numbers(0, plan.bits - 1, "a required bit");
         row.forbidden = in.numbers(0, plan.bits - 1, "a forbidden bit");
+        std::sort(row.required.begin(), row.required.end()), std::sort(row.forbidden.begin(), row.forbidden.end());
         plan.enough = std::max({plan.enough, row.least, row.most < INT32_MAX ? row.most + 1 : row.most});
         if (plan.array && !row.required.empty()) throw Error{"grammar: an array's rows have no bits"};
     }

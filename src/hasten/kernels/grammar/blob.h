@@ -17,7 +17,7 @@ struct Terminal {
 
 struct Row {
     int32_t least, most;  // most -1: no end
-    std::vector<int32_t> required, forbidden;
+    std::vector<int32_t> required, forbidden;  // bits, sorted
 };
 
 struct Plan {

@@ -69,6 +69,6 @@ Dfa compile_language(const uint8_t *program, size_t size, int form, const Budget
         return shared;
     }
     if (form != TEXT && form != STRING) throw Error{"a language has an unknown form"};
-    Language language = read_program(program, size, budget);
+    PointLanguage language = read_program(program, size, budget);
     return build(form == TEXT ? encode_text(language, budget) : encode_string(language, budget), budget);
 }

@@ -38,6 +38,7 @@ bool Masks::trust(const Thread &thread) {
     bool perhaps = false;
     for (; list >= 0; list = machine.frames.cells[list].parent) {
         int32_t listed = machine.frames.cells[list].text;  // -1: a container, which no scalar equals
+        machine.work.spend(8);
         if (listed < 0) continue;
         Chance chance = may_become(raw, machine.frames.text_of(listed), rest);
         if (chance == UNKNOWN) return suspects.clear(), false;
@@ -50,12 +51,7 @@ bool Masks::trust(const Thread &thread) {
 }
 
 bool Masks::allows(const Part &part, int32_t token) {
-    Threads reached, next;
-    std::string_view text = vocabulary.text(token);
-    machine.enter(part, uint8_t(text[0]), reached);
-    for (size_t i = 1; i < text.size() && !reached.empty(); i++) {
-        machine.step(reached, uint8_t(text[i]), next);
-        reached.swap(next);
-    }
+    Threads reached;
+    machine.enter(part, vocabulary.text(token), reached);
     return !reached.empty();
 }

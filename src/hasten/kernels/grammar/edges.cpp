@@ -35,6 +35,7 @@ std::vector<Edges::Outcome> Edges::act(int32_t stack, int32_t t, std::vector<int
     };
     std::vector<Outcome> shifted, reached{{0, {}}};
     for (size_t i = 0; i < reached.size(); i++) {
+        work.spend(1 + int64_t(i));  // each is compared with those before it
         int32_t state = state_of(reached[i]);
         if (int32_t next = lr.go(state, t); next >= 0) {
             shifted.push_back(reached[i]);

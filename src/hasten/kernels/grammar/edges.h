@@ -18,7 +18,7 @@ struct StackNode {
 
 class Edges {
   public:
-    explicit Edges(Lr &lr) : lr(lr) {}
+    Edges(Lr &lr, Work &work) : lr(lr), work(work) {}
 
     Pool<StackNode> stacks;
 
@@ -52,6 +52,7 @@ class Edges {
         std::vector<Outcome> outcomes;
     };
     Lr &lr;
+    Work &work;
     std::unordered_map<uint64_t, int32_t> roots;
     std::vector<Branch> trie;
     int64_t edges = 0, allocated = 0;

@@ -15,7 +15,7 @@ constexpr int64_t MOST_STATES_EACH = 16;  // per code point state, before equal 
 // Nodes between code points (what follows a leading byte or a backslash) are shared wherever their pieces are equal.
 class Encoder {
   public:
-    Encoder(const Language &language, bool string, const Budget &budget) : language(language), string(string), budget(budget) {}
+    Encoder(const PointLanguage &language, bool string, const Budget &budget) : language(language), string(string), budget(budget) {}
 
     ByteGraph run() {
         const Automaton &from = language.automaton;
@@ -34,6 +34,7 @@ class Encoder {
         }
         for (int32_t s = 0; s < states; s++) {
             budget.check(int64_t(out.accepts.size()) / MOST_STATES_EACH);
+            if (out.arcs.size() > MOST_EDGES) throw Error{"its automaton has too many edges"};  // there is one at least for each arc
             Pieces pieces = pieces_of(s, shift);
             if (string) pieces = escape(s + shift, pieces);
             for (const Piece &one : clip(pieces, 0, 0x7F)) arc(s + shift, one.low, one.high, one.next);
@@ -45,7 +46,7 @@ class Encoder {
     }
 
   private:
-    const Language &language;
+    const PointLanguage &language;
     bool string;
     const Budget &budget;
     ByteGraph out;
@@ -194,8 +195,8 @@ class Encoder {
 
 }  // namespace
 
-ByteGraph encode_text(const Language &language, const Budget &budget) { return Encoder(language, false, budget).run(); }
-ByteGraph encode_string(const Language &language, const Budget &budget) { return Encoder(language, true, budget).run(); }
+ByteGraph encode_text(const PointLanguage &language, const Budget &budget) { return Encoder(language, false, budget).run(); }
+ByteGraph encode_string(const PointLanguage &language, const Budget &budget) { return Encoder(language, true, budget).run(); }
 
 ByteGraph any_string() {
     enum { START, INSIDE, END, ESCAPE, HEX4, HEX3, HEX2, HEX1, D, HIGH2, HIGH1, PAIR, PAIR_U, PAIR_D, PAIR_C, C1, C2, C3, E0, ED, F0, F4, STATES };

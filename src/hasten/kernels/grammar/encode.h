@@ -15,8 +15,8 @@ struct ByteGraph {  // deterministic; state 0 is the start
     std::vector<uint8_t> accepts;  // its size is the number of states
 };
 
-ByteGraph encode_text(const Language &language, const Budget &budget);
+ByteGraph encode_text(const PointLanguage &language, const Budget &budget);
 // In quotes, each character in its shortest JSON form.
-ByteGraph encode_string(const Language &language, const Budget &budget);
+ByteGraph encode_string(const PointLanguage &language, const Budget &budget);
 // Every JSON string.
 ByteGraph any_string();

@@ -272,7 +272,7 @@ class Evaluator {
 
 }  // namespace
 
-Language read_program(const uint8_t *program, size_t size, const Budget &budget) {
+PointLanguage read_program(const uint8_t *program, size_t size, const Budget &budget) {
     Alphabet alphabet = find_alphabet({program, size}, budget);
     Automaton automaton = Evaluator({program, size}, alphabet, budget).run();
     return {std::move(alphabet), std::move(automaton)};

@@ -2,7 +2,7 @@
 
 namespace {
 
-bool contains(const std::vector<int32_t> &bits, int32_t bit) { return std::find(bits.begin(), bits.end(), bit) != bits.end(); }
+bool contains(const std::vector<int32_t> &bits, int32_t bit) { return std::binary_search(bits.begin(), bits.end(), bit); }
 
 bool can_be_empty(const Plan &plan) {
     return !plan.witnesses && std::any_of(plan.rows.begin(), plan.rows.end(), [](const Row &row) { return row.required.empty() && !row.least; });
@@ -123,11 +123,12 @@ View::View(const Grammar &grammar, const Frames &frames, int32_t number) : gramm
     int32_t cell = frame.seen;
     for (size_t i = seen.size(); i-- > 0 && cell >= 0; cell = frames.cells[cell].parent) seen[i] = frames.cells[cell].a;
     for (int32_t i = 0; i < plan->witnesses; i++) witnesses_missing += !has(plan->bits + i);
+    for (highest = plan->bits - 1; highest >= 0 && !has(highest);) highest--;
     for (const Row &row : plan->rows) {
-        int32_t missing = 0;
-        for (int32_t bit : row.required) missing += !has(bit);
-        if (std::none_of(row.forbidden.begin(), row.forbidden.end(), [&](int32_t bit) { return has(bit); }))
-            rows.emplace_back(&row, missing);
+        Left left{&row, 0, INT32_MAX};
+        for (int32_t bit : row.required)
+            if (!has(bit)) left.missing++, left.first = std::min(left.first, bit);
+        if (std::none_of(row.forbidden.begin(), row.forbidden.end(), [&](int32_t bit) { return has(bit); })) rows.push_back(left);
     }
 }
 
@@ -170,28 +171,19 @@ bool View::opens(const Terminal &terminal) const {
 
 bool View::takes_key(int32_t bit, int32_t witnesses_missing) const {
     if (bit >= plan->bits || (bit >= 0 && has(bit))) return false;
-    if (plan->ordered && bit >= 0) {
-        if (has(plan->bits + plan->witnesses)) return false;
-        for (int32_t later = bit + 1; later < plan->bits; later++)
-            if (has(later)) return false;
-    }
-    return std::any_of(rows.begin(), rows.end(), [&](const auto &one) {
-        const auto &[row, missing] = one;
+    if (plan->ordered && bit >= 0 && (highest > bit || has(plan->bits + plan->witnesses))) return false;
+    return std::any_of(rows.begin(), rows.end(), [&](const Left &one) {
+        auto [row, missing, first] = one;
         if (bit >= 0 && contains(row->forbidden, bit)) return false;
-        if (plan->ordered && missing && (bit < 0 || skips(*row, bit))) return false;
+        if (plan->ordered && missing && (bit < 0 || first < bit)) return false;
         bool serves = bit >= 0 && contains(row->required, bit);
         return row->most < 0 || int64_t(count) + 1 + missing - serves + witnesses_missing <= row->most;
     });
 }
 
-// Whether a required bit below this one is missing.
-bool View::skips(const Row &row, int32_t bit) const {
-    return std::any_of(row.required.begin(), row.required.end(), [&](int32_t one) { return one < bit && !has(one); });
-}
-
 bool View::closes(int32_t count) const {
-    return std::any_of(rows.begin(), rows.end(), [&](const auto &one) {
-        const auto &[row, missing] = one;
+    return std::any_of(rows.begin(), rows.end(), [&](const Left &one) {
+        auto [row, missing, first] = one;
         return !missing && count >= row->least && (row->most < 0 || count <= row->most);
     });
 }

@@ -75,13 +75,17 @@ class View {
     const Grammar &grammar;
     const Plan *plan = nullptr;  // null: no frame is open
     int32_t count = 0, witnesses_missing = 0;
+    int32_t highest = -1;  // bit of a key that was seen
     std::vector<uint64_t> seen;
-    std::vector<std::pair<const Row *, int32_t>> rows;  // that have no forbidden bit set, and how many required ones are missing
+    struct Left {  // a row that has no forbidden bit set
+        const Row *row;
+        int32_t missing, first;  // required bits that are not seen: how many, the lowest (or beyond all)
+    };
+    std::vector<Left> rows;
 
     bool has(int32_t bit) const { return seen[bit / 64] >> (bit % 64) & 1; }
     bool array_goes_on(const Plan &array, int32_t count, int32_t witnesses_missing) const;
     bool opens(const Terminal &terminal) const;
     bool takes_key(int32_t bit, int32_t witnesses_missing) const;
-    bool skips(const Row &row, int32_t bit) const;
     bool closes(int32_t count) const;
 };

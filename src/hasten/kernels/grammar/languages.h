@@ -1,4 +1,5 @@
-// The automata of languages, shared by all grammars of the process.
+// The automata of languages, shared by all grammars of the process: the least recently asked for are forgotten (grammars that have them
+// keep them). Thread-safe.
 #pragma once
 
 #include <memory>
@@ -7,3 +8,4 @@
 #include "dfa.h"
 
 std::shared_ptr<const Dfa> shared_automaton(const Language &language, const Budget &budget);
+int64_t shared_automata_bytes();

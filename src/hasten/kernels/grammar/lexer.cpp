@@ -4,6 +4,7 @@
 
 int32_t Lexer::start(const std::vector<int32_t> &terminals) {
     std::vector<Pair> pairs;
+    work.spend(int64_t(terminals.size()));
     for (int32_t t : terminals) pairs.push_back({t, 0});
     return intern(std::move(pairs), true);
 }
@@ -26,8 +27,7 @@ int32_t Lexer::intern(std::vector<Pair> pairs, bool start) {
         if (!automaton(t).accepts[q]) continue;
         state.accepted.push_back(t);
         highest = std::max(highest, terminal.priority);
-        const int32_t *edges = &automaton(t).next[q * automaton(t).classes];
-        if (std::all_of(edges, edges + automaton(t).classes, [](int32_t next) { return next < 0; })) state.complete.push_back(t);
+        if (automaton(t).is_complete(q)) state.complete.push_back(t);
     }
     if (grammar.longest) {
         auto low = [&](int32_t t) { return grammar.terminals[t].priority < highest; };
@@ -40,11 +40,13 @@ int32_t Lexer::intern(std::vector<Pair> pairs, bool start) {
 
 int32_t Lexer::find_next(int32_t state, uint8_t byte) {
     std::vector<Pair> pairs;
+    work.spend(1 + int64_t(states[state].pairs.size()));
     for (auto [t, q] : states[state].pairs) {
         if (grammar.terminals[t].act == TOKEN) continue;
         if (int32_t next = automaton(t).step(q, byte); next >= 0) pairs.push_back({t, next});
     }
-    int32_t next = intern(std::move(pairs), false);
+    int32_t before = size(), next = intern(std::move(pairs), false);
+    if (size() > before) work.charge(64);  // a state takes a kilobyte and more
     return states[state].next[byte] = next;
 }
 

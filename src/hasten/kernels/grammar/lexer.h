@@ -31,7 +31,8 @@ class Lexer {
   public:
     static constexpr int32_t NOTHING = -1, UNKNOWN = -2;
 
-    Lexer(const Grammar &grammar, std::vector<std::shared_ptr<const Dfa>> automata) : grammar(grammar), automata(std::move(automata)) {}
+    Lexer(const Grammar &grammar, std::vector<std::shared_ptr<const Dfa>> automata, Work &work)
+        : grammar(grammar), automata(std::move(automata)), work(work) {}
 
     int32_t start(const std::vector<int32_t> &terminals);
     int32_t intern(std::vector<Pair> pairs, bool start);  // NOTHING for none
@@ -48,6 +49,7 @@ class Lexer {
   private:
     const Grammar &grammar;
     std::vector<std::shared_ptr<const Dfa>> automata;  // of languages
+    Work &work;
     std::deque<LexerState> states;
     std::map<std::pair<bool, std::vector<Pair>>, int32_t> numbers;
     int64_t allocated = 0;

@@ -7,12 +7,16 @@
 #include <vector>
 
 #include "blob.h"
+#include "error.h"
 #include "sets.h"
 
 class Lr {
   public:
-    // `usable[t]`: whether terminal t matches any text; productions that no text comes of are left out. Throws Error where nothing is left.
-    Lr(const Grammar &grammar, const std::vector<uint8_t> &usable);
+    static constexpr int64_t MOST_BYTES = 128 << 20;  // states are never forgotten: stacks refer to them
+
+    // `usable[t]`: whether terminal t matches any text; productions that no text comes of are left out. Throws Error where nothing is
+    // left, and later where a state is too much for `work` or MOST_BYTES: then nothing has changed.
+    Lr(const Grammar &grammar, const std::vector<uint8_t> &usable, Work &work);
 
     struct Item {
         int32_t production, dot, ahead;  // ahead: a set of terminals
@@ -41,9 +45,10 @@ class Lr {
     // The state after `symbol` (terminal t: t, nonterminal n: -1 - n), -1: none.
     int32_t go(int32_t state, int32_t symbol);
     bool reduces(const Item &finished, int32_t terminal) const { return sets.has(finished.ahead, terminal); }
-    int64_t bytes() const { return allocated + int64_t(gotos.size()) * 40; }
+    int64_t bytes() const { return allocated + sets.bytes() + int64_t(gotos.size()) * 40; }
 
   private:
+    Work &work;
     int32_t end;  // the terminal that stands for the end of text
     std::vector<Production> productions;
     std::vector<std::vector<int32_t>> of;  // nonterminal -> its productions
@@ -57,6 +62,8 @@ class Lr {
 
     void keep_productive(const Grammar &grammar, const std::vector<uint8_t> &usable);
     void find_first();
+    std::vector<int32_t> by_beginnings() const;
+    int32_t unite(int32_t a, int32_t b) { return work.spend(1 + int64_t(sets[a].size() + sets[b].size()) / 16), sets.unite(a, b); }
     int32_t first_of(int32_t symbol) { return symbol < 0 ? first[-1 - symbol] : sets.intern({symbol}); }
     int32_t state_of(std::vector<Item> kernel);
     State close(const std::vector<Item> &kernel);

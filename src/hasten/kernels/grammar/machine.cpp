@@ -20,7 +20,8 @@ std::vector<uint8_t> usable(const Grammar &grammar, const std::vector<std::share
 }  // namespace
 
 Machine::Machine(Grammar read, std::vector<std::shared_ptr<const Dfa>> automata)
-    : grammar(std::move(read)), lr(grammar, usable(grammar, automata)), edges(lr), frames(grammar), lexer(grammar, std::move(automata)),
+    : grammar(std::move(read)), lr(grammar, usable(grammar, automata), work), edges(lr, work), frames(grammar),
+      lexer(grammar, std::move(automata), work),
       empty_text(frames.cells.intern({0, 0, -1, -1})) {}
 
 Threads Machine::begin() {
@@ -33,11 +34,13 @@ Threads Machine::begin() {
 // ---------------------------------------------------------------- the start of a lexeme
 
 template <class Find> void Machine::track(int32_t &stack_lowest, int32_t &frame_lowest, Find find) {
-    int32_t stack_before = edges.lowest, frame_before = frames.lowest;
+    struct Restored {  // also where `find` throws
+        int32_t &at, before;
+        ~Restored() { at = before; }
+    } stack{edges.lowest, edges.lowest}, frame{frames.lowest, frames.lowest};
     edges.lowest = frames.lowest = INT32_MAX;
     find();
     stack_lowest = edges.lowest, frame_lowest = frames.lowest;
-    edges.lowest = stack_before, frames.lowest = frame_before;
 }
 
 bool Machine::start(int32_t stack, int32_t frame, Thread &out) {
@@ -59,6 +62,7 @@ int32_t Machine::find_start(int32_t stack, int32_t frame) {
     frames.look_at(frame);
     View view(grammar, frames, frame);
     std::vector<int32_t> terminals;
+    work.spend(64 + int64_t(lr.terminals(edges.top(stack)).size()));
     for (int32_t t : lr.terminals(edges.top(stack))) {
         if (!view.enabled(grammar.terminals[t])) continue;
         if (grammar.terminals[t].act == COMMA && frames.is_object(frame) && !key_follows(stack, t, view)) continue;
@@ -87,28 +91,41 @@ void Machine::spread(const Threads &threads, std::vector<Part> &out) {
         for (int32_t t : lexer[thread.lexer].accepted) {
             Threads own;
             for (const Thread &begun : after(thread, t, own))
-                if (begun.lexer >= 0) out.push_back({begun, grammar.longest ? thread.lexer : Lexer::NOTHING});
+                if (begun.lexer >= 0) work.spend(1), out.push_back({begun, grammar.longest ? thread.lexer : Lexer::NOTHING});
         }
     }
 }
 
 void Machine::enter(const Part &part, uint8_t byte, Threads &out) {
     out.clear();
+    work.spend(1);
     Thread next;
     if (part.barred >= 0 && lexer.step(part.barred, byte) >= 0) return;
     if (go_on(part.thread, byte, next)) out.push_back(next);
 }
 
+void Machine::enter(const Part &part, std::string_view text, Threads &out) {
+    enter(part, uint8_t(text[0]), out);
+    Threads next;
+    for (size_t i = 1; i < text.size() && !out.empty(); i++) {
+        step(out, uint8_t(text[i]), next);
+        out.swap(next);
+    }
+}
+
 void Machine::step(const Threads &from, uint8_t byte, Threads &out) {
     out.clear();
+    work.spend(int64_t(from.size()));
     Thread next;
     for (const Thread &thread : from) {
         if (go_on(thread, byte, next)) out.push_back(next);
         if (at_start(thread) || (grammar.longest && lexer.step(thread.lexer, byte) >= 0)) continue;
         for (int32_t t : lexer[thread.lexer].accepted) {
             Threads own;
-            for (const Thread &begun : after(thread, t, own))
+            for (const Thread &begun : after(thread, t, own)) {
+                work.spend(1);
                 if (go_on(begun, byte, next)) out.push_back(next);
+            }
         }
     }
     merge(out);
@@ -135,6 +152,7 @@ bool Machine::go_on(const Thread &from, uint8_t byte, Thread &out) {
 void Machine::keep_allowed(Thread &thread, const Scan &scan) {
     const LexerState &state = lexer[thread.lexer];
     std::vector<Pair> kept;
+    work.spend(int64_t(state.pairs.size()));
     for (const Pair &pair : state.pairs) {
         const Terminal &terminal = grammar.terminals[pair.terminal];
         if (terminal.counted() && thread.characters != Thread::UNCOUNTED) {
@@ -170,6 +188,7 @@ const Threads &Machine::after(const Thread &thread, int32_t t, Threads &own) {
     if (found == known.end()) {
         After fresh;
         track(fresh.stack_lowest, fresh.frame_lowest, [&] { find(fresh.threads); });
+        after_bytes += int64_t(sizeof fresh + fresh.threads.size() * sizeof(Thread) + 32);
         known.emplace_back(t, std::move(fresh));
         found = std::prev(known.end());
     }
@@ -247,14 +266,15 @@ std::vector<std::string> Machine::expected(const Threads &threads) {
 
 // ---------------------------------------------------------------- memory
 
-int64_t Machine::bytes() const {
-    return lr.bytes() + edges.bytes() + lexer.bytes() + frames.frames.bytes() + frames.cells.bytes() + int64_t(starts.size()) * 48 +
-           int64_t(afters.size()) * 160;
+int64_t Machine::passing() const {
+    return edges.bytes() + lexer.bytes() + frames.frames.bytes() + frames.cells.bytes() + int64_t(starts.size()) * 48 +
+           int64_t(afters.size()) * 80 + after_bytes;
 }
 
 void Machine::collect(const std::vector<Threads *> &live) {
     starts.clear();
     afters.clear();
+    after_bytes = 0;
     edges.clear();
     std::vector<uint8_t> stacks(edges.stacks.size()), opened(frames.frames.size()), cells(frames.cells.size()), lexers(lexer.size());
     auto mark = [](std::vector<uint8_t> &marks, int32_t at) {

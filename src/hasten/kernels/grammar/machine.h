@@ -47,6 +47,8 @@ class Machine {
     void spread(const Threads &threads, std::vector<Part> &out);
     void enter(const Part &part, uint8_t byte, Threads &out);
     void step(const Threads &from, uint8_t byte, Threads &out);
+    // All of a text that is not empty.
+    void enter(const Part &part, std::string_view text, Threads &out);
     // Sorted, equal ones are one; beyond MOST_THREADS the rest is left out.
     void merge(Threads &threads);
     void token(const Threads &from, int32_t token, Threads &out);  // by its number
@@ -56,13 +58,15 @@ class Machine {
     std::vector<std::string> expected(const Threads &threads);
 
     const Grammar grammar;
+    Work work;  // of the call that is being answered; where it is used up, Error is thrown and nothing has changed
     Lr lr;
     Edges edges;
     Frames frames;
     Lexer lexer;
     int64_t crowded = 0;  // how often there were too many threads
 
-    int64_t bytes() const;
+    int64_t bytes() const { return lr.bytes() + passing(); }
+    int64_t passing() const;  // of what can be forgotten
     // Forgets all that can be found again and what no thread in `live` refers to; these are renumbered.
     void collect(const std::vector<Threads *> &live);
 
@@ -78,6 +82,7 @@ class Machine {
     int32_t empty_text;
     std::unordered_map<uint64_t, Start> starts;                             // by (stack, frame)
     std::unordered_map<uint64_t, std::list<std::pair<int32_t, After>>> afters;  // by (stack, frame), for each terminal
+    int64_t after_bytes = 0;
 
     bool at_start(const Thread &thread) const { return thread.lexer < 0 || lexer[thread.lexer].start; }
     template <class Each> void each_start(const Threads &threads, Each each);

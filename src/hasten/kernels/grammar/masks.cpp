@@ -24,6 +24,7 @@ void Masks::fill(const Threads &threads, int32_t *mask) {
         bool trusted = part.thread.text >= 0 && trust(part.thread);
         Limits limits;
         Part own = part;
+        own.thread.lexer = representative(part.thread.lexer);
         bool alike = machine.lexer[part.thread.lexer].counted && limits_of(part.thread, limits);
         if (alike) own.thread.characters = Thread::UNCOUNTED;
         if (alike && limits.hold()) {
@@ -56,73 +57,6 @@ void Masks::add_named(const Threads &threads, int32_t *mask) {
     for (int32_t token : named) set(mask, token);
 }
 
-// ---------------------------------------------------------------- what was found before
-
-// Steps down from where a thread stands, one answer at a time.
-struct Masks::Looker {
-    Machine &machine;
-    int32_t stack, frame;
-
-    int32_t answer(Question::Kind kind) {
-        if (kind == Question::STATE) {
-            if (stack < 0) return -1;
-            StackNode node = machine.edges.stacks[stack];
-            stack = node.parent;
-            return node.state;
-        }
-        if (frame < 0) return -1;
-        Frame one = machine.frames.frames[frame];
-        frame = one.parent;
-        return one.shape;
-    }
-};
-
-const Masks::Leaf &Masks::leaf_of(const Part &part, bool trusted) {
-    const Thread &thread = part.thread;
-    Root root{thread.lexer, part.barred, thread.scan, thread.characters, trusted};
-    auto [at, fresh] = roots.emplace(root, int32_t(questions.size()));
-    if (fresh) questions.emplace_back();
-    int32_t question = at->second, states = 0, frames = 0;
-    Looker looker{machine, thread.stack, thread.frame};
-    while (questions[question].kind > Question::LEAF) {
-        Question::Kind kind = questions[question].kind;
-        (kind == Question::STATE ? states : frames)++;
-        question = next_question(question, looker.answer(kind));
-    }
-    if (questions[question].kind == Question::LEAF) return kept[questions[question].leaf];
-
-    machine.edges.lowest = machine.frames.lowest = INT32_MAX;
-    machine.frames.trusted = trusted ? thread.frame : Frames::REFUSED;
-    Leaf leaf = resolve(part);
-    machine.frames.trusted = Frames::REFUSED;
-    auto levels_above = [](int32_t lowest, int32_t depth) { return lowest > depth ? 0 : depth + 1 - lowest; };
-    int32_t states_seen = levels_above(machine.edges.lowest, machine.edges.stacks[thread.stack].depth);
-    int32_t frames_seen = levels_above(machine.frames.lowest, machine.frames.depth(thread.frame));
-    // Ask for the rest of what it depends on.
-    while (states < states_seen || frames < frames_seen) {
-        Question::Kind kind = states < states_seen ? Question::STATE : Question::FRAME;
-        (kind == Question::STATE ? states : frames)++;
-        questions[question].kind = kind;
-        question = next_question(question, looker.answer(kind));
-    }
-    questions[question].kind = Question::LEAF;
-    questions[question].leaf = int32_t(kept.size());
-    allocated += int64_t(sizeof(Leaf) + (leaf.add.size() + leaf.remove.size()) * 4 + (leaf.base.use_count() == 1 ? leaf.base->size() * 4 : 0) + leaf.recheck.size() * sizeof(Node));
-    kept.push_back(std::move(leaf));
-    return kept.back();
-}
-
-int32_t Masks::next_question(int32_t question, int32_t answer) {
-    auto &answers = questions[question].answers;
-    auto at = std::lower_bound(answers.begin(), answers.end(), std::make_pair(answer, INT32_MIN));
-    if (at != answers.end() && at->first == answer) return at->second;
-    int32_t fresh = int32_t(questions.size());
-    answers.insert(at, {answer, fresh});
-    questions.emplace_back();
-    allocated += 16;
-    return fresh;
-}
-
 void Masks::add(const Leaf &leaf, const Part &part, bool first, int32_t *mask) {
     const Mask *dense = leaf.base.get();
     saved.clear();  // what neither this leaf has nor others
@@ -142,17 +76,15 @@ void Masks::add(const Leaf &leaf, const Part &part, bool first, int32_t *mask) {
     if (!leaf.recheck.empty()) walk(leaf.recheck, part, mask, nullptr);
 }
 
-void Masks::clear() {
-    roots.clear();
-    questions.clear();
-    kept.clear();
-    allocated = 0;
-}
-
 // ---------------------------------------------------------------- finding out
 
-Masks::Leaf Masks::resolve(const Part &part) {
+Masks::Leaf Masks::resolve(const Part &part, bool trusted) {
     const Thread &thread = part.thread;
+    struct Trust {  // until the end, also where it is too much work
+        int32_t &frame;
+        ~Trust() { frame = Frames::REFUSED; }
+    } trust{machine.frames.trusted};
+    if (trusted) trust.frame = thread.frame;
     std::fill(scratch.begin(), scratch.end(), 0);
     std::vector<std::shared_ptr<const TokenRow>> used;
     Pieces recheck;
@@ -163,7 +95,7 @@ Masks::Leaf Masks::resolve(const Part &part) {
     for (const Pair &pair : machine.lexer[thread.lexer].pairs) {
         const Terminal &terminal = machine.grammar.terminals[pair.terminal];
         if (terminal.act == TOKEN) continue;
-        used.push_back(rows.find(automata[terminal.language], pair.state));
+        used.push_back(rows.find(*automata[terminal.language], pair.state, machine.work));
         whole |= used.back()->wide;
         if (!whole) used.back()->add_to(scratch.data());
     }

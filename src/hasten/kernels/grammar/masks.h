@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "machine.h"
 #include "rows.h"
@@ -53,6 +54,8 @@ class Masks {
     std::unordered_map<Root, int32_t, HashRoot> roots;
     std::vector<Question> questions;
     std::deque<Leaf> kept;
+    std::unordered_set<const Mask *> bases;  // of the leaves: rows that are forgotten elsewhere live on here
+    std::vector<int32_t> representatives;  // by lexer state: one that no token can tell from it, -1: not looked for
     int64_t allocated = 0;
 
     std::vector<Threads> levels;  // of a walk, by depth
@@ -65,7 +68,8 @@ class Masks {
     bool allows(const Part &part, int32_t token);
     const Leaf &leaf_of(const Part &part, bool trusted);
     int32_t next_question(int32_t question, int32_t answer);
-    Leaf resolve(const Part &part);
+    int32_t representative(int32_t lexer);
+    Leaf resolve(const Part &part, bool trusted);
     // The limits that a token may break; false: they are not the same for all that the thread may become.
     struct Limits {
         int32_t more = 0, most = -1;  // characters that are needed, that are left; -1: no end

@@ -22,7 +22,8 @@ void Nfa::link(int32_t from, int32_t set, int32_t to) {
 
 void Nfa::read(int32_t from, const std::vector<int32_t> &labels, int32_t to) {
     auto [found, fresh] = number.try_emplace(labels, int32_t(sets.size()));
-    if (fresh) sets.push_back(labels);
+    if (fresh) sets.push_back(labels), labels_kept += labels.size();
+    if (labels_kept > MOST_MEMBERS) throw Error{"its sets of characters are too many and too large"};
     link(from, found->second, to);
 }
 
@@ -74,10 +75,13 @@ class Subsets {
         for (size_t i = 0; i < members.size(); i++) {
             budget.check(int64_t(members.size()));
             bool accepting = false;
+            size_t reached = 0;
             for (int32_t member : *members[i]) {
+                if (reached > MOST_MEMBERS) throw Error{"it is too ambiguous"};
                 accepting |= member == fragment.end;
                 for (int32_t e = nfa.head[member]; e >= 0; e = nfa.links[e].more) {
                     if (nfa.links[e].set < 0) continue;
+                    reached += nfa.sets[nfa.links[e].set].size();
                     for (int32_t label : nfa.sets[nfa.links[e].set]) {
                         if (targets[label].empty()) used.push_back(label);
                         targets[label].push_back(nfa.links[e].to);

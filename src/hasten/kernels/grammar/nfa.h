@@ -38,6 +38,7 @@ class Nfa {
     std::vector<Link> links;
     std::vector<std::vector<int32_t>> sets;
     std::unordered_map<std::vector<int32_t>, int32_t, Hash> number;  // of a set
+    size_t labels_kept = 0;                                          // in all sets
 
     void link(int32_t from, int32_t set, int32_t to);
     friend class Subsets;

@@ -1,103 +1,15 @@
 #include "rows.h"
 
 #include <algorithm>
-#include <utility>
+#include <iterator>
 
-#include "utf8.h"
+#include "safe.h"
 
 namespace {
 
-constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384, MOST_VISITED = 16384;
+constexpr size_t MOST_SPARSE = 1024, MOST_BOUNDARY = 16384;
+constexpr int32_t MOST_VISITED = 16384;
 constexpr int64_t MOST_CLEARED = 100'000;
-constexpr size_t MOST_CLOSURE = 4096;
-
-struct Ascii {
-    uint64_t half[2] = {0, 0};
-
-    bool has(int32_t byte) const { return half[byte / 64] >> (byte % 64) & 1; }
-    void add(int32_t byte) { half[byte / 64] |= uint64_t(1) << (byte % 64); }
-    Ascii operator&(const Ascii &other) const { return {{half[0] & other.half[0], half[1] & other.half[1]}}; }
-    Ascii operator-(const Ascii &other) const { return {{half[0] & ~other.half[0], half[1] & ~other.half[1]}}; }
-    int32_t size() const { return __builtin_popcountll(half[0]) + __builtin_popcountll(half[1]); }
-};
-
-// Bytes of which any sequence keeps the language alive from a state on: ASCII ones, and all well-formed others.
-struct Safe {
-    Ascii ascii;
-    bool other = false;
-
-    bool has(uint8_t byte) const { return byte < 128 ? ascii.has(byte) : other; }
-    bool covers(const Signature &signature) const {
-        return !signature.broken && !(Ascii{{signature.ascii[0], signature.ascii[1]}} - ascii).size() && (other || !signature.other);
-    }
-};
-
-// All states that safe bytes lead to must be alive on safe bytes. A byte that a state is dead on leaves the set, and so does one that
-// leads to a state which is dead on most of the others, such as the end of a string.
-class SafeFinder {
-  public:
-    SafeFinder(const Dfa &dfa, int32_t start) : dfa(dfa), start(start), classes(dfa.classes) {
-        for (int32_t byte = 0; byte < 128; byte++) classes[dfa.class_of[byte]].add(byte);
-    }
-
-    Safe find() {
-        Safe safe;
-        return search(true, safe) || search(false, safe) ? safe : Safe{};
-    }
-
-  private:
-    const Dfa &dfa;
-    const int32_t start;
-    std::vector<Ascii> classes;
-    std::vector<uint8_t> seen;
-    std::vector<std::pair<int32_t, Utf8::At>> reached;
-
-    Ascii alive(int32_t state) const {
-        Ascii out;
-        for (int32_t c = 0; c < dfa.classes; c++)
-            if (dfa.next[size_t(state) * dfa.classes + c] >= 0)
-                out.half[0] |= classes[c].half[0], out.half[1] |= classes[c].half[1];
-        return out;
-    }
-    bool reach(int32_t state, Utf8::At at) {
-        uint8_t &known = seen[size_t(state) * Utf8::COUNT + at];
-        if (!known) reached.emplace_back(state, at);
-        return std::exchange(known, 1);
-    }
-    bool is_trap(int32_t state, const Ascii &safe) const {
-        return !seen[size_t(state) * Utf8::COUNT] && (safe - alive(state)).size() * 2 > safe.size();
-    }
-
-    bool search(bool with_other, Safe &safe) {
-        safe = {alive(start), with_other};
-        seen.assign(size_t(dfa.states) * Utf8::COUNT, 0);
-        reached.clear();
-        reach(start, Utf8::BETWEEN);
-        for (size_t i = 0; i < reached.size(); i++) {
-            if (reached.size() > MOST_CLOSURE) return false;
-            auto [state, at] = reached[i];
-            for (int32_t c = 0; at == Utf8::BETWEEN && c < dfa.classes; c++) {
-                if (!(safe.ascii & classes[c]).size()) continue;
-                int32_t to = dfa.next[size_t(state) * dfa.classes + c];
-                if (to < 0 || is_trap(to, safe.ascii)) safe.ascii = safe.ascii - classes[c];
-                else reach(to, Utf8::BETWEEN);
-            }
-            for (int32_t byte = 128; with_other && byte < 256; byte++) {
-                Utf8 next{at};
-                if (!next.step(uint8_t(byte))) continue;
-                int32_t to = dfa.step(state, uint8_t(byte));
-                if (to < 0 || (next.at == Utf8::BETWEEN && is_trap(to, safe.ascii))) return false;
-                reach(to, next.at);
-            }
-        }
-        return true;
-    }
-};
-
-bool is_complete(const Dfa &dfa, int32_t state) {
-    const int32_t *edges = &dfa.next[size_t(state) * dfa.classes];
-    return dfa.accepts[state] && std::all_of(edges, edges + dfa.classes, [](int32_t next) { return next < 0; });
-}
 
 // Sets the tokens of safe bytes; false: it is not worth it, and nothing is set.
 bool set_safe(const Vocabulary &vocabulary, const Safe &safe, Mask &mask) {
@@ -117,7 +29,7 @@ bool set_safe(const Vocabulary &vocabulary, const Safe &safe, Mask &mask) {
 TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
     TokenRow row;
     Mask mask;
-    Safe safe = SafeFinder(dfa, start).find();
+    Safe safe = find_safe(dfa, start);
     if (!set_safe(vocabulary, safe, mask)) {
         safe = {};
         mask.assign(vocabulary.words, 0);
@@ -131,9 +43,11 @@ TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
     Pieces boundary, closing;
     const Trie &trie = vocabulary.trie;
     for (size_t i = 0; i < trie.size();) {
+        row.visited++;
         const Node &node = trie[i];
         const Level &before = levels[node.depth - 1];
         if (before.safe && safe.covers(vocabulary.signatures[i])) {
+            row.reach = std::max(row.reach, node.depth + vocabulary.heights[i]);
             i = size_t(node.skip);
             continue;
         }
@@ -146,11 +60,12 @@ TokenRow make_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t start) {
             i = size_t(node.skip);
             continue;
         }
+        row.reach = std::max<int32_t>(row.reach, node.depth);
         bool accepts = dfa.accepts[state];
         levels[node.depth] = {state, before.safe && safe.has(node.byte), before.accepted || accepts};
         if (node.token >= 0) {
             vocabulary.set(mask.data(), node.token);
-            if (is_complete(dfa, state)) closing.emplace_back(vocabulary.text(node.token), node.token);
+            if (dfa.is_complete(state)) closing.emplace_back(vocabulary.text(node.token), node.token);
         }
         i++;
     }
@@ -180,7 +95,7 @@ int32_t usual_next(const Dfa &dfa, int32_t state) {
 }
 
 bool derive_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t state, int32_t other, const TokenRow &known, TokenRow &out) {
-    if (!known.dense || known.wide) return false;
+    if (known.wide) return false;
     struct Way {
         int32_t state;
         bool accepted;
@@ -192,29 +107,32 @@ bool derive_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t state, int
     };
     std::vector<std::pair<Way, Way>> levels(vocabulary.deepest + 1);
     levels[0] = {{state, false}, {other, false}};
-    std::vector<int32_t> no_boundary, no_closing;  // tokens of `known` that are none here
+    std::vector<int32_t> fresh, gone, no_boundary, no_closing;  // tokens that are legal here only, or there only
     Pieces boundary, closing;
-    size_t visited = 0;
     const Trie &trie = vocabulary.trie;
+    out.reach = known.reach;
     auto change = [&](bool here, bool there, int32_t token, Pieces &add, std::vector<int32_t> &remove) {
         if (here && !there) add.emplace_back(vocabulary.text(token), token);
         if (there && !here) remove.push_back(token);
     };
     for (size_t i = 0; i < trie.size();) {
-        if (++visited > MOST_VISITED) return false;
+        if (++out.visited > MOST_VISITED) return false;
         const Node &node = trie[i];
         auto &[here, there] = levels[node.depth] = levels[node.depth - 1];
         here.step(dfa, node.byte), there.step(dfa, node.byte);
-        if (here == there) {
+        if (here.state >= 0) out.reach = std::max<int32_t>(out.reach, node.depth);
+        bool alike = here.accepted == there.accepted && here.state >= 0 && there.state >= 0 &&
+                     dfa.likeness.alike(here.state, there.state, vocabulary.heights[i]);
+        if (here == there || alike) {
             i = size_t(node.skip);
             continue;
         }
         if (node.token >= 0) {
-            std::vector<int32_t> &changed = here.state >= 0 ? out.more : out.less;
+            std::vector<int32_t> &changed = here.state >= 0 ? fresh : gone;
             for (int32_t token = node.token; token >= 0 && (here.state < 0) != (there.state < 0); token = vocabulary.equal[token])
                 changed.push_back(token);
             change(here.state < 0 && here.accepted, there.state < 0 && there.accepted, node.token, boundary, no_boundary);
-            change(here.state >= 0 && is_complete(dfa, here.state), there.state >= 0 && is_complete(dfa, there.state), node.token, closing,
+            change(here.state >= 0 && dfa.is_complete(here.state), there.state >= 0 && dfa.is_complete(there.state), node.token, closing,
                    no_closing);
         }
         i++;
@@ -227,7 +145,19 @@ bool derive_row(const Vocabulary &vocabulary, const Dfa &dfa, int32_t state, int
         std::sort(add.begin(), add.end());
         return std::make_shared<const Trie>(Vocabulary::tree(add));
     };
+    // Both are changes to the same mask.
+    std::sort(fresh.begin(), fresh.end()), std::sort(gone.begin(), gone.end());
+    auto set_in_mask = [&](int32_t token) { return known.dense && ((*known.dense)[token >> 5] >> (token & 31) & 1); };
+    auto combine = [](const std::vector<int32_t> &before, const std::vector<int32_t> &without, const std::vector<int32_t> &with, auto wanted) {
+        std::vector<int32_t> all;
+        for (int32_t token : before)
+            if (!std::binary_search(without.begin(), without.end(), token)) all.push_back(token);
+        std::copy_if(with.begin(), with.end(), std::back_inserter(all), wanted);
+        return all;
+    };
     out.dense = known.dense;
+    out.more = combine(known.more, gone, fresh, [&](int32_t token) { return !set_in_mask(token); });
+    out.less = combine(known.less, fresh, gone, set_in_mask);
     out.boundary = changed(known.boundary, boundary, no_boundary);
     out.closing = changed(known.closing, closing, no_closing);
     return true;
@@ -243,8 +173,8 @@ void TokenRow::add_to(int32_t *mask) const {
     for (int32_t token : more) mask[token >> 5] |= int32_t(1u << (token & 31));
 }
 
-std::shared_ptr<const TokenRow> Rows::find(const std::shared_ptr<const Dfa> &dfa, int32_t state) {
-    Key key{dfa.get(), state};
+std::shared_ptr<const TokenRow> Rows::find(const Dfa &dfa, int32_t state, Work &work) {
+    Key key{dfa.number, state};
     {
         std::lock_guard<std::mutex> guard(lock);
         if (auto at = found.find(key); at != found.end()) {
@@ -252,21 +182,60 @@ std::shared_ptr<const TokenRow> Rows::find(const std::shared_ptr<const Dfa> &dfa
             return at->second->row;
         }
     }
+    work.spend(vocabulary.words / 16);
     auto made = std::make_shared<TokenRow>();
-    int32_t other = usual_next(*dfa, state);
-    if (other < 0 || !derive_row(vocabulary, *dfa, state, other, *find(dfa, other), *made)) *made = make_row(vocabulary, *dfa, state);
+    bool derived = derive(dfa, state, *made, work);
+    if (!derived) *made = make_row(vocabulary, dfa, state);
+    work.charge(made->visited / 8);
     std::shared_ptr<const TokenRow> row = made;
     std::lock_guard<std::mutex> guard(lock);
     if (auto at = found.find(key); at != found.end()) return at->second->row;
-    entries.push_front({key, dfa, row});
+    int32_t roughly = dfa.likeness.roughly(state);
+    entries.push_front({key, roughly, row->bytes(), row});
     found[key] = entries.begin();
-    total += row->bytes();
+    if (!derived && roughly >= 0) bases[{dfa.number, roughly}] = state;
+    total += entries.front().bytes;
     while (total > MOST_BYTES && entries.size() > 1) {
-        total -= entries.back().row->bytes();
-        found.erase(entries.back().key);
+        const Entry &oldest = entries.back();
+        total -= oldest.bytes;
+        auto base = bases.find({oldest.key.first, oldest.roughly});
+        if (base != bases.end() && base->second == oldest.key.second) bases.erase(base);
+        found.erase(oldest.key);
         entries.pop_back();
     }
     return row;
+}
+
+// From the row of the state that most characters lead to, or of one that is like this one.
+bool Rows::derive(const Dfa &dfa, int32_t state, TokenRow &out, Work &work) {
+    if (int32_t other = usual_next(dfa, state); other >= 0) {
+        if (derive_row(vocabulary, dfa, state, other, *find(dfa, other, work), out)) return true;
+        out = {};
+    }
+    int32_t other;
+    auto base = base_of(dfa, state, other);
+    if (base && derive_row(vocabulary, dfa, state, other, *base, out)) return true;
+    out = {};
+    return false;
+}
+
+// The row that was made last for a state that is roughly like this one.
+std::shared_ptr<const TokenRow> Rows::base_of(const Dfa &dfa, int32_t state, int32_t &other) {
+    int32_t roughly = dfa.likeness.roughly(state);
+    if (roughly < 0) return nullptr;
+    std::lock_guard<std::mutex> guard(lock);
+    auto base = bases.find({dfa.number, roughly});
+    if (base == bases.end()) return nullptr;
+    other = base->second;
+    auto at = found.find({dfa.number, other});
+    return at == found.end() ? nullptr : at->second->row;
+}
+
+int32_t Rows::representative(const Dfa &dfa, int32_t state) {
+    int32_t other;
+    auto base = base_of(dfa, state, other);
+    // One byte more: that on which the language no longer goes on.
+    return base && dfa.likeness.alike(state, other, base->reach + 1) ? other : state;
 }
 
 int64_t Rows::bytes() {

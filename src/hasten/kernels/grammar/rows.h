@@ -16,6 +16,8 @@ struct TokenRow {
     std::shared_ptr<const Mask> dense;
     std::vector<int32_t> more, less;
     std::shared_ptr<const Trie> boundary;  // other tokens, where the language accepts before their last byte
+    int32_t reach = 0;                     // bytes of a token that the language goes on with, at most
+    int32_t visited = 0;                   // nodes of the vocabulary's tree, to find it
     bool wide = false;                     // there are too many of them: the vocabulary's own tree stands for `boundary`
     std::shared_ptr<const Trie> closing;   // of the first: those after which the language accepts and cannot go on
 
@@ -38,14 +40,18 @@ class Rows {
   public:
     explicit Rows(const Vocabulary &vocabulary) : vocabulary(vocabulary) {}
 
-    std::shared_ptr<const TokenRow> find(const std::shared_ptr<const Dfa> &dfa, int32_t state);
+    // `dfa`: a shared one. What finding the row took is charged to `work`.
+    std::shared_ptr<const TokenRow> find(const Dfa &dfa, int32_t state, Work &work);
+    // A state whose row is known and that no token can tell from `state`, or itself.
+    int32_t representative(const Dfa &dfa, int32_t state);
     int64_t bytes();
 
   private:
-    using Key = std::pair<const Dfa *, int32_t>;
+    using Key = std::pair<uint64_t, int32_t>;  // the automaton's number, which outlives it
     struct Entry {
         Key key;
-        std::shared_ptr<const Dfa> dfa;  // keeps the key's address taken
+        int32_t roughly;  // Likeness
+        int64_t bytes;    // when it was made: its mask may be shared since
         std::shared_ptr<const TokenRow> row;
     };
     static constexpr int64_t MOST_BYTES = 256 << 20;
@@ -54,5 +60,9 @@ class Rows {
     std::mutex lock;
     std::list<Entry> entries;  // the latest first
     std::map<Key, std::list<Entry>::iterator> found;
+    std::map<Key, int32_t> bases;  // (automaton, Likeness::roughly) -> the last state whose row was made, not derived: changes must not add up
     int64_t total = 0;
+
+    std::shared_ptr<const TokenRow> base_of(const Dfa &dfa, int32_t state, int32_t &other);
+    bool derive(const Dfa &dfa, int32_t state, TokenRow &out, Work &work);
 };

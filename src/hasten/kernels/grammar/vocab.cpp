@@ -71,11 +71,15 @@ void Vocabulary::sign(const Pieces &pieces) {
         if (piece.find('"') != std::string_view::npos && piece.find('\\') != std::string_view::npos) escaping.push_back(token);
     }
     signatures.assign(trie.size(), {});
+    heights.assign(trie.size(), 0);
     for (size_t i = trie.size(); i-- > 0;) {
         const Node &node = trie[i];
         signatures[i].add(node.byte);
         if (node.token >= 0 && !(whole[node.token >> 5] >> (node.token & 31) & 1)) signatures[i].broken = true;
-        for (int32_t child = int32_t(i) + 1; child < node.skip; child = trie[child].skip) signatures[i].add(signatures[child]);
+        for (int32_t child = int32_t(i) + 1; child < node.skip; child = trie[child].skip) {
+            signatures[i].add(signatures[child]);
+            heights[i] = std::max<uint16_t>(heights[i], heights[child] + 1);
+        }
     }
 }
 

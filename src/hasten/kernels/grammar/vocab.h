@@ -42,6 +42,7 @@ struct Vocabulary {
     int32_t deepest;  // bytes of the longest token
     // For finding out which tokens a language allows (rows.cpp), over the tokens in the tree:
     std::vector<Signature> signatures;             // of nodes
+    std::vector<uint16_t> heights;                 // of nodes: bytes of the longest token that goes on below, from there
     std::vector<int32_t> whole;                    // a mask: tokens that are UTF-8 of their own
     std::vector<std::vector<int32_t>> containing;  // byte below 128, or 128 for all others -> tokens that contain it
     std::vector<int32_t> escaping;                 // tokens with a quotation mark and a backslash

@@ -43,22 +43,34 @@ class Engine(Protocol):
 
 
 class Requests:
-    """Makes the engine's requests of a workload's; `salt` keeps the KV of one run from being found by the next."""
+    """Makes the engine's requests of a workload's; `salt` keeps the KV of one run from being found by the next. `limit`: the
+    `max_tokens` that all requests have; each ends after its own number of tokens all the same, which nobody knows beforehand.
+    None: that number is the limit, and known."""
 
     def __init__(
-        self, workload: Workload, vocabulary: int, *, seed: int, temperature: float, salt: str, encode: Encode | None = None
+        self,
+        workload: Workload,
+        vocabulary: int,
+        *,
+        seed: int,
+        temperature: float,
+        salt: str,
+        encode: Encode | None = None,
+        limit: int | None = None,
     ) -> None:
         self._workload = workload
         self._prompts = Prompts(workload, vocabulary, seed=seed, encode=encode)
         self._temperature = temperature
         self._salt = salt
+        self._limit = limit
         self._no_slo = SLO()
 
     def prompt(self, timed: TimedRequest) -> Any:
         return self._prompts.tokens(timed)
 
     def make(self, number: int, timed: TimedRequest, prompt: Any, due_s: float) -> Request:
-        sampling = SamplingParams(max_tokens=timed.output_tokens, temperature=self._temperature, ignore_eos=True, seed=number)
+        most = max(timed.output_tokens, self._limit or 0)
+        sampling = SamplingParams(max_tokens=most, temperature=self._temperature, ignore_eos=True, seed=number)
         return Request(
             id=f"{self._salt}{number}",
             prompt=prompt,
@@ -70,6 +82,7 @@ class Requests:
             priority=timed.priority,
             cache_salt=self._salt,
             arrival_s=due_s,
+            ends_after=timed.output_tokens,
         )
 
 
@@ -81,15 +94,17 @@ def replay(
     seed: int = 0,
     temperature: float = 0.0,
     encode: Encode | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
     delay: Callable[[int, float], float] | None = None,
 ) -> Run:
     """Hand each request over when it is due, between steps, and run until all have ended.
 
     On a real clock prompts are made beforehand. A request's lag is the replay's own delay: from when it was due, or from the
-    end of the step that was under way then, to its hand-over. `encode` makes tokens of prompts that are text. `delay` says how
-    long after its parents a stage comes (see `Arrivals`), where what works in between is simulated too. Raises
-    RuntimeError when the engine is not idle, WorkloadError for text without `encode`."""
+    end of the step that was under way then, to its hand-over. `encode` makes tokens of prompts that are text.
+    `limit`: of every request's output, whose true length nobody is told (see `Requests`). `delay` says how long after its
+    parents a stage comes (see `Arrivals`), where what works in between is simulated too. Raises RuntimeError when the engine
+    is not idle, WorkloadError for text without `encode`."""
     if engine.unfinished:
         raise RuntimeError("the engine is still busy with other requests")
     clock, log = engine.clock, engine.events
@@ -102,6 +117,7 @@ def replay(
         temperature=temperature,
         salt=f"r{log.counts[Kind.ARRIVED]}-",
         encode=encode,
+        limit=limit,
     )
     prompts = None if virtual else [maker.prompt(timed) for timed in requests]
     kept, log.keep = log.keep, None

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from hasten.engine.events import Kind
 from hasten.engine.request import SLO
+from hasten.lab.bench.log import Log, Rows
 from hasten.lab.bench.run import Floats, Ints, Run
 from hasten.lab.bench.slo import describe
+from hasten.lab.bench.token_goodput import token_goodput
 
 Bools = npt.NDArray[np.bool_]
 
@@ -65,53 +67,6 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows of the log that belong to requests: which row, whose, when."""
-
-    row: Ints
-    request: Ints
-    time_s: Floats
-
-
-class _Log:
-    """The columns, with the request's number instead of the log's sequence."""
-
-    def __init__(self, run: Run) -> None:
-        self.kind = np.asarray(run.columns["kind"])
-        self.time_s = np.asarray(run.columns["time_s"], dtype=np.float64) - run.start_s
-        self.a = np.asarray(run.columns["a"], dtype=np.float64)
-        sequence = np.asarray(run.columns["sequence"]).astype(np.int64, copy=False)
-        known = run.sequence[run.sequence >= 0]
-        low, high = (int(known.min()), int(known.max())) if len(known) else (0, -1)
-        # A log numbers its sequences one after the other, so a table over all of them is small. Its last entry means none.
-        table = np.full(high - low + 2, -1, dtype=np.int64)
-        table[run.sequence[run.sequence >= 0] - low] = np.flatnonzero(run.sequence >= 0)
-        inside = (sequence >= low) & (sequence <= high)
-        self.request = table[np.where(inside, sequence - low, -1)]
-        self.count = len(run.sequence)
-
-    def rows(self, *kinds: Kind) -> _Rows:
-        wanted = self.kind == kinds[0]
-        for kind in kinds[1:]:
-            wanted |= self.kind == kind
-        row = np.flatnonzero(wanted & (self.request >= 0))
-        return _Rows(row, self.request[row], self.time_s[row])
-
-    def first(self, rows: _Rows) -> tuple[Floats, Ints]:
-        """[n] time and row of each request's earliest of these; NaN and a row beyond the end where there is none."""
-        row = np.full(self.count, len(self.kind), dtype=np.int64)
-        np.minimum.at(row, rows.request, rows.row)
-        there = row < len(self.kind)
-        time_s = np.full(self.count, np.nan)
-        time_s[there] = self.time_s[row[there]]
-        return time_s, row
-
-    def total(self, rows: _Rows) -> Ints:
-        """[n] sum of `a`."""
-        return np.bincount(rows.request, self.a[rows.row], self.count).astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
 class Gaps:
     """Between successive commits of output of the same request; arrays [m], request after request. Tokens committed together
     (accepted drafts) are one commit: what a reader waits for. `end_s`: of the later one, after the workload's start."""
@@ -121,7 +76,7 @@ class Gaps:
     end_s: Floats
 
 
-def _gaps(log: _Log) -> Gaps:
+def _gaps(log: Log) -> Gaps:
     tokens = log.rows(Kind.TOKENS)
     order = np.argsort(tokens.request, kind="stable")
     request, time_s = tokens.request[order], tokens.time_s[order]
@@ -131,21 +86,21 @@ def _gaps(log: _Log) -> Gaps:
 
 def gaps(run: Run) -> Floats:
     """[m] all inter-token gaps of the run, in seconds."""
-    return _gaps(_Log(run)).seconds
+    return _gaps(Log(run)).seconds
 
 
 def gaps_by_request(run: Run) -> Gaps:
     """The same, with whose they are and when they ended."""
-    return _gaps(_Log(run))
+    return _gaps(Log(run))
 
 
 def requests(run: Run) -> Table:
     """The figures of every request."""
-    log = _Log(run)
+    log = Log(run)
     return _table(run, log, _gaps(log))
 
 
-def _table(run: Run, log: _Log, found: Gaps) -> Table:
+def _table(run: Run, log: Log, found: Gaps) -> Table:
     n = log.count
     scheduled_s, first_scheduled = log.first(log.rows(Kind.SCHEDULED))
     ended = log.rows(Kind.FINISHED, Kind.FAILED)
@@ -160,7 +115,7 @@ def _table(run: Run, log: _Log, found: Gaps) -> Table:
     reused = log.rows(Kind.REUSED)
     # Later ones are its own KV, found again after it was preempted.
     early = reused.row < first_scheduled[reused.request]
-    first_reused = _Rows(reused.row[early], reused.request[early], reused.time_s[early])
+    first_reused = Rows(reused.row[early], reused.request[early], reused.time_s[early])
     return Table(
         due_s=run.due_s - run.start_s,
         scheduled_s=scheduled_s,
@@ -276,11 +231,12 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
     """Figures of the whole run by name; what the run cannot tell is left out.
 
     `ttft_`, `tpot_`, `gap_`, `e2e_`, `queue_`, `workflow_` with `mean_s`, `p50_s`, `p95_s`, `p99_s`, over requests that ended
-    well (gaps: of all). Rates are per second between the first due time and the last end, and count requests that ended
-    well. `goodput` (share of all requests) and `goodput_per_s`: see `goodput_definition`; `jain`: see `fairness_definition`.
+    well (gaps: of all, and `gap_p999_s` too). Rates are per second between the first due time and the last end, and count
+    requests that ended well. `goodput` (share of all requests) and `goodput_per_s`: see `goodput_definition`; `token_goodput`
+    (share of all output tokens) and `token_goodput_per_s`: see `bench.token_goodput`; `jain`: see `fairness_definition`.
     `kv_mean` is over time, `kv_peak` the largest share of blocks in use. `cpu_s_per_token`: per output token, real runs only.
     `valid` is 1 unless the replay itself fell behind."""
-    log = _Log(run)
+    log = Log(run)
     found = _gaps(log)
     table = _table(run, log, found)
     ok = table.ok
@@ -306,11 +262,15 @@ def summary(run: Run, slo: SLO | None = None) -> dict[str, float]:
         out |= _quantiles(name, values)
     if len(found.seconds):
         out["longest_stall_s"] = float(found.seconds.max())
+        out["gap_p999_s"] = float(np.percentile(found.seconds, 99.9))
     if goodput_definition(run, slo):
         kept = met(run, table, slo)
         out["goodput"] = float(kept.mean())
         if took_s > 0:
             out["goodput_per_s"] = float(kept.sum()) / took_s
+    if any(describe(asked) for asked in run.workload.slos.values()):
+        in_time = token_goodput(run)
+        out |= {"token_goodput": in_time.share, "token_goodput_per_s": in_time.per_s}
     if ok.any():
         out["jain"] = _jain(run, table)
         out["prefix_hit_rate"] = float(table.reused_tokens[ok].sum()) / prompt

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
+from hasten.lab.claims.sides import share
 
 if TYPE_CHECKING:
     from hasten.engine.config import EngineConfig
@@ -51,12 +52,8 @@ def run(setting: Setting) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         kinds = _traffic(setting, Path(folder))
         for place, traffic in enumerate(kinds):
-            found, said = _table(
-                traffic,
-                device,
-                loads,
-                lambda what, share, place=place: setting.progress(what, (place + share) / len(kinds)),
-            )
+            tell = share(setting.progress, place / len(kinds), (place + 1) / len(kinds))
+            found, said = _table(traffic, device, loads, tell)
             table[traffic.name] = found
             refused |= said
     samples = {requirement.name: list[float]() for requirement in CLAIM.requirements}

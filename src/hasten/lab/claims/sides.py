@@ -51,9 +51,16 @@ class Recorder:
 
 class Sides:
     """Builds an engine of each side over `model` (None: the built-in one), with the settings `common` to all. Each has weights
-    and KV of its own, and its own books."""
+    and KV of its own, and its own books. `attend(name, engine)` is called with each once it is built."""
 
-    def __init__(self, sides: Sequence[Side], *, model: str | None = None, common: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        *,
+        model: str | None = None,
+        common: Sequence[str] = (),
+        attend: Callable[[str, Any], None] = lambda name, engine: None,
+    ) -> None:
         from hasten.engine.build import build
         from hasten.engine.config import EngineConfig
 
@@ -61,6 +68,8 @@ class Sides:
         self._engines = {
             side.name: build(EngineConfig.build(model, with_=side.with_, set_=[*common, *side.set_])).engine for side in sides
         }
+        for name, engine in self._engines.items():
+            attend(name, engine)
 
     def replay(self, name: str, workload: Workload, seed: int = 0) -> tuple[Run, Tokens]:
         """One side's run of a workload, greedy, and the tokens it gave. Raises RuntimeError when a request failed."""
@@ -98,10 +107,18 @@ class Sides:
         self._engines.clear()
 
 
-def equal_tokens(sides: Sequence[Side], workload: Workload, *, model: str | None = None, common: Sequence[str] = ()) -> Guard:
+def equal_tokens(
+    sides: Sequence[Side],
+    workload: Workload,
+    *,
+    model: str | None = None,
+    common: Sequence[str] = (),
+    attend: Callable[[str, Any], None] = lambda name, engine: None,
+) -> Guard:
     """The sides give the same greedy tokens: in float32 with kernels whose sums do not depend on the batch, where exact means
-    equal to the last token. (At bfloat16 the plain engine does not agree with itself at another batch size either.)"""
-    engines = Sides(sides, model=model, common=[*common, "model.dtype=float32", "executor.deterministic=true"])
+    equal to the last token. (At bfloat16 the plain engine does not agree with itself at another batch size either.) `attend`:
+    see `Sides`."""
+    engines = Sides(sides, model=model, common=[*common, "model.dtype=float32", "executor.deterministic=true"], attend=attend)
     try:
         given = {name: engines.replay(name, workload)[1] for name in engines.sides}
     finally:

@@ -24,6 +24,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
+from hasten.engine.kv.host import runs_of
 from hasten.engine.memory import block_bytes
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.technique import ConfigError
@@ -133,7 +134,7 @@ def grid(max_length: int, max_rows: int) -> list[Scenario]:
 def measure(built: Built, *, rounds: int = ROUNDS, budget_s: float = 120.0, progress: Progress | None = None) -> Calibration:
     """Calibrate an idle engine in about `budget_s` seconds. Raises ConfigError when that is too little for this model."""
     shapes, seconds = collect(built, rounds=rounds, budget_s=budget_s, progress=progress)
-    copy_s, copy_token_s = _copies(built)
+    copy_s, copy_token_s = copies(built)
     try:
         fitted = fit(shapes, seconds, copy_s=copy_s, copy_token_s=copy_token_s)
     except ValueError as error:
@@ -214,8 +215,10 @@ def _run(built: Built, scenario: Scenario) -> tuple[Floats, Floats]:
     return steps_of(engine.events.columns(first))
 
 
-def _copies(built: Built) -> tuple[float, float]:
-    """(seconds of a transfer, seconds per token of it) between the tiers, 0 without a host tier; pool and tier must be idle."""
+def copies(built: Built) -> tuple[float, float]:
+    """(seconds of a copy between the tiers, seconds per token of it), 0 without a host tier; pool and tier must be idle.
+
+    The same blocks are copied in one run and block by block, so that the two terms can be told apart."""
     memory = built.parts.memory
     if not memory.host_blocks:
         return 0.0, 0.0
@@ -224,21 +227,26 @@ def _copies(built: Built) -> tuple[float, float]:
     most = min(64, memory.host_blocks, books.available)
     if books.reuse is not None and most > blocks.free:
         books.reuse.evict(most - blocks.free)  # what the grid left in the prefix cache
-    sizes = sorted({min(most, count) for count in (1, 4, 16, 64)})
-    tokens, seconds = [], []
+    held = sorted(blocks.take(most))
+    work, seconds = [], []
     for _ in range(5):
-        for size in sizes:
-            held = blocks.take(size)
-            for copy in (memory.copy_out, lambda a, b: memory.copy_in(b, a)):
-                began = time.perf_counter()
-                copy(held, range(size)).wait()
-                seconds.append(time.perf_counter() - began)
-                tokens.append(size * memory.block_size)
-            blocks.drop(held)
-    if len(sizes) == 1:
-        return 0.0, float(np.median(seconds)) / tokens[0]
-    slope, base = np.polyfit(tokens, seconds, 1)
-    return max(0.0, float(base)), max(0.0, float(slope))
+        for size in sorted({min(most, count) for count in (1, 4, 16, 64)}):
+            for places in (range(size), range(size - 1, -1, -1)):
+                runs = runs_of(held[:size], places)
+                for copy in (memory.copy_out, memory.copy_in):
+                    handle = copy(runs)
+                    handle.wait()
+                    work.append((len(runs), size * memory.block_size))
+                    seconds.append(handle.seconds)
+    blocks.drop(held)
+    took = np.array(seconds)
+    scaled = np.array(work) / took[:, None]  # relative errors count, else the largest copies alone would
+    copy_s, token_s = np.linalg.lstsq(scaled, np.ones(len(took)), rcond=None)[0].tolist()
+    if copy_s < 0:
+        return 0.0, float(np.median(took / np.array(work)[:, 1]))
+    if token_s < 0:
+        return float(np.median(took / np.array(work)[:, 0])), 0.0
+    return copy_s, token_s
 
 
 def this_machine() -> str:

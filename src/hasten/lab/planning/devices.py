@@ -90,6 +90,7 @@ def on_hardware(model: ModelFacts, hardware: Hardware) -> Device:
         bandwidth=hardware.read_rate,
         rate=hardware.matmul_rate,
         attention_rate=hardware.attention_rate,
+        copy_s=2 * model.layers * hardware.copy_call_s,  # keys and values of a layer are copied apart
         copy_token_s=model.kv_bytes_per_token / hardware.host_rate,
     )
     return Device(

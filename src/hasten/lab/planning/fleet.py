@@ -24,7 +24,7 @@ from hasten.lab.bench.arrivals import Arrivals
 from hasten.lab.bench.drive import Progress, Requests
 from hasten.lab.bench.run import Run
 from hasten.lab.workloads.base import Workload
-from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView
+from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView, SeesEnds
 
 LOOK_AHEAD_S = 1e-3
 """How late an engine whose policy waits may notice a stage that another engine's end sends it: as on a real clock."""
@@ -38,21 +38,22 @@ def replay_fleet(
     speeds: Sequence[float] | None = None,
     name: str = "",
     seed: int = 0,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Replay a workload on simulated engines; one run with all their events, in order of time. `speeds`: what the dispatcher is
-    told of each engine."""
+    told of each engine. `limit`: as `drive.replay` takes it."""
     clocks = [clock for engine in engines if isinstance(clock := engine.clock, VirtualClock) and clock.now() == 0]
     if len(clocks) < len(engines):
         raise ValueError("a fleet is made of fresh simulated engines")
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    maker = Requests(workload, engines[0].executor.vocabulary, seed=seed, temperature=0.0, salt="")
+    maker = Requests(workload, engines[0].executor.vocabulary, seed=seed, temperature=0.0, salt="", limit=limit)
     arrivals = Arrivals(workload, 0.0)
     views = [EngineView(i, speeds[i] if speeds is not None else 1.0) for i in range(len(engines))]
     accepted: list[list[int]] = [[] for _ in engines]
     errors: dict[int, str] = {}
-    ends: list[tuple[float, int, int]] = []
-    """(time, engine, tokens) of requests that have come back, as far as the dispatcher does not know yet."""
+    ends: list[tuple[float, int, int, str]] = []
+    """(time, engine, tokens, id) of requests that have come back, as far as the dispatcher does not know yet."""
     lag = np.full(len(workload), np.nan)
     ended = 0
     staged = workload.has_stages  # asks every request
@@ -73,9 +74,11 @@ def replay_fleet(
     def hand_out(number: int) -> None:
         due_s = float(arrivals.due_s[number])
         while ends and ends[0][0] <= due_s:
-            _, back, tokens = heapq.heappop(ends)
+            _, back, tokens, id = heapq.heappop(ends)
             views[back].outstanding -= 1
             views[back].outstanding_tokens -= tokens
+            if isinstance(dispatcher, SeesEnds):
+                dispatcher.ended(id)
         timed = workload.requests[number]
         request = maker.make(number, timed, maker.prompt(timed), due_s)
         view = views[dispatcher.assign(request, FleetView(due_s, views))]
@@ -114,7 +117,7 @@ def replay_fleet(
             if not delta.last:
                 continue
             number = int(delta.request_id)
-            heapq.heappush(ends, (now, turn, size(number)))
+            heapq.heappush(ends, (now, turn, size(number), delta.request_id))
             if delta.finish == "length":
                 arrivals.ended(number, now)
                 ended += 1

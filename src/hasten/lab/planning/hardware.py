@@ -23,6 +23,7 @@ _SHARES = {
     "attention_share": "assumed: FlashAttention-2 (Dao, 2023) reports 50 to 73 % on an A100 over long prompts, and about 35 % "
     "on an H100 (FlashAttention-3, Shah et al., 2024); ragged batches of shorter ones get less",
     "host_link_share": "assumed: large pinned copies reach about 80 % of a PCIe link",
+    "copy_call_s": "assumed: to issue and start one asynchronous copy, not overlapped with the copy before it",
     "overhead_s": "assumed: launches, sampling and the loop's own work, with captured decode steps",
 }
 
@@ -33,7 +34,8 @@ class Hardware(BaseModel):
     `host_link`: bytes/s to host memory, each way.
 
     The shares, 0 to 1, say what part of its peak a step reaches: of the bandwidth when reading weights and KV, of the bf16
-    rate in matrix products and in attention, of the host link. `overhead_s`: seconds a step takes whatever is in it.
+    rate in matrix products and in attention, of the host link. `copy_call_s`: seconds of one copy to or from host memory beside
+    the bytes it moves. `overhead_s`: seconds a step takes whatever is in it.
     `sources`: where each figure comes from, by field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class Hardware(BaseModel):
     matmul_share: float = Field(0.6, gt=0, le=1)
     attention_share: float = Field(0.35, gt=0, le=1)
     host_link_share: float = Field(0.8, gt=0, le=1)
+    copy_call_s: float = Field(2e-6, ge=0, allow_inf_nan=False)
     overhead_s: float = Field(1e-3, ge=0, allow_inf_nan=False)
     sources: dict[str, str] = Field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hasten.engine.request import Request
 
@@ -36,4 +36,13 @@ class FleetView:
 class Dispatcher(Protocol):
     def assign(self, request: Request, view: FleetView) -> int:
         """The number of the engine that gets `request`; asked once for each, when it arrives."""
+        ...
+
+
+@runtime_checkable
+class SeesEnds(Protocol):
+    """What a dispatcher may offer to keep books of its own."""
+
+    def ended(self, request_id: str) -> None:
+        """A request that it assigned has come back, or failed."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,7 +60,8 @@ class Job:
         return self.requests[0].sampling.n
 
 
-Prepare = Callable[[Service, bytes], Coroutine[Any, Any, Job]]
+Prepare = Callable[[Service, bytes, Mapping[str, str]], Coroutine[Any, Any, Job]]
+"""From the body and the headers."""
 
 
 async def answer(service: Service, request: Request, endpoint: str, prepare: Prepare) -> Response:
@@ -74,7 +75,7 @@ async def answer(service: Service, request: Request, endpoint: str, prepare: Pre
         async with asyncio.timeout(limit_s):
             raw = await read_body(request, service.settings.body_limit_bytes)
             gone = asyncio.create_task(_gone(request.receive))
-            job = await _unless(gone, prepare(service, raw))
+            job = await _unless(gone, prepare(service, raw, request.headers))
     except ClientDisconnect:
         meter.finish("client_gone")
         return Response(status_code=499)  # nobody is there to read it
@@ -84,7 +85,7 @@ async def answer(service: Service, request: Request, endpoint: str, prepare: Pre
         error = timed_out(limit_s or 0) if isinstance(raised, TimeoutError) else from_exception(raised)
         meter.finish(error.code or "bad_request")
         return error.response()
-    meter.accept(sum(len(part.prompt) for part in job.requests))
+    meter.accept(sum(len(part.prompt) for part in job.requests), job.requests[0].slo)
     return Answer(service, job, meter, gone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -20,9 +21,10 @@ from hasten.serving.server.service import Service
 from hasten.serving.server.structured import Wanted
 
 
-async def prepare(service: Service, raw: bytes) -> Job:
+async def prepare(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
     body = parse(ChatBody, raw)
     service.check_model(body.model)
+    placement = body.placement(headers)
     template = service.engine.chat_template
     if template is None:
         raise invalid("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
@@ -40,8 +42,7 @@ async def prepare(service: Service, raw: bytes) -> Job:
         id=id,
         prompt=tokens,  # type: ignore[arg-type]
         sampling=sampling,
-        priority=body.priority or 0,
-        cache_salt=body.cache_salt or "",
+        **placement,
     )
     head = {
         "id": id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -21,9 +22,10 @@ DEFAULT_MAX_TOKENS = 16
 """What OpenAI takes when a completion names no limit."""
 
 
-async def prepare(service: Service, raw: bytes) -> Job:
+async def prepare(service: Service, raw: bytes, headers: Mapping[str, str]) -> Job:
     body = parse(CompletionBody, raw)
     service.check_model(body.model)
+    placement = body.placement(headers)
     if len(body.prompt) > service.settings.most_prompts:
         raise invalid(f"prompt holds {len(body.prompt)} prompts, at most {service.settings.most_prompts} go at once", "prompt")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -49,8 +51,7 @@ async def prepare(service: Service, raw: bytes) -> Job:
                 id=f"{id}-{i}",
                 prompt=tokens,  # type: ignore[arg-type]
                 sampling=sampling,
-                priority=body.priority or 0,
-                cache_salt=body.cache_salt or "",
+                **placement,
             )
         )
     kind = _Stream if body.stream else _Whole

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from hasten.engine.outputs import Delta
+from hasten.engine.request import SLO
 
 _TTFT_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
@@ -71,6 +72,12 @@ class Metrics:
         self.requests = Counter("hasten_requests", "Requests by how they ended", [*by, "outcome"], registry=registry)
         self.tokens_in = Counter("hasten_prompt_tokens", "Prompt tokens of accepted requests", by, registry=registry)
         self.tokens_out = Counter("hasten_output_tokens", "Output tokens", by, registry=registry)
+        self.objectives = Counter(
+            "hasten_objectives",
+            "Objectives of answered requests that had some (slo), by which and whether they were kept",
+            [*by, "objective", "kept"],
+            registry=registry,
+        )
         registry.register(_EngineState(engine))
 
     def render(self) -> bytes:
@@ -89,9 +96,11 @@ class Meter:
         self._cached: dict[int, int] = {}
         self.prompt_tokens = 0
         self.tokens = 0
+        self._slo = SLO()
 
-    def accept(self, prompt_tokens: int) -> None:
+    def accept(self, prompt_tokens: int, slo: SLO) -> None:
         self.prompt_tokens = prompt_tokens
+        self._slo = slo
         self._metrics.tokens_in.labels(self._endpoint).inc(prompt_tokens)
 
     def add(self, prompt: int, choice: int, delta: Delta) -> None:
@@ -127,9 +136,18 @@ class Meter:
             metrics.tokens_out.labels(endpoint).inc(self.tokens)
         if outcome != "completed":
             return
-        metrics.total.labels(endpoint).observe(time.monotonic() - self.start_s)
+        total_s = time.monotonic() - self.start_s
+        metrics.total.labels(endpoint).observe(total_s)
+        self._judge("deadline_s", self._slo.deadline_s, total_s)
         if self._first_s is not None:
             metrics.ttft.labels(endpoint).observe(self._first_s - self.start_s)
+            self._judge("ttft_s", self._slo.ttft_s, self._first_s - self.start_s)
         for first, last, count in self._choices.values():
             if count > 1:
                 metrics.tpot.labels(endpoint).observe((last - first) / (count - 1))
+                self._judge("tpot_s", self._slo.tpot_s, (last - first) / (count - 1))
+
+    def _judge(self, objective: str, limit_s: float | None, took_s: float) -> None:
+        if limit_s is not None:
+            kept = "yes" if took_s <= limit_s else "no"
+            self._metrics.objectives.labels(self._endpoint, objective, kept).inc()

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from hasten.engine.request import BadRequest, SamplingParams
 from hasten.serving.server.errors import ApiError, invalid
+from hasten.serving.server.placement import PlacementBody
 from hasten.serving.server.strict import Strict
 from hasten.serving.server.structured import StructuredBody
 from hasten.serving.server.tools import Call, ToolsBody
@@ -101,7 +102,7 @@ class Message(Strict):
         return {**extra, "role": role, "content": self.content or ""}
 
 
-class SamplingBody(StructuredBody):
+class SamplingBody(StructuredBody, PlacementBody):
     """What both endpoints share."""
 
     model: str | None = None
@@ -123,8 +124,6 @@ class SamplingBody(StructuredBody):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
 
     @property
     def usage_wanted(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hasten.engine.decoding.constraints.base import Limits
 from hasten.engine.decoding.constraints.languages import (
     EMPTY,
     EVERYTHING,
@@ -19,13 +20,15 @@ from hasten.engine.decoding.constraints.languages import (
     both,
     cat,
     either,
+    nullable,
     repeat,
     without,
-    words,
 )
 
 MOST_PARTS = 64
 MOST_UNROLLED = 64
+MOST_SIZE = 100_000
+"""Of what has anchors or lookaheads, written out: putting such parts together takes copies of them."""
 
 
 class Unsupported(Exception):
@@ -63,20 +66,18 @@ def is_plain(value: Value) -> bool:
     return len(value) == 1 and not (value[0].looks or value[0].begins or value[0].ends)
 
 
-def nullable(expr: Expr) -> bool:
-    """Whether the empty text is in it."""
-    kind = expr[0]
-    if kind in ("cat", "both"):
-        return all(map(nullable, expr[1]))
-    if kind == "either":
-        return any(map(nullable, expr[1]))
-    if kind == "without":
-        return not nullable(expr[1])
-    if kind == "repeat":
-        return expr[2] == 0 or nullable(expr[1])
-    if kind == "words":
-        return "" in expr[1]
-    return kind == "empty" or (kind == "automaton" and 0 in expr[2])
+def _bounded(value: Value, copies: int = 1) -> Value:
+    size, todo = 0, [expr for part in value for expr in (*part.segments, *part.looks)]
+    while todo:
+        expr = todo.pop()
+        size += 1
+        if size * copies > MOST_SIZE:
+            raise Unsupported("its anchors and lookaheads have too many combinations")
+        if expr[0] in ("cat", "either", "both"):
+            todo += expr[1]
+        elif expr[0] in ("without", "repeat"):
+            todo.append(expr[1])
+    return value
 
 
 def alternatives(values: Iterable[Value]) -> Value:
@@ -89,20 +90,14 @@ def alternatives(values: Iterable[Value]) -> Value:
                 rest.append(part)
             else:
                 merged.setdefault((part.begins, part.ends), []).append(part.segments[0])
-    out = [Part((_either(exprs),), (), *anchors) for anchors, exprs in merged.items()]
+    out = [Part((either(*exprs),), (), *anchors) for anchors, exprs in merged.items()]
     out = [part for part in out if part.segments != (NOTHING,)] + rest
     if len(out) > MOST_PARTS:
         raise Unsupported(f"lookaheads in more than {MOST_PARTS} combinations of alternatives")
     return out or plain(NOTHING)
 
 
-def _either(exprs: list[Expr]) -> Expr:
-    # Words by the thousand are one tree; as alternatives they would be as many automata.
-    literal = [word for expr in exprs if expr[0] == "words" for word in expr[1]]
-    return either(words(literal), *(expr for expr in exprs if expr[0] != "words"))
-
-
-def sequence(values: list[Value]) -> Value:
+def sequence(values: list[Value], limits: Limits) -> Value:
     """One after the other."""
     out: Value = plain(EMPTY)
     run: list[Expr] = []
@@ -110,7 +105,8 @@ def sequence(values: list[Value]) -> Value:
         if is_plain(value):
             run.append(value[0].segments[0])
             continue
-        out = _follow(_follow(out, plain(cat(*run))), value)
+        limits.check()
+        out = _bounded(_follow(_follow(out, plain(cat(*run))), value))
         run = []
     return _follow(out, plain(cat(*run)))
 
@@ -130,7 +126,7 @@ def _follow(left: Value, right: Value) -> Value:
     return alternatives([found])
 
 
-def repeated(value: Value, least: int, most: int | None) -> Value:
+def repeated(value: Value, least: int, most: int | None, limits: Limits) -> Value:
     """`least` to `most` times (None: any number)."""
     if is_plain(value):
         return plain(repeat(value[0].segments[0], least, most))
@@ -144,8 +140,9 @@ def repeated(value: Value, least: int, most: int | None) -> Value:
         raise Unsupported("a lookahead that is repeated")
     if least > MOST_UNROLLED:
         raise Unsupported(f"an anchor that is repeated more than {MOST_UNROLLED} times")
+    _bounded(value, least + 4)  # `_up_to` has four
     rest = None if most is None else most - least
-    return sequence([value] * least + ([] if rest == 0 else [_up_to(value, rest)]))
+    return sequence([value] * least + ([] if rest == 0 else [_up_to(value, rest)]), limits)
 
 
 def _up_to(value: Value, most: int | None) -> Value:
@@ -172,6 +169,7 @@ def _up_to(value: Value, most: int | None) -> Value:
 
 def ahead(value: Value, negative: bool) -> Value:
     """A lookahead of it."""
+    _bounded(value)
     free = [part for part in value if not part.begins]
     bound = [part for part in value if part.begins]
     if negative:
@@ -191,4 +189,4 @@ def resolve(value: Value, before: bool, after: bool) -> Expr:
         for segment, look in zip(reversed(part.segments[:-1]), reversed(part.looks), strict=True):
             text = cat(segment, both(text, look))
         (bound if part.begins or not before else free).append(text)
-    return _either([cat(EVERYTHING, _either(free)), *bound])
+    return either(cat(EVERYTHING, either(*free)), *bound)

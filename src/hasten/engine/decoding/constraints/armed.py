@@ -21,7 +21,7 @@ class Watch:
     text; `ends`: tokens that end a text."""
 
     def __init__(self, event: bytes, piece: Callable[[int], bytes], pieces: Seq[bytes], ends: Seq[int]) -> None:
-        self._event = event
+        self.event = event
         self._piece = piece
         self._pieces = pieces
         self._ends = list(ends)
@@ -30,16 +30,16 @@ class Watch:
     def step(self, held: bytes, token: int) -> bytes | None:
         """What to hold after `token`: the part of the event that the text ends with. None: the event is complete."""
         text = held + self._piece(token)
-        if self._event in text:
+        if self.event in text:
             return None
-        longest = min(len(text), len(self._event) - 1)
-        return next((text[-n:] for n in range(longest, 0, -1) if self._event.startswith(text[-n:])), b"")
+        longest = min(len(text), len(self.event) - 1)
+        return next((text[-n:] for n in range(longest, 0, -1) if self.event.startswith(text[-n:])), b"")
 
     def barred(self, held: bytes) -> npt.NDArray[np.int64]:
         """Tokens that may not follow: those that end the text, or go on beyond the event, unseen by the grammar."""
         found = self._barred.get(held)
         if found is None:
-            event, skip = self._event, len(self._event) - len(held)
+            event, skip = self.event, len(self.event) - len(held)
             beyond = [
                 token
                 for token, piece in enumerate(self._pieces)
@@ -77,17 +77,20 @@ class Armed:
         if held is None:
             self._inner.advance(token)
         elif token in self._watch.barred(held):
-            raise ValueError(f"token {token} may not come before {self._watch}")
+            raise ValueError(f"token {token} may not come before the text {self._watch.event.decode(errors='replace')!r}")
         else:
             self._held = self._watch.step(held, token)
         self._past = (held, self._past)
 
     def rollback(self, count: int) -> None:
+        held, past, inner = self._held, self._past, 0
         for _ in range(count):
-            assert self._past is not None, "there is nothing to roll back"
-            self._held, self._past = self._past
-            if self._held is None:
-                self._inner.rollback(1)
+            if past is None:
+                raise ValueError(f"{count} tokens cannot be undone")
+            held, past = past
+            inner += held is None
+        self._inner.rollback(inner)
+        self._held, self._past = held, past
 
     def fork(self) -> Armed:
         return Armed(self._inner.fork(), self._watch, self._held, self._past)

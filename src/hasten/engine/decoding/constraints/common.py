@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left, bisect_right
 from functools import cache
 
+from hasten.engine.decoding.constraints.base import Limits
 from hasten.engine.decoding.constraints.languages import (
     Expr,
     but,
@@ -65,31 +67,33 @@ COMMON: dict[str, Expr] = {
 
 
 @cache
-def _cases() -> dict[int, list[int]]:
-    """Code points that differ in case only, by code point."""
-    found: dict[int, list[int]] = {}
+def _cases() -> tuple[list[int], list[list[tuple[int, int]]]]:
+    """Code points, ascending, and the ranges of those that differ from each in case only."""
+    found: dict[int, list[tuple[int, int]]] = {}
     for point in range(sys.maxunicode + 1):
         sign = chr(point)
         others = {one for one in (sign.lower(), sign.upper()) if len(one) == 1 and one != sign}
         if others:
-            found[point] = [ord(one) for one in others]
-    return found
+            found[point] = [(ord(one), ord(one)) for one in others]
+    return list(found), list(found.values())
 
 
-def any_case(expr: Expr) -> Expr:
+def any_case(expr: Expr, limits: Limits) -> Expr:
     """The language with each character in either case."""
+    limits.check()
     kind = expr[0]
     if kind == "chars":
+        points, cases = _cases()
         ranges = list(expr[1])
-        for point, others in _cases().items():
-            if any(low <= point <= high for low, high in expr[1]):
-                ranges += [(other, other) for other in others]
+        for low, high in expr[1]:
+            for others in cases[bisect_left(points, low) : bisect_right(points, high)]:
+                ranges += others
         return chars(*ranges)
     if kind == "words":
-        signs = {sign: any_case(_of(sign)) for word in expr[1] for sign in word}
+        signs = {sign: any_case(_of(sign), limits) for sign in set().union(*expr[1])}
         return either(*(cat(*(signs[sign] for sign in word)) for word in expr[1]))
     if kind in ("cat", "either", "both"):
-        return (kind, tuple(map(any_case, expr[1])))
+        return (kind, tuple(any_case(part, limits) for part in expr[1]))
     if kind in ("without", "repeat"):
-        return (kind, any_case(expr[1]), *expr[2:])
+        return (kind, any_case(expr[1], limits), *expr[2:])
     return expr

@@ -77,6 +77,8 @@ def split(constraint: Any) -> tuple[Spec | Prepared, str | None]:
         raise GrammarError(f"a constraint is a ConstraintSpec or a dict that holds a JSON Schema, not {type(spec).__name__}")
     if after == "":
         raise GrammarError("the text after which a constraint begins is empty")
+    if after is not None and any("\ud800" <= sign <= "\udfff" for sign in after):
+        raise GrammarError("the text after which a constraint begins has half a character (a lone surrogate)")
     return spec, after
 
 

@@ -20,32 +20,14 @@ from hasten.engine.decoding.constraints.languages import (
     both,
     cat,
     either,
+    nullable,
     repeat,
+    start_of,
     without,
     words,
 )
 
 MOST_STATES = 5_000
-
-
-def nullable(expr: Expr) -> bool:
-    """Whether the empty text is in it."""
-    kind = expr[0]
-    if kind in ("none", "chars"):
-        return False
-    if kind == "words":
-        return "" in expr[1]
-    if kind in ("cat", "both"):
-        return all(map(nullable, expr[1]))
-    if kind == "either":
-        return any(map(nullable, expr[1]))
-    if kind == "without":
-        return not nullable(expr[1])
-    if kind == "repeat":
-        return expr[2] == 0 or nullable(expr[1])
-    if kind == "automaton":
-        return _state(expr) in expr[2]
-    return True
 
 
 def nonempty(expr: Expr) -> Expr:
@@ -83,7 +65,7 @@ def derive(expr: Expr, point: int) -> Expr:
         most = None if expr[3] is None else expr[3] - 1
         return cat(derive(expr[1], point), repeat(expr[1], max(expr[2] - 1, 0), most))
     if kind == "automaton":
-        for low, high, target in expr[1][_state(expr)]:
+        for low, high, target in expr[1][start_of(expr)]:
             if low <= point <= high:
                 return ("automaton", expr[1], expr[2], target)
     return NOTHING
@@ -93,12 +75,6 @@ def _any(*parts: Expr) -> Expr:
     """`either` in one order, so that equal states are found equal."""
     found = either(*parts)
     return ("either", tuple(sorted(found[1], key=repr))) if found[0] == "either" else found
-
-
-def _state(expr: Expr) -> int:
-    """Of an automaton: the state it starts from. Only derivatives start elsewhere than at 0."""
-    state: int = expr[3] if len(expr) == 4 else 0
-    return state
 
 
 def _cuts(expr: Expr) -> set[int]:
@@ -120,7 +96,7 @@ def _cuts(expr: Expr) -> set[int]:
     if kind in ("without", "repeat"):
         return _cuts(expr[1])
     if kind == "automaton":
-        return {end for low, high, _ in expr[1][_state(expr)] for end in (low, high + 1)}
+        return {end for low, high, _ in expr[1][start_of(expr)] for end in (low, high + 1)}
     return set()
 
 

@@ -101,7 +101,7 @@ class _Parser(Reader):
         if self.peek().text == "{":
             raise self.fault("templates are not supported", token.at, name)
         if self.skip("."):
-            self.priorities[name] = int(self.expect(kind="number", what="a priority").text)
+            self.priorities[name] = self.integer("a priority")
         self.expect(":")
         (self.terminals if token.kind == "terminal" else self.rules)[name] = self.alternatives()
 
@@ -159,9 +159,9 @@ class _Parser(Reader):
                 self.take()
                 node = Repeat(node, *_REPEATS[token.text])
             elif self.skip("~"):
-                least = most = int(self.expect(kind="number", what="a number").text)
+                least = most = self.integer("a number")
                 if self.skip(".."):
-                    most = int(self.expect(kind="number", what="a number").text)
+                    most = self.integer("a number")
                 if not 0 <= least <= most:
                     raise self.fault(f"~{least}..{most}: from 0 up, and the second number not less than the first", token.at)
                 node = Repeat(node, least, most)
@@ -185,7 +185,11 @@ class _Parser(Reader):
         if self.skip(".."):
             return text(self.range(token, self.expect(kind="string", what="the last character of a range")), token.text)
         language = literal(self.string(token))
-        return text(any_case(language) if token.text.endswith("i") else language, token.text, priority=1)
+        return text(any_case(language, self.limits) if token.text.endswith("i") else language, token.text, priority=1)
+
+    def integer(self, what: str) -> int:
+        token = self.expect(kind="number", what=what)
+        return self.number(token.text, token.at)
 
     def string(self, token: Token) -> str:
         return self.unescape(token.text[1 : token.text.rindex('"')], token.at + 1)
@@ -203,12 +207,13 @@ class _Parser(Reader):
         pieces = [piece[0] for piece in _PIECES.finditer(body)]
         dot = "[^]" if "s" in flags else "[^\\n]"
         try:
-            found = regex.parse("".join(dot if piece == "." else piece for piece in pieces), search=False)
+            written = "".join(dot if piece == "." else piece for piece in pieces)
+            found = regex.parse(written, search=False, limits=self.limits)
         except GrammarError as fault:
             raise self.fault(str(fault), token.at, token.text) from None
         if any(piece in ("*?", "+?", "??", "}?") for piece in pieces):
             found = both(found, without(cat(found, repeat(ANY, 1))))
-        return any_case(found) if "i" in flags else found
+        return any_case(found, self.limits) if "i" in flags else found
 
 
 class _Assembly:

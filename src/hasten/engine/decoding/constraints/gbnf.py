@@ -83,11 +83,12 @@ class _Parser(Reader):
             if token.text in _REPEATS:
                 node = Repeat(node, *_REPEATS[token.text])
             elif token.kind == "count":
-                least, comma, most = (part.strip() for part in token.text[1:-1].partition(","))
-                bounds = (int(least), int(most) if most else None if comma else int(least))
-                if bounds[1] is not None and bounds[1] < bounds[0]:
+                first, comma, second = (part.strip() for part in token.text[1:-1].partition(","))
+                least = self.number(first, token.at)
+                most = self.number(second, token.at) if second else None if comma else least
+                if most is not None and most < least:
                     raise self.fault(f"{token.text}: the second number is less than the first", token.at)
-                node = Repeat(node, *bounds)
+                node = Repeat(node, least, most)
             else:
                 return node
             self.take()

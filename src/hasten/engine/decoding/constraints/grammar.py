@@ -35,7 +35,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from struct import pack
 
+from hasten.engine.decoding.constraints.base import GrammarError
 from hasten.engine.decoding.constraints.languages import Expr, program
+
+MOST_BYTES = 64 << 20
+"""Of a blob."""
 
 
 class Form(IntEnum):
@@ -139,7 +143,7 @@ class Grammar:
 
     def blob(self) -> bytes:
         """What the native library reads: int32, little-endian, in the order below; bytes are preceded by their number and
-        filled up to a multiple of four. Equal grammars give equal blobs."""
+        filled up to a multiple of four. Equal grammars give equal blobs. Raises GrammarError for more than MOST_BYTES."""
         out = bytearray(b"hgr1")
 
         def numbers(*values: int) -> None:
@@ -148,6 +152,8 @@ class Grammar:
         def chunk(data: bytes) -> None:
             numbers(len(data))
             out.extend(data + b"\0" * (-len(data) % 4))
+            if len(out) > MOST_BYTES:
+                raise GrammarError(f"its patterns and words take more than {MOST_BYTES >> 20} MiB")
 
         languages: dict[tuple[Expr, Form], int] = {}
         for one in self.terminals:

@@ -6,13 +6,20 @@ points. The library is sent `program(expression)`: postfix operations, each a by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from struct import pack
 from typing import Any
 
+from hasten.engine.decoding.constraints.base import GrammarError
+
 Expr = tuple[Any, ...]
 Ranges = tuple[tuple[int, int], ...]
 LAST = 0x10FFFF
+MOST_NUMBERS = 1 << 22
+"""Of a program."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 NOTHING: Expr = ("none",)
 """No text at all."""
@@ -73,8 +80,12 @@ def cat(*parts: Expr) -> Expr:
 
 
 def either(*parts: Expr) -> Expr:
-    """In at least one of them."""
+    """In at least one of them. Words by the thousand are one tree; as alternatives they would be as many automata."""
     flat = dict.fromkeys(one for part in parts for one in (part[1] if part[0] == "either" else (part,)) if one != NOTHING)
+    lists = [one for one in flat if one[0] == "words"]
+    if len(lists) > 1:
+        joined = words(word for one in lists for word in one[1])
+        flat = dict.fromkeys([joined, *(one for one in flat if one[0] != "words")])
     return NOTHING if not flat else next(iter(flat)) if len(flat) == 1 else ("either", tuple(flat))
 
 
@@ -107,12 +118,39 @@ def optional(expr: Expr) -> Expr:
 EVERYTHING: Expr = ("repeat", ANY, 0, None)
 """Any text."""
 
+
+def nullable(expr: Expr) -> bool:
+    """Whether the empty text is in it."""
+    kind = expr[0]
+    if kind in ("none", "chars"):
+        return False
+    if kind == "words":
+        return "" in expr[1]
+    if kind in ("cat", "both"):
+        return all(map(nullable, expr[1]))
+    if kind == "either":
+        return any(map(nullable, expr[1]))
+    if kind == "without":
+        return not nullable(expr[1])
+    if kind == "repeat":
+        return expr[2] == 0 or nullable(expr[1])
+    if kind == "automaton":
+        return start_of(expr) in expr[2]
+    return True
+
+
 Row = tuple[tuple[int, int, int], ...]
 
 
 def automaton(rows: Sequence[Row], accepting: Iterable[int]) -> Expr:
     """The texts that a deterministic automaton accepts from state 0: `rows[state]` holds (low, high, next state)."""
     return ("automaton", tuple(rows), tuple(sorted(accepting)))
+
+
+def start_of(expr: Expr) -> int:
+    """Of an automaton: the state it starts from. Only derivatives (`derivatives.py`) start elsewhere than at 0."""
+    state: int = expr[3] if len(expr) == 4 else 0
+    return state
 
 
 _CODES = {name: code for code, name in enumerate(
@@ -123,7 +161,8 @@ _CODES = {name: code for code, name in enumerate(
 def program(expr: Expr) -> bytes:
     """Postfix, arguments after the operation's byte: none and empty have none; chars n, then n pairs; words n, then each one's
     length in code points and these; cat, either and both the number of operands; without none; repeat least and most (-1:
-    without end); automaton states, then for each row its length and triples, then the number of accepting states and these."""
+    without end); automaton states, then for each row its length and triples, then the number of accepting states and these.
+    Raises GrammarError where that is more than MOST_NUMBERS numbers."""
     out = bytearray()
     # Not recursive: a pattern may be nested as deep as its writer likes.
     todo: list[tuple[Expr, bool]] = [(expr, False)]
@@ -142,6 +181,8 @@ def program(expr: Expr) -> bytes:
             numbers = [len(node[1])]
             for word in node[1]:
                 numbers += [len(word), *map(ord, word)]
+                if len(numbers) > MOST_NUMBERS:
+                    break  # which is refused below
         elif kind in ("cat", "either", "both"):
             numbers = [len(node[1])]
         elif kind == "repeat":
@@ -152,4 +193,6 @@ def program(expr: Expr) -> bytes:
                 numbers += [len(row), *(number for edge in row for number in edge)]
             numbers += [len(node[2]), *node[2]]
         out += pack(f"<{len(numbers)}i", *numbers)
+        if len(out) > 4 * MOST_NUMBERS:
+            raise GrammarError("its patterns and words are too large")
     return bytes(out)

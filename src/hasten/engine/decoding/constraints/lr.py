@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Grammar
 
 MOST_STATES = 5_000
+MOST_PREFIX = 1_000
+"""Terminals of the text that leads to a conflict."""
 
 Stack = tuple[int, ...]
 """LR states, the top one last."""
@@ -22,7 +25,7 @@ Item = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Two actions in one state for one terminal. `prefix`: the terminals of a shortest text that leads there."""
+    """Two actions in one state for one terminal. `prefix`: the terminals of a short text that leads there, or its beginning."""
 
     terminal: int
     productions: tuple[int, int]
@@ -163,32 +166,47 @@ class Automaton:
         return found
 
     def _prefix(self, state: int) -> tuple[int, ...]:
-        """Terminals that lead from the start to the state, by few symbols, each in its shortest text."""
-        came: dict[int, tuple[int, int]] = {}
+        """Terminals that lead from the start to the state, by few symbols, each in its shortest text; at most MOST_PREFIX."""
+        todo: list[int] = []  # symbols, the first one last
+        while state != 0:
+            state, symbol = self._came[state]
+            todo.append(symbol)
+        found: list[int] = []
+        while todo and len(found) < MOST_PREFIX:
+            symbol = todo.pop()
+            if symbol >= 0:
+                found.append(symbol)
+            else:
+                todo += reversed(self.productions[self._shortest[symbol]][1])
+        return tuple(found)
+
+    @cached_property
+    def _came(self) -> dict[int, tuple[int, int]]:
+        """Of each state but the first: from which one it is reached, by few symbols, and by which symbol."""
+        found: dict[int, tuple[int, int]] = {}
         todo = deque([0])
-        while state not in came and state != 0:
+        while todo:
             number = todo.popleft()
             for symbol, target in self.states[number].shifts.items():
-                if target not in came and target != 0:
-                    came[target] = (number, symbol)
+                if target not in found and target != 0:
+                    found[target] = (number, symbol)
                     todo.append(target)
-        symbols: list[int] = []
-        while state != 0:
-            state, symbol = came[state]
-            symbols.append(symbol)
-        shortest = self._shortest()
-        return tuple(terminal for symbol in reversed(symbols) for terminal in shortest[symbol])
+        return found
 
-    def _shortest(self) -> dict[int, tuple[int, ...]]:
-        found: dict[int, tuple[int, ...]] = {symbol: (symbol,) for symbol in range(self.end)}
+    @cached_property
+    def _shortest(self) -> dict[int, int]:
+        """Of each nonterminal that has a text: the production that begins its shortest one."""
+        length = dict.fromkeys(range(self.end), 1)
+        found: dict[int, int] = {}
         changed = True
         while changed:
+            self._limits.check()
             changed = False
-            for left, right in self.productions:
-                if all(symbol in found for symbol in right):
-                    text = tuple(terminal for symbol in right for terminal in found[symbol])
-                    if left not in found or len(text) < len(found[left]):
-                        found[left] = text
+            for number, (left, right) in enumerate(self.productions):
+                if all(symbol in length for symbol in right):
+                    size = sum(length[symbol] for symbol in right)
+                    if left not in length or size < length[left]:
+                        length[left], found[left] = size, number
                         changed = True
         return found
 

@@ -19,12 +19,15 @@ from hasten.engine.decoding.constraints.native import ERROR_BYTES, library
 MOST_FORCED = 256
 """Bytes of forced text that are looked for at a time."""
 
+_REFUSED, _FAILED = -1, -2
+
 
 @functools.cache
 def _machine() -> ctypes.CDLL:
     pointer, int32, int64, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
     loaded = library()
     for name, result, *arguments in (
+        ("failure", int64, text, int64),
         ("vocabulary_new", pointer, text, pointer, int32, pointer, int32, text, int32),
         ("vocabulary_free", None, pointer),
         ("grammar_new", pointer, pointer, text, int64, ctypes.c_double, int64, text, int32),
@@ -37,9 +40,9 @@ def _machine() -> ctypes.CDLL:
         ("state_advance", int32, pointer, int32),
         ("state_rollback", int32, pointer, int32),
         ("state_ended", int32, pointer),
-        ("state_fill", None, pointer, pointer),
-        ("state_fill_plain", None, pointer, pointer),
-        ("states_fill", None, pointer, int32, pointer, int64, int32),
+        ("state_fill", int32, pointer, pointer),
+        ("state_fill_plain", int32, pointer, pointer),
+        ("states_fill", int32, pointer, int32, pointer, int64, int32),
         ("state_bytes", int32, pointer, text, int32),
         ("state_forced", int32, pointer, text, int32),
         ("state_expected", int64, pointer, text, int64),
@@ -49,15 +52,22 @@ def _machine() -> ctypes.CDLL:
     return loaded
 
 
-def _text_of(function: Any, handle: int) -> str:
+def _text_of(function: Any, *handle: int | None) -> str:
     """What a function writes that returns the length of all of it."""
     size = 4096
     while True:
         out = ctypes.create_string_buffer(size)
-        length = function(handle, out, size)
+        length = _checked(function(*handle, out, size))
         if length < size:
             return out.value.decode(errors="replace")
         size = length + 1
+
+
+def _checked(result: Any) -> Any:
+    """What a function returned. Raises GrammarError where it failed."""
+    if result is None or result == _FAILED:
+        raise GrammarError(_text_of(_machine().hasten_failure))
+    return result
 
 
 class Vocabulary:
@@ -80,6 +90,7 @@ class Vocabulary:
     def __del__(self) -> None:
         if getattr(self, "handle", None) is not None:
             self._library.hasten_vocabulary_free(self.handle)
+            self.handle = None
 
 
 class CompiledGrammar:
@@ -98,7 +109,7 @@ class CompiledGrammar:
             raise GrammarError(error.value.decode(errors="replace"))
 
     def start(self) -> State:
-        return State(self, self._library.hasten_state_new(self.handle))
+        return State(self, _checked(self._library.hasten_state_new(self.handle)))
 
     @property
     def bytes(self) -> int:
@@ -107,38 +118,42 @@ class CompiledGrammar:
 
     def report(self) -> dict[str, int]:
         """Sizes, the number of conflicts, and how often a text had too many readings to go on (`crowded`), as known so far."""
-        found: dict[str, int] = json.loads(_text_of(self._library.hasten_grammar_report, self.handle or 0))
+        found: dict[str, int] = json.loads(_text_of(self._library.hasten_grammar_report, self.handle))
         return found
 
     def __del__(self) -> None:
         if getattr(self, "handle", None) is not None:
             self._library.hasten_grammar_free(self.handle)
+            self.handle = None
 
 
 class State:
-    """Where one sequence stands (decoding.base.ConstraintState). One thread at a time; others may use other states."""
+    """Where one sequence stands (decoding.base.ConstraintState). One thread at a time; others may use other states.
+
+    Methods raise GrammarError where a grammar is so ambiguous, or so large, that following all that is possible takes too long
+    or too much memory; the state is as it was."""
 
     __slots__ = ("_handle", "_library", "grammar")
 
     def __init__(self, grammar: CompiledGrammar, handle: int) -> None:
         self.grammar = grammar
         self._library = _machine()
-        self._handle = handle
+        self._handle: int | None = handle
 
     @property
     def ended(self) -> bool:
         """Whether the text may end here."""
-        return bool(self._library.hasten_state_ended(self._handle))
+        return bool(_checked(self._library.hasten_state_ended(self._handle)))
 
     def fill(self, mask: npt.NDArray[Any]) -> None:
         """Write the legal tokens into `mask` int32 [words], one bit a token, lowest bit first."""
         self._check(mask, (self.grammar.vocabulary.words,))
-        self._library.hasten_state_fill(self._handle, mask.ctypes.data)
+        _checked(self._library.hasten_state_fill(self._handle, mask.ctypes.data))
 
     def fill_plain(self, mask: npt.NDArray[Any]) -> None:
         """The same by walking the whole vocabulary: what `fill` is tested against."""
         self._check(mask, (self.grammar.vocabulary.words,))
-        self._library.hasten_state_fill_plain(self._handle, mask.ctypes.data)
+        _checked(self._library.hasten_state_fill_plain(self._handle, mask.ctypes.data))
 
     @staticmethod
     def fill_many(states: Sequence[State], masks: npt.NDArray[Any], threads: int = 1) -> None:
@@ -149,7 +164,8 @@ class State:
         if any(state.grammar.vocabulary is not states[0].grammar.vocabulary for state in states):
             raise ValueError("masks of several vocabularies cannot be filled together")
         handles = (ctypes.c_void_p * len(states))(*[state._handle for state in states])
-        states[0]._library.hasten_states_fill(handles, len(states), masks.ctypes.data, masks.strides[0] // 4, threads)
+        library, stride = states[0]._library, masks.strides[0] // 4
+        _checked(library.hasten_states_fill(handles, len(states), masks.ctypes.data, stride, threads))
 
     @staticmethod
     def _check(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -158,17 +174,17 @@ class State:
 
     def advance(self, token: int) -> None:
         """Commit a token; ValueError if it is not legal here."""
-        if self._library.hasten_state_advance(self._handle, token) < 0:
+        if _checked(self._library.hasten_state_advance(self._handle, token)) == _REFUSED:
             names = ", ".join(self.expected()) or "nothing"
             raise ValueError(f"token {token} is not legal here: expected {names}")
 
     def rollback(self, count: int) -> None:
         """Undo the last `count` tokens."""
-        if self._library.hasten_state_rollback(self._handle, count) < 0:
+        if self._library.hasten_state_rollback(self._handle, count) == _REFUSED:
             raise ValueError(f"{count} tokens cannot be undone")
 
     def fork(self) -> State:
-        return State(self.grammar, self._library.hasten_state_fork(self._handle))
+        return State(self.grammar, _checked(self._library.hasten_state_fork(self._handle)))
 
     def forced_bytes(self) -> bytes:
         """What must come next, as far as it is certain."""
@@ -178,7 +194,7 @@ class State:
 
     def match(self, text: bytes) -> int:
         """How many bytes of `text` may follow."""
-        return int(self._library.hasten_state_bytes(self._handle, text, len(text)))
+        return int(_checked(self._library.hasten_state_bytes(self._handle, text, len(text))))
 
     def expected(self) -> list[str]:
         """Names of the terminals that may come or go on here."""
@@ -187,3 +203,4 @@ class State:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self._library.hasten_state_free(self._handle)
+            self._handle = None

@@ -11,7 +11,7 @@ from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Form
 from hasten.engine.decoding.constraints.languages import Expr, program
 
-INTERFACE = 1
+INTERFACE = 2
 ERROR_BYTES = 512
 
 

@@ -148,7 +148,14 @@ def _compared(bound: Number, wanted: set[int]) -> Expr:
             if state not in number:
                 number[state] = len(todo)
                 todo.append(state)
-        rows.append(tuple(_to(letter, number[state]) for letter, state in ways))
+        row: list[tuple[int, int, int]] = []
+        for letter, state in ways:
+            low, high, target = _to(letter, number[state])
+            if row and row[-1][1:] == (low - 1, target):
+                row[-1] = (row[-1][0], high, target)
+            else:
+                row.append((low, high, target))
+        rows.append(tuple(row))
         if part in ("start", "point"):
             continue
         left = (part != "fraction" and fraction) or digits < len(fraction)  # the bound goes on, and not with zeros only

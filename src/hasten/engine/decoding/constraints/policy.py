@@ -62,7 +62,9 @@ class GrammarPolicy(ABC, Generic[V, C]):
 
     def prepare(self, request: Request) -> Future[C] | None:
         try:
-            spec, _ = split(request.sampling.constraint)
+            spec, after = split(request.sampling.constraint)
+            if after is not None:
+                self._watch(after)  # looks through the vocabulary: not while others wait
             compiling = self._compile(spec)
             return compiling if self._accepted(compiling, spec) else None
         except (GrammarError, RuntimeError) as error:  # or the native library is not there
@@ -87,12 +89,15 @@ class GrammarPolicy(ABC, Generic[V, C]):
         return tokenizer_of(self._parts).pieces.table(size), sorted(end for end in self._parts.eos if end < size)
 
     def _watch(self, text: str) -> Watch:
-        watch = self._watches.get(text)
-        if watch is None:
-            watch = Watch(text.encode(), tokenizer_of(self._parts).token_bytes, *self._pieces())
-            if len(self._watches) < MOST_WATCHES:  # texts come from requests
-                self._watches[text] = watch
-        return watch
+        with self._lock:
+            watch = self._watches.pop(text, None)
+            if watch is None:
+                watch = Watch(text.encode(), tokenizer_of(self._parts).token_bytes, *self._pieces())
+                watch.barred(b"")
+                if len(self._watches) >= MOST_WATCHES:  # texts come from requests
+                    del self._watches[next(iter(self._watches))]
+            self._watches[text] = watch  # the latest last
+            return watch
 
 
 def tokenizer_of(parts: Parts) -> Tokenizer:

@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
+from hasten.engine.decoding.constraints.languages import SURROGATE
 
 MOST_NESTING = 100
 _SIMPLE = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "b": "\b", "0": "\0", "\\": "\\"}
 _HEX = {"x": 2, "u": 4, "U": 8}
+MOST_DIGITS = 9
+"""Of a number in a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,11 @@ class Reader:
     def __init__(self, source: str, pattern: re.Pattern[str], limits: Limits) -> None:
         self.source, self.limits = source, limits
         self.tokens: list[Token] = []
+        if (lone := SURROGATE.search(source)) is not None:
+            raise self.fault("half of a surrogate pair is no character", lone.start())
         at = 0
         while at < len(source):
+            limits.check()
             found = pattern.match(source, at)
             if found is None:
                 raise self.fault(f"{source[at]!r} is not expected here", at)
@@ -62,6 +68,12 @@ class Reader:
             seen = "the end" if token.kind == "end" else repr(token.text)
             raise self.fault(f"{what or repr(text)} is expected here, not {seen}", token.at)
         return token
+
+    def number(self, text: str, at: int) -> int:
+        """Of the digits that stand at `at`."""
+        if len(text) > MOST_DIGITS:
+            raise self.fault(f"a number of more than {MOST_DIGITS} digits", at)
+        return int(text)
 
     def enter(self, token: Token) -> None:
         """An opening bracket; grammars nested without end must not exhaust Python's stack."""

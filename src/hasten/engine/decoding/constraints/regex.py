@@ -9,6 +9,7 @@ Refused by name: letters that escape nothing in ECMA-262 (`\\A`, `\\Z`, `\\z`, .
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from hasten.engine.decoding.constraints import unicode
 from hasten.engine.decoding.constraints.anchored import (
@@ -24,7 +25,7 @@ from hasten.engine.decoding.constraints.anchored import (
     resolve,
     sequence,
 )
-from hasten.engine.decoding.constraints.base import GrammarError
+from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.languages import LAST, Expr, Ranges, but, chars, text
 
 DEEPEST = 100
@@ -35,15 +36,15 @@ _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13}
 _NO_LINE_END = but(chars(*unicode.LINE_ENDS))
 _REPEATS = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
 _GROUP = re.compile(r"\?(?:P?<[^\W\d]\w*>|:)")
-_POSIX = re.compile(r"\[[:.=][^\]]*[:.=]\]")
+_POSIX = re.compile(r"\[([:.=])[^\[\]]{1,32}\1\]")
 _HEX = {"x": re.compile(r"[0-9a-fA-F]{2}"), "u": re.compile(r"[0-9a-fA-F]{4}")}
 _LONG_HEX = re.compile(r"\{([0-9a-fA-F]+)\}")
 _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
-def parse(pattern: str, *, search: bool) -> Expr:
+def parse(pattern: str, *, search: bool, limits: Limits | None = None) -> Expr:
     """The texts in which the pattern is found (`search`), or that match it from beginning to end. Raises GrammarError."""
-    parser = _Parser(pattern)
+    parser = _Parser(pattern, limits or Limits())
     try:
         return resolve(parser.read(), before=search, after=search)
     except Unsupported as refused:
@@ -51,8 +52,8 @@ def parse(pattern: str, *, search: bool) -> Expr:
 
 
 class _Parser:
-    def __init__(self, pattern: str) -> None:
-        self.pattern, self.at, self.depth = pattern, 0, 0
+    def __init__(self, pattern: str, limits: Limits) -> None:
+        self.pattern, self.limits, self.at, self.depth = pattern, limits, 0, 0
 
     def where(self) -> str:
         return f"position {self.at} of {self.pattern[:200]!r}"
@@ -96,6 +97,7 @@ class _Parser:
                 literal.clear()
 
         while self.peek() not in ("", "|", ")"):
+            self.limits.check()
             start = self.at
             atom = self.atom()
             repeats = self.repeats()
@@ -105,12 +107,12 @@ class _Parser:
                 continue
             settle()
             try:
-                items.append(atom if repeats is None else repeated(atom, *repeats))
+                items.append(atom if repeats is None else repeated(atom, *repeats, self.limits))
             except Unsupported:
                 self.at = start
                 raise
         settle()
-        return sequence(items)
+        return sequence(items, self.limits)
 
     def repeats(self) -> tuple[int, int | None] | None:
         least, most = 0, None
@@ -150,7 +152,7 @@ class _Parser:
             found = self.escape()
             if isinstance(found, int):
                 return plain(text(chr(found)) if not 0xD800 <= found <= 0xDFFF else chars())
-            return plain(chars(*found))
+            return plain(_set(found))
         return plain(text(letter) if not 0xD800 <= ord(letter) <= 0xDFFF else chars())
 
     def group(self) -> Value:
@@ -259,6 +261,12 @@ class _Parser:
         return self.escape(inside=True) if letter == "\\" else ord(letter)
 
 
+@lru_cache(maxsize=256)
+def _set(ranges: Ranges) -> Expr:
+    return chars(*ranges)
+
+
+@lru_cache(maxsize=256)
 def _inverse(ranges: Ranges) -> Ranges:
-    expr = but(chars(*ranges))
+    expr = but(_set(ranges))
     return expr[1] if expr[0] == "chars" else ()

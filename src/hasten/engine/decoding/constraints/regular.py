@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, cat, either, repeat, words
+from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, cat, either, repeat
 from hasten.engine.decoding.constraints.rules import (
     Either,
     Node,
@@ -44,9 +44,7 @@ def expression(node: Node, known: Known) -> tuple[Expr, int] | None:
         case Seq():
             language = cat(*(one for one, _ in inner))
         case Either():
-            words_of = [one for one, _ in inner if one[0] == "words"]
-            others = [one for one, _ in inner if one[0] != "words"]
-            language = either(words(word for one in words_of for word in one[1]), *others)
+            language = either(*(one for one, _ in inner))
         case Repeat(_, least, most):
             language = repeat(inner[0][0], least, most)
             size *= max(least, most or 1, 1)
@@ -104,6 +102,8 @@ def _regular(name: str, node: Node, known: Known) -> tuple[Expr, int] | None:
     for end in (-1, 0):
         if (split := _loop(node, name, known, end)) is not None:
             loop, rest, size = split
+            if size > MOST_SIZE:
+                return None
             again = repeat(loop)
             return (cat(again, rest) if end else cat(rest, again)), size
     return None

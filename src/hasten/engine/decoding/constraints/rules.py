@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.derivatives import nonempty, nullable
+from hasten.engine.decoding.constraints.derivatives import nonempty
 from hasten.engine.decoding.constraints.grammar import Grammar, Terminal
-from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr
+from hasten.engine.decoding.constraints.languages import EMPTY, NOTHING, Expr, nullable
 
 MOST_INLINE = 16
 """Alternatives that one sequence may become by writing out those of its parts; beyond, parts get symbols of their own."""
@@ -136,10 +136,10 @@ class _Lowering:
         self.grammar.start = self.symbol(Ref(start))
         while self.waiting:
             left, node = self.waiting.pop()
-            self.limits.check(len(self.grammar.productions))
             for right in dict.fromkeys(self.expand(left, node)):
                 # A symbol that stands for itself adds nothing; removing epsilon makes such productions of `a: a a |`.
                 if right != (left,):
+                    self.limits.check(len(self.grammar.productions))
                     self.grammar.produce(left, *right)
         return _tidy(self.grammar, self.rules, start, self.empties)
 
@@ -180,7 +180,7 @@ class _Lowering:
             options = self.options(node.part)
             item = options[0] if len(options) == 1 else (self.symbol(node.part),)
             least = 1 if self.empty(node.part) else max(node.least, 1)
-            self.limits.check(least)
+            self.limits.check(least * len(item))
             return [item * least, (left, *item)]
         return self.options(node)
 
@@ -196,9 +196,9 @@ class _Lowering:
             case Repeat(part, least, most) if most is not None:
                 if most == 1:
                     return self.options(part)
+                self.limits.check(most)
                 item = self.symbol(part)
                 first = (item,) * (1 if self.empty(part) else max(least, 1))
-                self.limits.check(most)
                 more = most - len(first)
                 rest = part if more == 1 else Repeat(part, 1, more)
                 return [first] + ([(*first, self.symbol(rest))] if more else [])

@@ -38,7 +38,10 @@ class ConstraintSpec:
 
     @classmethod
     def of_schema(cls, schema: dict[str, Any] | bool, **options: Any) -> ConstraintSpec:
-        return cls("json_schema", json.dumps(schema, ensure_ascii=False), **options)
+        try:
+            return cls("json_schema", json.dumps(schema, ensure_ascii=False), **options)
+        except RecursionError:
+            raise GrammarError("its schemas are nested too deep", "json_schema") from None
 
     @classmethod
     def of_choices(cls, choices: Sequence[str]) -> ConstraintSpec:
@@ -73,7 +76,7 @@ class ConstraintSpec:
             case "regex":
                 from hasten.engine.decoding.constraints import regex
 
-                return _single(regex.parse(str(self.text), search=False), limits)
+                return _single(regex.parse(str(self.text), search=False, limits=limits), limits)
             case "ebnf":
                 from hasten.engine.decoding.constraints import ebnf
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grafting import graft
 from hasten.engine.decoding.constraints.grammar import Grammar, Terminal
-from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, Expr, both, cat, repeat, text, without
+from hasten.engine.decoding.constraints.languages import ANY, EVERYTHING, SURROGATE, Expr, both, cat, repeat, text, without
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 
 
@@ -73,6 +74,8 @@ class ToolSpec:
         calls, call = grammar.nonterminal("calls"), grammar.nonterminal("call")
         close = grammar.terminal(Terminal(text(form.close), name="end of call"))
         for tool in self.tools:
+            if json.dumps(tool.name, ensure_ascii=False) != f'"{tool.name}"' or SURROGATE.search(tool.name):
+                raise GrammarError(f"JSON has no plain way to write the name {tool.name!r:.80}", where="tools")
             opened = grammar.terminal(Terminal(text(form.open + tool.name + form.middle), name=f"call of {tool.name}"))
             grammar.produce(call, opened, graft(grammar, self._arguments(tool, limits)), close)
         grammar.produce(calls, call)
@@ -84,7 +87,10 @@ class ToolSpec:
             grammar.start = grammar.nonterminal("answer")
             grammar.produce(grammar.start, calls)
             if self.answer is not None:
-                grammar.produce(grammar.start, graft(grammar, self._answer(self.answer, limits)))
+                answer = self._answer(self.answer, limits)
+                if answer.longest:
+                    raise GrammarError("a grammar as Lark writes it cannot stand beside tools; GBNF can")
+                grammar.produce(grammar.start, graft(grammar, answer))
             else:
                 other = grammar.terminal(Terminal(self._other(), name="text"))
                 grammar.produce(grammar.start, other)

@@ -28,6 +28,7 @@ _LONG = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=256)
 def named(name: str) -> Ranges | None:
     """What `\\p{name}` stands for; None: what `unicodedata` does not know, such as scripts."""
     kind, _, value = name.rpartition("=")

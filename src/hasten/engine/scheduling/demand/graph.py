@@ -150,8 +150,8 @@ class DemandGraph:
                 rows[unit].append((visit, times[unit], read + wrote, both, before, tuple(history), following))
         out = []
         for of_unit in rows:
-            visits, number, demand, bucket, before, after, follows = zip(*of_unit, strict=True)
-            of = [np.array(column, dtype=np.int64) for column in (number, bucket, before, after, follows)]
+            visits, number, demand, *rest = zip(*of_unit, strict=True)
+            of = [np.array(column, dtype=np.int64) for column in (number, *rest)]
             out.append(Seen(list(visits), of[0], np.array(demand, dtype=np.float64), *of[1:]))
         return out
 

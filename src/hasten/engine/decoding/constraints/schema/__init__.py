@@ -1,13 +1,13 @@
 """JSON Schema to a grammar.
 
-`keywords.py` reads a schema as a formula, `normal.py` makes alternatives of it, `shapes.py` says how their containers are
-written, `emptiness.py` finds what cannot be finished, and `emit.py` writes the productions.
+`keywords.py` reads a schema as a formula, `normal.py` makes alternatives of it, `arrays.py` and `objects.py` say how their
+containers are written, `emptiness.py` finds what cannot be finished, and `emit.py` writes the productions.
 """
 
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
@@ -21,6 +21,9 @@ from hasten.engine.decoding.constraints.schema.normal import Normal
 from hasten.engine.decoding.constraints.schema.scalars import Scalars
 
 __all__ = ["Unsatisfiable", "compile_schema"]
+
+MOST_BLANKS = 1_000
+"""In one place, where they are counted."""
 
 
 def compile_schema(
@@ -42,12 +45,12 @@ def compile_schema(
     """
     if order not in ("any", "schema"):
         raise GrammarError(f'the order is "any" or "schema", not {order!r}')
-    if not (whitespace in ("any", "compact", "spaced") or (type(whitespace) is int and whitespace >= 0)):
-        raise GrammarError(f'whitespace is "any", "compact", "spaced" or a number of characters, not {whitespace!r}')
+    if not (whitespace in ("any", "compact", "spaced") or (type(whitespace) is int and 0 <= whitespace <= MOST_BLANKS)):
+        raise GrammarError(f'whitespace is "any", "compact", "spaced" or up to {MOST_BLANKS} characters, not {whitespace!r}')
     limits = limits or Limits()
     try:
         if isinstance(schema, str):
-            schema = json.loads(schema, parse_float=Decimal)
+            schema = json.loads(schema, parse_float=_exact)
         formulas, conditions = Formulas(), Conditions()
         keywords = Keywords(schema, formulas, limits, lenient)
         scalars = Scalars(conditions, limits)
@@ -61,3 +64,10 @@ def compile_schema(
         raise GrammarError(f"the schema is no JSON: {error}") from None
     grammar.warnings += dict.fromkeys(keywords.warnings)
     return grammar
+
+
+def _exact(number: str) -> Decimal:
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        raise GrammarError(f"{number:.60} is beyond all bounds") from None

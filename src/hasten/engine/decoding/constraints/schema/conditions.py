@@ -15,6 +15,7 @@ A `Condition` limits the values of one JSON type; a set of them is a conjunction
     named (keys)                     object: says nothing, but that these keys are told apart from others
     items (prefix, rest)             array
     some item (first, formula)       array: an item from that position on satisfies it
+    matching (formula, least, most)  array: so many items satisfy it
     unique                           array
 """
 

@@ -52,6 +52,20 @@ class Fields:
         return [self.normal.part(one) for one in self.conditions if one.kind == "part"]
 
     @cached_property
+    def _own(self) -> dict[str, list[Formula]]:
+        """What parts say of keys that they name."""
+        found: dict[str, list[Formula]] = {}
+        for part in self.parts:
+            for key, formula in part.properties.items():
+                found.setdefault(key, []).append(formula)
+        return found
+
+    @cached_property
+    def _wide(self) -> list[Part]:
+        """Those that say something of other keys."""
+        return [part for part in self.parts if part.patterns or part.additional is not self.normal.formulas.true]
+
+    @cached_property
     def names(self) -> list[Formula]:
         return [one.data[0] for one in self.conditions if one.kind == "names"]
 
@@ -59,11 +73,11 @@ class Fields:
         """What the value of the key has to satisfy: nothing can, if the key may not be there."""
         if key in self.lacks or not all(self.normal.allows(names, key) for names in self.names):
             return self.normal.formulas.false
-        wanted = []
-        for part in self.parts:
-            own = [part.properties[key]] if key in part.properties else []
-            own += [formula for pattern, formula in part.patterns if self.normal.scalars.matches(pattern, key)]
-            wanted += own or [part.additional]
+        self.normal.check()
+        wanted = list(self._own.get(key, ()))
+        for part in self._wide:
+            matched = [formula for pattern, formula in part.patterns if self.normal.scalars.matches(pattern, key)]
+            wanted += matched if matched or key in part.properties else [part.additional]
         return self.normal.formulas.all(wanted)
 
     def possible(self) -> bool:
@@ -85,6 +99,7 @@ class Items:
         self._items = [one.data for one in self.conditions if one.kind == "items"]
         self.prefix = max((len(prefix) for prefix, _ in self._items), default=0)
         self.unique = any(one.kind == "unique" for one in self.conditions)
+        self._matches = max((one.data[1] for one in self.conditions if one.kind == "matching"), default=0)
 
     def item(self, at: int) -> Formula:
         """What the item at the position has to satisfy."""
@@ -92,7 +107,7 @@ class Items:
 
     def possible(self) -> bool:
         """False only if no array is of the alternative."""
-        if self.least > self.most:
+        if max(self.least, self._matches) > self.most:
             return False
         return not any(self.normal.vacant(self.item(at)) for at in range(min(self.least, self.prefix + 1)))
 
@@ -132,5 +147,9 @@ def negated(condition: Payload, normal: Normal) -> list[Alternative]:
         return found if rest is all_.true else [*found, single("some item", len(prefix), negate(rest))]
     if kind == "some item":
         return [single("items", (all_.true,) * data[0], negate(data[1]))]
+    if kind == "matching":
+        wanted, least, most = data
+        fewer = [single("matching", wanted, 0, least - 1)] if least else []
+        return fewer + ([single("matching", wanted, most + 1, None)] if most is not None else [])
     assert kind == "unique", kind
     raise GrammarError("that items are not unique cannot be asked for", "uniqueItems")

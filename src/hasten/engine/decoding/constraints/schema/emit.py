@@ -15,6 +15,7 @@ these, before a closing bracket to it, except right after the opening one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from hasten.engine.decoding.constraints import numbers
@@ -24,7 +25,7 @@ from hasten.engine.decoding.constraints.languages import EMPTY, Expr, cat, chars
 from hasten.engine.decoding.constraints.schema.containers import ENDLESS
 from hasten.engine.decoding.constraints.schema.emptiness import Nodes
 from hasten.engine.decoding.constraints.schema.formulas import Formula
-from hasten.engine.decoding.constraints.schema.shapes import ArrayShape, ObjectShape, Presence, SetShape, Shape
+from hasten.engine.decoding.constraints.schema.shapes import ArrayShape, Matching, ObjectShape, Presence, SetShape, Shape
 
 _BLANK = chars((0x20, 0x20), (0x09, 0x0A), (0x0D, 0x0D))
 
@@ -141,24 +142,59 @@ class Emitter:
 
     def _array(self, shape: ArrayShape, symbol: int) -> None:
         grammar, rows = self.grammar, self._nodes.rows(shape)
-        plan = grammar.plan(_plan(rows, {}, len(shape.witnesses), array=True, unique=shape.unique))
+        plan = grammar.plan(_plan(rows, {}, shape.owed, array=True, unique=shape.unique))
         opening, comma, close = self._open("[", plan), self._separator(True), self._close("]")
         most = max(row.most for row in rows)
-        if not shape.witnesses and any(row.least == 0 for row in rows):
+        if not shape.owed and any(row.least == 0 for row in rows):
             grammar.produce(symbol, opening, self._empty("]"))
         items = 0
         for at, item in enumerate(shape.prefix[:most], 1):
             before, items = items, grammar.nonterminal(f"items {at}")
             grammar.produce(items, *((before, comma) if at > 1 else (opening,)), self._value(item))
-            if not shape.witnesses and any(row.least <= at <= row.most for row in rows):
+            if not shape.owed and any(row.least <= at <= row.most for row in rows):
                 grammar.produce(symbol, items, close)
-        if most > len(shape.prefix):
-            rest = grammar.nonterminal("items")
-            for witness, wanted in ((-1, shape.rest), *enumerate(shape.witnesses)):
-                value, then = self._value(wanted), self._separator(True, witness)
-                grammar.produce(rest, *((items, then) if shape.prefix else (self._open("[", plan, witness),)), value)
-                grammar.produce(rest, rest, then, value)
-            grammar.produce(symbol, rest, close)
+        if most <= len(shape.prefix):
+            return
+
+        def produce(left: int, after: int, formula: Formula, witness: int) -> None:
+            """An item of the rest: `after` what comes before it, 0 if it is the first one."""
+            before = (after or items, self._separator(True, witness))
+            grammar.produce(left, *(before if before[0] else (self._open("[", plan, witness),)), self._value(formula))
+
+        if shape.matching is not None:
+            self._matching(shape.matching, symbol, close, produce)
+            return
+        rest = grammar.nonterminal("items")
+        for witness, wanted in ((-1, shape.rest), *enumerate(shape.witnesses)):
+            produce(rest, 0, wanted, witness)
+            produce(rest, rest, wanted, witness)
+        grammar.produce(symbol, rest, close)
+
+    def _matching(self, matching: Matching, symbol: int, close: int, produce: Callable[[int, int, Formula, int], None]) -> None:
+        """A symbol for each number of matches, up to those that matter. The matches that must be are witnesses, so that room is
+        left for them."""
+        top = matching.least if matching.most is None else matching.most
+        match, other = (one in self._nodes.satisfied for one in (matching.match, matching.other))
+        before = 0
+        for matches in range(top + 1 if match else 1):
+            if not (matches or other):
+                continue
+            items = self.grammar.nonterminal(f"items, {matches} match")
+            if matches:
+                witness = matches - 1 if matches <= matching.least else -1
+                if matches == 1:
+                    produce(items, 0, matching.match, witness)
+                if before:
+                    produce(items, before, matching.match, witness)
+            else:
+                produce(items, 0, matching.other, -1)
+            if other:
+                produce(items, items, matching.other, -1)
+            if matching.most is None and matches == top:
+                produce(items, items, matching.match, -1)
+            if matches >= matching.least:
+                self.grammar.produce(symbol, items, close)
+            before = items
 
     def _set(self, shape: SetShape, symbol: int) -> None:
         """As an object of keys without values: each may come once."""

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 from hasten.engine.decoding.constraints.base import Limits
 from hasten.engine.decoding.constraints.grammar import Form, Terminal
-from hasten.engine.decoding.constraints.languages import EVERYTHING, NOTHING, text, words
+from hasten.engine.decoding.constraints.languages import EVERYTHING, NOTHING, SURROGATE, text, words
+from hasten.engine.decoding.constraints.schema.arrays import Arrays
 from hasten.engine.decoding.constraints.schema.conditions import FREE
 from hasten.engine.decoding.constraints.schema.containers import ENDLESS
 from hasten.engine.decoding.constraints.schema.formulas import Formula
 from hasten.engine.decoding.constraints.schema.normal import Normal
-from hasten.engine.decoding.constraints.schema.shapes import ArrayShape, Presence, SetShape, Shape, Shapes
+from hasten.engine.decoding.constraints.schema.objects import Objects
+from hasten.engine.decoding.constraints.schema.shapes import ArrayShape, Presence, SetShape, Shape
 
 
 @dataclass(slots=True)
@@ -33,23 +35,24 @@ class Nodes:
         self._normal, self._limits = normal, limits
         self._nodes: dict[Formula, Node] = {}
         self.satisfied: set[Formula] = set()
-        self._find(root, Shapes(normal))
+        self._find(root, Arrays(normal))
         shapes = [shape for node in self._nodes.values() for shape in node.shapes]
         if any(isinstance(one, ArrayShape) and one.unique for one in shapes) and any(
             isinstance(one, SetShape) for one in shapes
         ):
             # Arrays inside arrays of different items are compared, and a set does not know its order.
             self._nodes.clear()
-            self._find(root, Shapes(normal, sets=False))
+            self._find(root, Arrays(normal, sets=False))
         self._settle()
 
-    def _find(self, root: Formula, shapes: Shapes) -> None:
+    def _find(self, root: Formula, arrays: Arrays) -> None:
+        objects = Objects(self._normal)
         todo = [root]
         while todo:
             formula = todo.pop()
             if formula not in self._nodes:
                 self._limits.check(len(self._nodes))
-                node = self._nodes[formula] = Node(scalars(formula, self._normal), shapes.of(formula))
+                node = self._nodes[formula] = Node(scalars(formula, self._normal), [*arrays.of(formula), *objects.of(formula)])
                 for shape in node.shapes:
                     todo += needed(shape)
 
@@ -77,12 +80,12 @@ class Nodes:
         if isinstance(shape, SetShape):
             return _within(shape.rows, len(shape.values))
         if isinstance(shape, ArrayShape):
-            rows = _within(shape.rows, self.longest(shape))
-            if not shape.witnesses:
+            rows, matching = _within(shape.rows, self.longest(shape)), shape.matching
+            if not shape.owed:
                 return rows
-            can = self.satisfied.issuperset(shape.witnesses)
-            return [row for row in rows if can and len(shape.prefix) + len(shape.witnesses) <= row.most]
-        named = {key for key, value in shape.keys.items() if value in self.satisfied and _writable(key)}
+            can = self.satisfied.issuperset(shape.witnesses if matching is None else (matching.match,))
+            return [row for row in rows if can and len(shape.prefix) + shape.owed <= row.most]
+        named = {key for key, value in shape.keys.items() if value in self.satisfied and not SURROGATE.search(key)}
         others = [ways for _, value, ways in shape.classes if value in self.satisfied]
         for at in range(shape.witnesses):
             if not any(ways[at] in self.satisfied for ways in others):
@@ -99,6 +102,9 @@ class Nodes:
         for at, item in enumerate(shape.prefix):
             if item not in self.satisfied:
                 return at
+        if shape.matching is not None and shape.matching.other not in self.satisfied:
+            matches = ENDLESS if shape.matching.most is None else len(shape.prefix) + shape.matching.most
+            return matches if shape.matching.match in self.satisfied else len(shape.prefix)
         return ENDLESS if shape.rest in self.satisfied else len(shape.prefix)
 
 
@@ -106,17 +112,13 @@ def _within(rows: list[Presence], longest: int) -> list[Presence]:
     return [replace(row, most=min(row.most, longest)) for row in rows if row.least <= min(row.most, longest)]
 
 
-def _writable(key: str) -> bool:
-    """Lone surrogates are no text."""
-    return not any(0xD800 <= ord(one) <= 0xDFFF for one in key)
-
-
 def needed(shape: Shape) -> list[Formula]:
     """The formulas of the parts."""
     if isinstance(shape, SetShape):
         return []
     if isinstance(shape, ArrayShape):
-        return [*shape.prefix, shape.rest, *shape.witnesses]
+        counted = [] if shape.matching is None else [shape.matching.match, shape.matching.other]
+        return [*shape.prefix, shape.rest, *shape.witnesses, *counted]
     others = [value for _, value, _ in shape.classes] + [way for _, _, ways in shape.classes for way in ways if way is not None]
     return [*shape.keys.values(), *others]
 

@@ -31,6 +31,10 @@ class Formula:
         self.number, self.kind, self.parts, self.payload, self.positive = number, kind, parts, payload, positive
         self.negation: Formula | None = None
 
+    def says(self, what: str) -> bool:
+        """Whether it is a literal of that kind, not negated."""
+        return self.kind is Kind.LITERAL and self.positive and self.payload[0] == what
+
 
 class Formulas:
     """The formulas of one schema. Their numbers, by which parts are sorted, make the outcome the same in every run."""
@@ -55,10 +59,33 @@ class Formulas:
         return self._make(Kind.REFERENCE, payload=payload)
 
     def all(self, parts: Iterable[Formula]) -> Formula:
+        parts = list(parts)
+        types = [part.payload[1] for part in parts if part.says("types")]
+        if types and any(part.says("among") for part in parts):
+            # What is listed says its types too.
+            names = frozenset.intersection(*types)
+            parts = [
+                self.among(one for one in part.payload[1] if one[0] in names) if part.says("among") else part
+                for part in parts
+                if not part.says("types")
+            ]
         return self._join(Kind.ALL, parts, self.true, self.false)
 
     def any(self, parts: Iterable[Formula]) -> Formula:
+        parts = list(parts)
+        lists = [part for part in parts if part.says("among")]
+        if len(lists) > 1:
+            listed = self.among(one for part in lists for one in part.payload[1])
+            parts = [listed, *(part for part in parts if not part.says("among"))]
         return self._join(Kind.ANY, parts, self.false, self.true)
+
+    def among(self, values: Iterable[tuple[str, Iterable[Any]]]) -> Formula:
+        """One of the scalars, each list with its type."""
+        by_type: dict[str, set[Any]] = {}
+        for type_, some in values:
+            by_type.setdefault(type_, set()).update(some)
+        found = tuple((type_, frozenset(by_type[type_])) for type_ in sorted(by_type) if by_type[type_])
+        return self.literal(("among", found)) if found else self.false
 
     def _join(self, kind: Kind, parts: Iterable[Formula], neutral: Formula, absorbing: Formula) -> Formula:
         flat: dict[Formula, None] = {}

@@ -12,10 +12,12 @@ from typing import Any
 
 from hasten.engine.decoding.constraints import formats, regex
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-from hasten.engine.decoding.constraints.languages import Expr
+from hasten.engine.decoding.constraints.languages import SURROGATE, Expr
 from hasten.engine.decoding.constraints.schema.conditions import TYPES, type_of
 from hasten.engine.decoding.constraints.schema.formulas import Formula, Formulas
-from hasten.engine.decoding.constraints.schema.references import Json, Place, References, draft_of, step
+from hasten.engine.decoding.constraints.schema.places import Json, Place, count_of, get, number, shown, step
+from hasten.engine.decoding.constraints.schema.references import References, draft_of
+from hasten.engine.decoding.constraints.schema.unevaluated import evaluated
 
 DEEPEST = 200
 """Of a value in `enum` and `const`."""
@@ -25,7 +27,7 @@ class Keywords:
     def __init__(self, root: Json, formulas: Formulas, limits: Limits, lenient: bool) -> None:
         self.draft = draft_of(root)
         self.warnings: list[str] = []
-        self._all, self._limits, self._lenient = formulas, limits, lenient
+        self._all, self.limits, self._lenient = formulas, limits, lenient
         self._references = References(root, self.draft, limits)
         self._definitions: dict[Place, Formula] = {}
         self._patterns: dict[str, Expr] = {}
@@ -38,7 +40,7 @@ class Keywords:
         if isinstance(value, bool):
             return self._all.true if value else self._all.false
         if not isinstance(value, dict):
-            raise GrammarError(f"a schema is an object, true or false, not {_shown(value)}", where=where)
+            raise GrammarError(f"a schema is an object, true or false, not {shown(value)}", where=where)
         # Most schemas inside others have a keyword; one that has none is worth knowing as "anything".
         if self._words.isdisjoint(value):
             return self._all.true
@@ -50,7 +52,7 @@ class Keywords:
         """The conjunction of the keywords that stand in `place`."""
         found = self._definitions.get(place)
         if found is None:
-            self._limits.check(len(self._definitions))
+            self.limits.check(len(self._definitions))
             found = self._definitions[place] = self._all.all(self._read(place))
         return found
 
@@ -83,7 +85,7 @@ class Keywords:
     def pattern(self, pattern: str, word: str, where: str) -> Expr:
         if pattern not in self._patterns:
             try:
-                self._patterns[pattern] = regex.parse(pattern, search=True)
+                self._patterns[pattern] = regex.parse(pattern, search=True, limits=self.limits)
             except GrammarError as error:
                 raise GrammarError(str(error).removeprefix("pattern: "), word, where) from None
         return self._patterns[pattern]
@@ -91,7 +93,7 @@ class Keywords:
     def equal(self, value: Json, where: str, word: str, depth: int = 0) -> Formula:
         if depth > DEEPEST:
             raise GrammarError(f"a value nested more than {DEEPEST} deep", word, where)
-        self._limits.check()
+        self.limits.check()
         if isinstance(value, list):
             items = tuple(self.equal(item, where, word, depth + 1) for item in value)
             count = self.only("array", "count", len(value), len(value))
@@ -109,22 +111,36 @@ class Keywords:
             if not isinstance(value, bool) and isinstance(value, int | float | Decimal):
                 value = number(value, word, where)
             # What is no text cannot be written, so nothing equals it.
-            if not isinstance(value, str) or not _SURROGATES.intersection(value):
+            if not isinstance(value, str) or not SURROGATE.search(value):
                 by_type.setdefault(type_of(value), set()).add(value)
-        if not by_type:
-            return self._all.false
-        return self._all.literal(("among", tuple((name, frozenset(by_type[name])) for name in TYPES if name in by_type)))
+        return self._all.among(by_type.items())
 
-    def follow(self, reference: str, place: Place) -> Formula:
-        return self.schema(*self._references.follow(reference, place))
+    def place(self, place: Place, *path: str | int) -> Place | None:
+        """Of the schema at `path`, or, if that is "$ref", of the one that it leads to; None if that has no keywords."""
+        value: Any
+        if path == ("$ref",):
+            value, where, base = self._references.follow(get(place, "$ref", str), place)
+        else:
+            value, where, base = place.schema, step(place.where, *path), place.base
+            for name in path:
+                value = value[name]
+        return self._references.place(value, where, base) if isinstance(value, dict) else None
+
+    def positions(self, place: Place) -> tuple[str, int, str]:
+        """The keyword with a schema for each of the first items, how many these are, and the keyword about those after them."""
+        listed = isinstance(place.schema.get("items"), list)
+        if self.draft < 2020 or listed:
+            # Without positions, "items" is about all of them, and "additionalItems" means nothing.
+            return ("items", len(place.schema["items"]), "additionalItems") if listed else ("", 0, "items")
+        return "prefixItems", len(get(place, "prefixItems", list, [])), "items"
 
     # Rules, one a keyword or a group of keywords that mean something together only.
 
     def _reference(self, place: Place) -> Iterator[Formula]:
-        yield self.follow(_get(place, "$ref", str), place)
+        yield self.schema(*self._references.follow(get(place, "$ref", str), place))
 
     def _type(self, place: Place) -> Iterator[Formula]:
-        names = _get(place, "type", str | list)
+        names = get(place, "type", str | list)
         found = []
         for name in [names] if isinstance(names, str) else names:
             if name == "integer":
@@ -132,11 +148,11 @@ class Keywords:
             elif name in TYPES:
                 found.append(self.types(name))
             else:
-                self.warnings.append(f"type: no value is of type {_shown(name)} (at {place.where or '/'})")
+                self.warnings.append(f"type: no value is of type {shown(name)} (at {place.where or '/'})")
         yield self._all.any(found)
 
     def _enum(self, place: Place) -> Iterator[Formula]:
-        values, where = _get(place, "enum", list), step(place.where, "enum")
+        values, where = get(place, "enum", list), step(place.where, "enum")
         containers = [self.equal(value, where, "enum") for value in values if isinstance(value, dict | list)]
         scalars = [value for value in values if not isinstance(value, dict | list)]
         yield self._all.any([*containers, self._among(scalars, where, "enum")])
@@ -160,52 +176,53 @@ class Keywords:
         yield self.only("number", "multiple", factor, True)
 
     def _pattern(self, place: Place) -> Iterator[Formula]:
-        yield self.only("string", "text", self.pattern(_get(place, "pattern", str), "pattern", place.where))
+        yield self.only("string", "text", self.pattern(get(place, "pattern", str), "pattern", place.where))
 
     def _format(self, place: Place) -> Iterator[Formula]:
-        language = formats.language(_get(place, "format", str))
+        language = formats.language(get(place, "format", str))
         if language is not None:
             yield self.only("string", "text", language)
 
     def _counts(self, place: Place) -> Iterator[Formula]:
         for type_, kind, least, most in _COUNTS:
             if least in place.schema:
-                yield self.only(type_, kind, _count(place, least), None)
+                yield self.only(type_, kind, count_of(place, least), None)
             if most in place.schema:
-                yield self.only(type_, kind, 0, _count(place, most))
+                yield self.only(type_, kind, 0, count_of(place, most))
 
     def _items(self, place: Place) -> Iterator[Formula]:
-        schema, first, rest = place.schema, "prefixItems", "items"
-        if self.draft < 2020 or isinstance(schema.get("items"), list):
-            first, rest = "items", "additionalItems"
-        if first == "items" and not isinstance(schema.get("items"), list):
-            # Without positions, "items" is about all of them, and "additionalItems" means nothing.
-            first, rest = "", "items"
-        count = len(_get(place, first, list)) if first in schema else 0
+        first, count, rest = self.positions(place)
         prefix = tuple(self.inner(place, first, at) for at in range(count))
-        following = self.inner(place, rest) if rest in schema else self._all.true
+        following = self.inner(place, rest) if rest in place.schema else self._all.true
         yield self.only("array", "items", prefix, following)
 
     def _unique(self, place: Place) -> Iterator[Formula]:
-        if _get(place, "uniqueItems", bool):
+        if get(place, "uniqueItems", bool):
             yield self.only("array", "unique")
 
     def _contains(self, place: Place) -> Iterator[Formula]:
-        least, dated = 1, self.draft >= 2019
-        if dated and "minContains" in place.schema:
-            least = _count(place, "minContains")
-        for word, given in (("minContains", least > 1), ("maxContains", dated and "maxContains" in place.schema)):
-            if given and "contains" in place.schema:
-                raise GrammarError("counting the items that match is not supported", word, place.where)
-        if "contains" in place.schema and least == 1:
-            yield self.only("array", "some item", 0, self.inner(place, "contains"))
+        least, most = 1, None
+        if self.draft >= 2019:
+            least = count_of(place, "minContains") if "minContains" in place.schema else 1
+            most = count_of(place, "maxContains") if "maxContains" in place.schema else None
+        if "contains" not in place.schema:
+            return
+        wanted = self.inner(place, "contains")
+        if most is not None and least > most:
+            yield self._all.negate(self.types("array"))
+        elif most == 0:
+            yield self.only("array", "items", (), self._all.negate(wanted))
+        elif most is not None or least > 1:
+            yield self.only("array", "matching", wanted, least, most)
+        elif least:
+            yield self.only("array", "some item", 0, wanted)
 
     def _properties(self, place: Place) -> Iterator[Formula]:
         schema = place.schema
-        named = tuple((key, self.inner(place, "properties", key)) for key in _get(place, "properties", dict, {}))
+        named = tuple((key, self.inner(place, "properties", key)) for key in get(place, "properties", dict, {}))
         patterns = tuple(
             (self.pattern(key, "patternProperties", place.where), self.inner(place, "patternProperties", key))
-            for key in _get(place, "patternProperties", dict, {})
+            for key in get(place, "patternProperties", dict, {})
         )
         closed = "additionalProperties" in schema
         yield self.only(
@@ -213,20 +230,20 @@ class Keywords:
         )
 
     def _required(self, place: Place) -> Iterator[Formula]:
-        yield from self._has(_get(place, "required", list), "required", place)
+        yield from self._has(get(place, "required", list), "required", place)
 
     def _has(self, keys: list[Json], word: str, place: Place) -> Iterator[Formula]:
         for key in keys:
             if not isinstance(key, str):
-                raise GrammarError(f"names are strings, not {_shown(key)}", word, place.where)
+                raise GrammarError(f"names are strings, not {shown(key)}", word, place.where)
             yield self.only("object", "has", key)
 
     def _names(self, place: Place) -> Iterator[Formula]:
         yield self.only("object", "names", self.inner(place, "propertyNames"))
 
     def _dependencies(self, place: Place) -> Iterator[Formula]:
-        for word in ("dependencies", "dependentRequired", "dependentSchemas"):
-            for key, value in _get(place, word, dict, {}).items():
+        for word in ("dependencies", "dependentRequired", "dependentSchemas") if self.draft >= 2019 else ("dependencies",):
+            for key, value in get(place, word, dict, {}).items():
                 if word != "dependentSchemas" and isinstance(value, list | str):
                     then = self._all.all(self._has([value] if isinstance(value, str) else value, word, place))
                 else:
@@ -235,11 +252,19 @@ class Keywords:
                 yield self._all.any([self._all.negate(present), then])
 
     def _branches(self, place: Place) -> Iterator[Formula]:
-        for word, join in (("allOf", self._all.all), ("anyOf", self._all.any), ("oneOf", self._all.one)):
+        for word, join in (("allOf", self._all.all), ("anyOf", self._all.any), ("oneOf", self._one)):
             if word in place.schema:
-                if not (branches := _get(place, word, list)):
+                if not (branches := get(place, word, list)):
                     raise GrammarError("it is empty", word, place.where)
                 yield join([self.inner(place, word, at) for at in range(len(branches))])
+
+    def _one(self, parts: list[Formula]) -> Formula:
+        """Exactly one of them. Lists of scalars that have nothing in common are one list: values with titles are written so."""
+        lists = [part for part in parts if part.says("among")]
+        values = [(name, value) for part in lists for name, among in part.payload[1] for value in among]
+        if len(lists) < 2 or len(set(values)) < len(values):
+            return self._all.one(parts)
+        return self._all.one([self._all.any(lists), *(part for part in parts if not part.says("among"))])
 
     def _not(self, place: Place) -> Iterator[Formula]:
         yield self._all.negate(self.inner(place, "not"))
@@ -251,17 +276,25 @@ class Keywords:
             yield self._all.any([self._all.all([test, then]), self._all.all([self._all.negate(test), other])])
 
     def _unevaluated(self, place: Place) -> Iterator[Formula]:
+        """As "additionalProperties" and "items", where no value changes what the schemas beside them are about."""
+        true = self._all.true
         for word in ("unevaluatedProperties", "unevaluatedItems"):
-            if word in place.schema and self.inner(place, word) is not self._all.true:
-                raise GrammarError("it depends on which other schemas apply, which is not supported", word, place.where)
-        yield from ()
+            if word not in place.schema or (wanted := self.inner(place, word)) is true:
+                continue
+            of = evaluated(self, place, word)
+            if of.everything:
+                continue
+            if word == "unevaluatedItems":
+                yield self.only("array", "items", (true,) * of.items, wanted)
+            else:
+                patterns = tuple((self.pattern(one, word, place.where), true) for one in of.patterns)
+                yield self.only("object", "part", tuple((key, true) for key in of.names), patterns, wanted)
 
     def _dynamic(self, place: Place) -> Iterator[Formula]:
         word = "$dynamicRef" if "$dynamicRef" in place.schema else "$recursiveRef"
         raise GrammarError("references that depend on where they are used from are not supported", word, place.where)
 
 
-_SURROGATES = frozenset(map(chr, range(0xD800, 0xE000)))
 _COUNTS = (
     ("string", "length", "minLength", "maxLength"),
     ("array", "count", "minItems", "maxItems"),
@@ -301,34 +334,3 @@ _RULES = [
     _Rule(Keywords._unevaluated, "unevaluatedProperties", "unevaluatedItems", first=2019, outer=True),
     _Rule(Keywords._dynamic, "$dynamicRef", "$recursiveRef", first=2019),
 ]
-
-
-def _shown(value: Json) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _get(place: Place, word: str, kind: Any, default: Any = None) -> Any:
-    value = place.schema.get(word, default)
-    if not isinstance(value, kind):
-        raise GrammarError(f"it cannot be {_shown(value)}", word, place.where)
-    return value
-
-
-def _count(place: Place, word: str) -> int:
-    value = number(place.schema[word], word, place.where)
-    if value < 0 or value % 1:
-        raise GrammarError(f"it counts, and cannot be {_shown(place.schema[word])}", word, place.where)
-    return int(min(value, 2**31 - 2))
-
-
-def number(value: Json, word: str, where: str) -> int | Decimal:
-    """Exact."""
-    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
-        raise GrammarError(f"it is a number, not {_shown(value)}", word, where)
-    exact = value if isinstance(value, int | Decimal) else Decimal(repr(value))
-    if isinstance(exact, int):
-        return exact
-    if not exact.is_finite() or abs(exact.adjusted()) > 1000 or len(exact.as_tuple().digits) > 1000:
-        raise GrammarError(f"{_shown(str(value))} is no number that can be told apart", word, where)
-    return exact

@@ -33,7 +33,7 @@ class Normal:
         self, formulas: Formulas, conditions: Conditions, keywords: Keywords, scalars: Scalars, limits: Limits
     ) -> None:
         self.formulas, self.conditions, self.scalars = formulas, conditions, scalars
-        self._keywords, self._limits = keywords, limits
+        self._keywords, self._limits, self.check = keywords, limits, limits.check
         self._known: dict[tuple[Formula, str], tuple[Alternative, ...]] = {}
         self._open: set[tuple[Formula, str]] = set()
         self._conjunctions: dict[Formula, Iterable[Formula]] = {}
@@ -169,6 +169,7 @@ class Normal:
             return [FREE]
         left: list[Alternative] = []
         for one in sorted(dict.fromkeys(found), key=len):
+            self._limits.check()
             if not any(other <= one for other in left):
                 left.append(one)
         if type_ in ("array", "object") or len(left) <= _JOINED:

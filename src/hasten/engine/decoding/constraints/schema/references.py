@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
 from urllib.parse import unquote, urldefrag, urljoin
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
-
-Json = Any
-"""A value as `json.loads` gives it, numbers as int or Decimal."""
+from hasten.engine.decoding.constraints.schema.places import Json, Place, step
 
 _DATA = frozenset(("enum", "const", "default", "examples", "example"))
 """Keywords whose values are no schemas, whatever they look like."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Place:
-    """A schema in the document. `where`: its JSON pointer. `base`: the identifier of the resource that it belongs to."""
-
-    schema: dict[str, Json]
-    where: str
-    base: str
+_NAMES = frozenset(("$defs", "definitions", "properties", "patternProperties", "dependentSchemas", "dependencies"))
+"""Keywords whose values have schemas by names, whatever these look like."""
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
 def draft_of(root: Json) -> int:
@@ -33,9 +24,13 @@ def draft_of(root: Json) -> int:
     return 2020
 
 
-def step(where: str, *names: str | int) -> str:
-    """The pointer `where`, further down."""
-    return where + "".join("/" + str(name).replace("~", "~0").replace("/", "~1") for name in names)
+def _absolute(base: str, name: str) -> tuple[str, str]:
+    """(address, fragment) of what is called `name` where `base` is the address."""
+    try:
+        address, fragment = urldefrag(urljoin(base, name))
+    except ValueError:
+        return name, ""  # no address, and so nobody's
+    return address, fragment
 
 
 class References:
@@ -57,11 +52,11 @@ class References:
         name = schema.get("id" if self._draft == 4 else "$id")
         if not isinstance(name, str) or name.startswith("#") or (self._draft <= 7 and "$ref" in schema):
             return base
-        return urldefrag(urljoin(base, name)).url
+        return _absolute(base, name)[0]
 
     def follow(self, reference: str, at: Place) -> tuple[Json, str, str]:
         """(schema, pointer, base of what it stands in) of what `reference`, which stands in `at`, means."""
-        address, fragment = urldefrag(urljoin(at.base, reference) if not reference.startswith("#") else at.base + reference)
+        address, fragment = (at.base, reference[1:]) if reference.startswith("#") else _absolute(at.base, reference)
         fragment = unquote(fragment)
         pointer = not fragment or fragment.startswith("/")
         if address == self._base and pointer:
@@ -84,10 +79,12 @@ class References:
             name = name.replace("~1", "/").replace("~0", "~")
             if isinstance(value, dict):
                 base = self._identifier(value, base)
-            try:
-                value = value[int(name)] if isinstance(value, list) else value[name]
-            except (KeyError, IndexError, TypeError, ValueError):
-                raise GrammarError(f"{reference!r} leads nowhere", "$ref", at.where) from None
+            if isinstance(value, list) and _INDEX.fullmatch(name) and int(name) < len(value):
+                value = value[int(name)]
+            elif isinstance(value, dict) and name in value:
+                value = value[name]
+            else:
+                raise GrammarError(f"{reference!r} leads nowhere", "$ref", at.where)
             where = step(where, name)
         return value, where, base
 
@@ -109,5 +106,9 @@ class References:
                 anchor = value.get(key)
                 if isinstance(anchor, str) and (anchor.startswith("#") or key.endswith("nchor")):
                     named.setdefault(f"{inner}#{anchor.lstrip('#')}", (value, where, base))
-            todo += [(one, step(where, key), inner) for key, one in value.items() if key not in _DATA]
+            for key, one in value.items():
+                if key in _NAMES and isinstance(one, dict):
+                    todo += [(schema, step(where, key, name), inner) for name, schema in one.items()]
+                elif key not in _DATA:
+                    todo.append((one, step(where, key), inner))
         return named

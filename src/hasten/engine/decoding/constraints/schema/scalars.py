@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
@@ -20,6 +20,9 @@ _COUNTED = 4
 _PRODUCT = 20_000
 """States of a pattern times characters, up to which a language counts them by itself."""
 
+_REMAINDERS = 200_000
+"""States of the automata of all factors: some 100 MB."""
+
 _QUICK = 1_000
 _QUICK_S = 0.05
 """States, and time, in which two patterns are seen to have nothing in common, or not at all."""
@@ -33,6 +36,8 @@ class Scalars:
         self._conditions, self._limits = conditions, limits
         self._languages: dict[Expr, Language] = {}
         self._empty: dict[Expr, bool] = {}
+        self._multiples: dict[numbers.Number, Expr] = {}
+        self._remainders = 0
 
     def language(self, expr: Expr) -> Language:
         found = self._languages.get(expr)
@@ -188,6 +193,7 @@ class Scalars:
         """The texts of the numbers of all the alternatives."""
         found = []
         for one in alternatives:
+            self._limits.check()
             expr = self._numeral(one) if one else numbers.NUMBER
             # Between bounds that `possible` has compared there is a number.
             if all(part.kind in ("low", "high", "among") or part.data == (True,) for part in one) or not self.empty(expr):
@@ -197,22 +203,39 @@ class Scalars:
     def _numeral(self, alternative: Alternative) -> Expr:
         values = self.values(alternative, "number")
         if values is not None:
-            return either(*map(numbers.literal, sorted(values)))
+            return either(*map(self._checked(numbers.literal), sorted(values)))
         low, high = _interval(alternative)
         parts = [numbers.at_least(*low)] if low else []
         parts += [numbers.at_most(*high)] if high else []
         for one in in_order(alternative):
+            self._limits.check()
             if one.kind == "integer":
                 parts.append(numbers.INTEGER if one.data[0] else without(numbers.INTEGRAL))
             elif one.kind == "multiple":
-                multiple = numbers.multiple_of(one.data[0])
+                multiple = self._multiple(one.data[0])
                 parts.append(multiple if one.data[1] else without(multiple))
             elif one.kind == "except":
-                parts.append(without(either(*map(numbers.equal, sorted(one.data[0])))))
+                parts.append(without(either(*map(self._checked(numbers.equal), sorted(one.data[0])))))
             elif one.kind == "union":
                 parts.append(either(*map(self._numeral, one.data[0])))
         # What is not asked for may be any text at all, unless something else says that it is a number.
         return both(*parts) if any(part[0] != "without" for part in parts) else both(numbers.DECIMAL, *parts)
+
+    def _multiple(self, factor: numbers.Number) -> Expr:
+        found = self._multiples.get(factor)
+        if found is None:
+            found = self._multiples[factor] = numbers.multiple_of(factor)
+            self._remainders += len(found[1])
+            if self._remainders > _REMAINDERS:
+                raise GrammarError("its factors have too many digits, all together, to be enforced", "multipleOf")
+        return found
+
+    def _checked(self, make: Callable[[numbers.Number], Expr]) -> Callable[[numbers.Number], Expr]:
+        def checked(value: numbers.Number) -> Expr:
+            self._limits.check()
+            return make(value)
+
+        return checked
 
 
 def _long(span: Span) -> bool:

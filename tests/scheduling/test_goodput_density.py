@@ -1,0 +1,236 @@
+"""Goodput density against the same arithmetic done token by token and call by call, and what follows for who goes first."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.engine.fake import make_engine
+from tests.scheduling.asks import asking, ends
+
+from hasten.engine.config import EngineConfig
+from hasten.engine.request import SLO
+from hasten.engine.scheduling import gain
+from hasten.engine.scheduling.gain import Prices, Standing
+from hasten.engine.scheduling.goodput_density import GoodputDensity, Options
+from hasten.engine.scheduling.objectives import NEVER_S
+from hasten.engine.sequence import Sequence
+from hasten.engine.technique import ConfigError
+
+eighths = st.integers(-80, 80).map(lambda n: n / 8)
+
+
+def standing(count: int = 1, **columns: Any) -> Standing:
+    fields = {name: np.zeros(count) for name in Standing.__dataclass_fields__}
+    fields["left"] += 1
+    fields["deadline_s"] += NEVER_S
+    fields["first_s"] += NEVER_S
+    fields["tpot_s"] += NEVER_S
+    return Standing(**fields | {name: np.atleast_1d(np.asarray(value, dtype=float)) for name, value in columns.items()})
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    first_s=eighths,
+    next_s=eighths,
+    tpot_s=st.integers(1, 24).map(lambda n: n / 8),
+    interval_s=st.integers(1, 24).map(lambda n: n / 8),
+    produced=st.integers(0, 20),
+    left=st.integers(1, 40),
+)
+def test_tokens_on_schedule_are_counted_right(
+    first_s: float, next_s: float, tpot_s: float, interval_s: float, produced: int, left: int
+) -> None:
+    one = standing(first_s=first_s, tpot_s=tpot_s, produced=produced, left=left)
+    found = gain.on_schedule(one, one.first_s, np.array([next_s]), interval_s)
+    want = sum(next_s + j * interval_s <= first_s + (produced + j) * tpot_s for j in range(left))
+    assert found.tolist() == [want]
+
+
+PRICES = Prices(interval_s=0.5, token_s=0.01, row_s=0.02, cached_s=0.001, pair_s=1e-4, chunk=8)
+
+
+def test_the_time_and_the_work_that_are_left() -> None:
+    one = standing(2, left=[4, 4], todo=[17, 0], held=[3, 20], copy_s=[0.0, 2.5])
+    assert gain.remaining_s(one, PRICES).tolist() == [3 * 0.5 + 2.0, 2.5 + 2.0]
+    prompt = 17 * 0.01 + sum(3 + i + 0.5 for i in range(17)) * 1e-4
+    decode = [4 * 0.02 + sum(before + i + 0.5 for i in range(4)) * 0.001 for before in (20, 20)]
+    np.testing.assert_allclose(gain.engine_s(one, PRICES), [prompt + decode[0], 2.5 + decode[1]])
+
+
+def naive(seq: Sequence, view: Any, options: Options, prices: Prices, copy_s: float = 0.0) -> tuple[float, float, float]:
+    """(gain without the deadline's share, seconds until the end, cost) of one sequence, its workflow apart."""
+    slo = seq.request.slo
+    left = float(view.remaining_output(seq)[-1])
+    todo = 0 if seq.decoding else seq.remaining
+    held, produced = seq.view.length, seq.output_length
+    start_s = copy_s + math.ceil(todo / prices.chunk) * prices.interval_s
+    taken_s = start_s + left * prices.interval_s
+    prefill = todo * prices.token_s + (todo * held + todo**2 / 2) * prices.pair_s
+    cost = copy_s + prefill + left * (prices.row_s + (held + todo + left / 2) * prices.cached_s)
+    if slo.ttft_s is None and slo.tpot_s is None:
+        return seq.prompt_length + options.output_weight * (produced + left), taken_s, cost
+    next_s = view.now + start_s + prices.interval_s
+    due_s = seq.arrival_s + slo.ttft_s if slo.ttft_s is not None else next_s
+    tpot_s = slo.tpot_s if slo.tpot_s is not None else 1e9
+    late = sum(next_s + j * prices.interval_s > due_s + (produced + j) * tpot_s for j in range(int(left)))
+    kept = options.output_weight * left * ((left - late) / left) ** options.penalty
+    if produced == 0:
+        kept += seq.prompt_length * min(1.0, (due_s - seq.arrival_s) / (next_s - seq.arrival_s)) ** options.penalty
+    return kept, taken_s, cost
+
+
+jobs = st.lists(
+    st.tuples(
+        st.sampled_from([None, 0.5031, 3.0017]),  # ttft
+        st.sampled_from([None, 0.00417, 0.2003]),  # tpot
+        st.sampled_from([None, None, 0.4, 8.0]),  # deadline
+        st.sampled_from(["", "", "v", "w"]),
+        st.integers(1, 40),
+        st.integers(1, 30),
+        st.integers(0, 4),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs=jobs, per=st.sampled_from(["work", "time"]), penalty=st.sampled_from([1.0, 2.0, 4.0]))
+def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any, penalty: float) -> None:
+    options = Options(per=per, penalty=penalty, quantile=1.0, frame=1)
+    order = GoodputDensity(options)
+    engine = make_engine(order=order, reuse=False, rows=5, chunk=12)
+    submit = engine.executor.submit
+
+    def taking(batch: Any, taps: frozenset[int] = frozenset()) -> Any:
+        engine.clock.sleep(1e-3 * batch.size)
+        return submit(batch, taps)
+
+    engine.executor.submit = taking
+    for number, (ttft, tpot, deadline, workflow, prompt, tokens, steps) in enumerate(jobs):
+        if (ttft is not None or tpot is not None) and deadline is not None:
+            deadline = None
+        slo = SLO(ttft_s=ttft, tpot_s=tpot, deadline_s=deadline)
+        engine.add(asking(f"r{number}", slo, prompt=prompt, tokens=tokens, workflow=workflow))
+        engine.clock.sleep(0.0301)
+        for _ in range(steps):
+            engine.step()
+    engine._inbox.empty_into(engine.ledger)
+    view = engine._planner
+    view._ranked()
+    prices = order._pace.prices(view)
+    for seq in view.sequences:
+        if seq.output_length and seq.request.slo.tpot_s is not None and seq.request.slo.ttft_s is None:
+            continue  # its schedule began with the first token, whose time the sequence does not hold
+        slo = seq.request.slo
+        own = naive(seq, view, options, prices)
+        calls, ended = [own], 0.0
+        if slo.deadline_s is not None and seq.request.app.workflow:
+            workflow = view.workflow(seq)
+            shared = [other for other in workflow.live.values() if other.request.slo.deadline_s is not None]
+            calls = [naive(other, view, options, prices) for other in shared]
+            ended = sum(call.prompt_tokens + options.output_weight * call.output_tokens for call in workflow.ended)
+        found = sum(call[0] for call in calls)
+        if slo.ttft_s is None and slo.tpot_s is None:
+            begin_s = view.workflow(seq).arrival_s if slo.deadline_s is not None and seq.request.app.workflow else seq.arrival_s
+            allowed_s = slo.deadline_s if slo.deadline_s is not None else options.best_effort_s
+            taken_s = view.now - begin_s + max(call[1] for call in calls)
+            found = (found + ended) * min(1.0, allowed_s / taken_s) ** penalty
+        cost = max(call[1] for call in calls) if per == "time" else sum(call[2] for call in calls)
+        if mixed_workflow(seq, view):
+            continue
+        np.testing.assert_allclose(-view.order_key(seq), found / cost, rtol=1e-9)
+
+
+def mixed_workflow(seq: Sequence, view: Any) -> bool:
+    """Ended calls without a deadline count for the workflow in one way only if all had one: not what is tested here."""
+    if not seq.request.app.workflow:
+        return False
+    return bool(view.workflow(seq).ended)
+
+
+def test_what_others_have_put_into_a_workflow_counts() -> None:
+    engine = make_engine(rows=1, order=GoodputDensity(Options()), reuse=False)
+    slo = SLO(deadline_s=100.0)
+    engine.add(asking("w1", slo, prompt=30, tokens=10, workflow="w"))
+    engine.run()
+    for name, workflow in (("v1", "v"), ("w2", "w")):
+        engine.add(asking(name, slo, prompt=10, tokens=10, workflow=workflow))
+    assert ends(engine.run()) == ["w2", "v1"]
+
+
+def test_what_is_hopeless_makes_way() -> None:
+    engine = make_engine(rows=1, order=GoodputDensity(Options()), reuse=False)
+    engine.add(asking("late", SLO(deadline_s=0.1), tokens=20, arrival_s=-10.0))
+    engine.add(asking("in time", SLO(deadline_s=100.0), tokens=20, arrival_s=0.0))
+    assert ends(engine.run()) == ["in time", "late"]
+
+
+def test_lengths_are_looked_up_again_as_tokens_appear() -> None:
+    class Learning:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def remaining(self, seq: Sequence, view: Any) -> np.ndarray:
+            self.asked.append(seq.output_length)
+            return np.array([50.0])
+
+    lengths = Learning()
+    engine = make_engine(order=GoodputDensity(Options(frame=1)), lengths=lengths)
+    engine.add(asking("a", tokens=120))
+    engine.run()
+    looks = lengths.asked
+    assert looks[0] == 0 and looks[-1] > 80 and len(looks) < 12
+    assert all(b - a >= max(16, a // 4) for a, b in pairwise(looks))
+
+
+def test_a_swapped_sequence_pays_for_its_copy() -> None:
+    engine = make_engine(
+        blocks=10, host_blocks=30, rows=3, order=GoodputDensity(Options(frame=1)), reuse=False, swap_from=1, max_length=80
+    )
+    order: GoodputDensity = engine._planner._order
+    for name in "abc":
+        engine.add(asking(name, prompt=20, tokens=40))
+    seen = 0
+    while engine.unfinished:
+        engine.step()
+        engine.clock.sleep(0.01)
+        rows = order._standings._row
+        for seq in engine.ledger.sequences.values():
+            if seq.state.value == "swapped" and order._pace.block_copy_s > 0 and seq.id in rows:
+                engine._planner._ranked()
+                paid = order._standings.of(np.array([rows[seq.id]])).copy_s[0]
+                assert paid == pytest.approx(len(seq.stored) * order._pace.block_copy_s)
+                seen += 1
+    assert seen > 0
+
+
+def test_nothing_is_kept_of_what_has_ended() -> None:
+    order = GoodputDensity(Options())
+    engine = make_engine(order=order)
+    for number in range(90):
+        engine.add(asking(f"r{number}", SLO(deadline_s=5.0), workflow=f"w{number % 7}"))
+    engine.run()
+    kept = order._standings
+    assert not (kept._row or kept._groups or kept._by_number or kept._look_at or kept._part)
+    assert len(kept._free) == len(kept.group)
+
+
+def test_bad_knobs_are_refused() -> None:
+    for knob, message in (
+        ("frame=0", "frame must be at least 1"),
+        ("quantile=0", "quantile must be above 0"),
+        ("quantile=1.5", "quantile must be above 0"),
+        ("penalty=0", "penalty must be a number above 0"),
+        ("output_weight=nan", "output_weight must be"),
+        ("best_effort_s=inf", "best_effort_s must be"),
+        ("per=luck", "per"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            EngineConfig.build(with_=[f"goodput-density:{knob}"]).make("goodput-density")
