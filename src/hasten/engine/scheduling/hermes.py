@@ -13,9 +13,9 @@ an index O(walks) a bucket of attained service; nothing else happens in a step b
 have reached the next bucket.
 
 What the paper leaves open is reconstructed here: how buckets of demand are formed and what test says that demand depends on
-them (`demand/graph.py`), ten buckets of attained service, K = 0.5. Different: estimates are made when a unit begins instead
-of when the one before ends, since until then no call of the run is queued; a tool between two stages is not seen by the
-engine and is inferred from both; `ageing` lets nobody wait for ever, which the index alone would.
+them (`demand/graph.py`), ten buckets of attained service, K = 0.5. Different: estimates are made when a unit begins instead of
+when the one before ends, since until then no call of the run is queued; a tool between two stages is not seen by the engine and
+is inferred from both. Long applications could wait for ever: `scheduling.patience_s` is set with it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ class Options:
     walks: int = 256
     buckets: int = 10
     """Buckets of attained service, an index each."""
-    ageing: float = 0.01
-    """Seconds of index that a second of waiting is worth: 0 lets long applications starve under overload."""
     prewarm: float = 0.5
     """K: a backend is asked for once it is needed within its warm-up time with this probability."""
     step_tokens: int = 512
@@ -76,8 +74,6 @@ class Hermes:
         for name, low in (("walks", 8), ("buckets", 1), ("step_tokens", 1), ("seed", 0)):
             if (value := getattr(options, name)) < low:
                 raise ValueError(f"hermes: {name} must be at least {low}, got {value}")
-        if not 0 <= options.ageing < math.inf:
-            raise ValueError(f"hermes: ageing must be a number from 0 on, got {options.ageing}")
         if not 0 < options.prewarm <= 1:
             raise ValueError(f"hermes: prewarm must be a probability above 0, got {options.prewarm}")
         self._options = options
@@ -122,9 +118,7 @@ class Hermes:
         if self._options.rule == "deadline" and app.deadline_s < math.inf:
             return app.deadline_s - self._rest_time(app, attained_s)
         rest = gittins.after(app.total, attained_s)
-        index = float(rest.mean()) if self._options.rule == "mean" else gittins.rank(rest)
-        # Ageing needs no clock: everybody gains alike, so who came earlier is ahead by a fixed amount.
-        key = index + self._options.ageing * app.arrival_s
+        key = float(rest.mean()) if self._options.rule == "mean" else gittins.rank(rest)
         return key + _NO_DEADLINE if self._options.rule == "deadline" else key
 
     @staticmethod
@@ -213,7 +207,12 @@ TECHNIQUE = Technique(
     seam="scheduling",
     summary="applications by Gittins index over what their demand graphs say they still need",
     exact=True,
-    sets={"scheduling.order": "hermes", "scheduling.residency": "rank-yields", "scheduling.preempt": True},
+    sets={
+        "scheduling.order": "hermes",
+        "scheduling.residency": "rank-yields",
+        "scheduling.preempt": True,
+        "scheduling.patience_s": 60.0,
+    },
     options=Options,
     make=lambda context, options: Hermes(options),
     paper="Efficient Serving of LLM Applications with Probabilistic Demand Modeling (Hermes), 2025",
