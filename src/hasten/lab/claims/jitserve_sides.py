@@ -14,25 +14,28 @@ from hasten.lab.claims.sides import Side
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
     from hasten.lab.claims.virtual import Virtual
-    from hasten.lab.planning.devices import Device
     from hasten.lab.workloads.base import Workload
 
-MODEL, HARDWARE = "llama-3.1-8b", "h100"
-"""Of the size of Llama-3 8B, with a context that holds the longest prompts of the traces."""
-TTFT_S, TPOT_S, REPORT_S, AGENT_S = 1.0, 0.05, 25.0, 45.0
-TRACED_REPORT_S = 20.0
+MODEL, HARDWARE = "llama-3-8b", "l4"
+"""A card whose memory, not its rows, bounds how many requests run, so that residency counts too; and a run that is long against
+its deadlines takes few steps."""
+LARGE, LARGER = "llama-3.1-8b", "h100"
+"""What the traces run on: the same size with a context that holds their prompts."""
+TTFT_S, TPOT_S, REPORT_S, AGENT_S = 3.0, 0.15, 120.0, 150.0
+TRACED = (1.0, 0.05, 20.0, 45.0)
+"""The same objectives where the traces run."""
 LIMIT = 4096
 """Most output tokens of every request, as clients set it; true lengths are known to nobody."""
 LENGTHS = "length-histogram"
 OVERLOAD = 1.2
 OTHER_LOADS = (0.8, 1.0, 1.3)
-CHUNKS = (256, 512, 1024)
+CHUNKS = (128, 256, 512)
 PATIENCE_S = 60.0
-UNSERVED_S = 120.0
+UNSERVED_S = 300.0
 """A request without a token for so long counts as never served: nobody waits for one any more."""
-COMMON = ("model.max_length=20000", "kv.reuse=none", "kv.host_bytes=100000000000", "scheduling.patience_s=none")
-TOO_MUCH = 60.0
-"""Requests per second that no side sustains."""
+COMMON = ("kv.reuse=none", "kv.host_bytes=90000000000", "scheduling.patience_s=none")
+STARTED = 0.9
+"""Load 1: the highest rate at which so many of the last third of requests are begun within `TTFT_S` under FCFS."""
 
 FCFS, EDF, SRPT, WORK, LAS = "fcfs", "edf", "srpt", "srpt by work", "least-attained"
 BASELINES = (FCFS, EDF, SRPT, WORK, LAS)
@@ -84,18 +87,17 @@ def kept(one: Served) -> dict[str, Any]:
     return {"share": one.share, **one.of_class, "unserved": one.unserved, "longest_s": one.longest_s}
 
 
-def device() -> Device:
+def engines_of(chunk: int, *, traces: bool = False) -> Virtual:
+    from hasten.lab.claims.virtual import Virtual
     from hasten.lab.planning.devices import on_hardware
     from hasten.lab.planning.hardware import profile
     from hasten.lab.planning.shapes import shape
 
-    return on_hardware(shape(MODEL), profile(HARDWARE))
-
-
-def engines_of(chunk: int) -> Virtual:
-    from hasten.lab.claims.virtual import Virtual
-
-    return Virtual(sides(chunk), device=device(), common=COMMON, limit=LIMIT)
+    if traces:
+        on, common = on_hardware(shape(LARGE), profile(LARGER)), ("model.max_length=20000", *COMMON)
+    else:
+        on, common = on_hardware(shape(MODEL), profile(HARDWARE)), COMMON
+    return Virtual(sides(chunk), device=on, common=common, limit=LIMIT)
 
 
 def lead(row: Mapping[str, Served]) -> float:
@@ -107,27 +109,30 @@ def tuned(work: Workload, chunks: tuple[int, ...], tell: Callable[[str, float], 
     """(the chunk with most goodput under FCFS at load 1, load 1 in requests/s, goodput by chunk)."""
     from hasten.lab.workloads.transform import scale_load
 
+    middle = chunks[len(chunks) // 2]
     tell("load 1", 0.0)
-    rate = sustained(engines_of(chunks[0]), work)
+    rate = sustained(engines_of(middle), work, TTFT_S, 2.5)
     goods = {}
     for number, chunk in enumerate(chunks if len(chunks) > 1 else ()):
         tell(f"chunks of {chunk}", (1 + number) / (1 + len(chunks)))
         goods[chunk] = served(engines_of(chunk).replay(FCFS, scale_load(work, rate))).share
-    return max(goods, key=lambda chunk: goods[chunk], default=chunks[0]), rate, goods
+    return max(goods, key=lambda chunk: goods[chunk], default=middle), rate, goods
 
 
-def sustained(engines: Virtual, work: Workload) -> float:
-    """Requests per second by the tokens computed while requests keep coming much faster. (What all at once would give ends with
-    long answers and last stages alone, and says too little.)"""
-    from hasten.engine.events import Kind
+def sustained(engines: Virtual, work: Workload, ttft_s: float, guess: float) -> float:
+    """Requests per second that FCFS keeps up with: beyond, the queue grows for as long as requests come. (What all at once
+    would give ends with long answers and last stages alone, and says too little.)"""
+    from hasten.lab.bench.metrics import requests
+    from hasten.lab.bench.saturation import Probe, search
     from hasten.lab.workloads.transform import scale_load
 
-    run = engines.replay(FCFS, scale_load(work, TOO_MUCH))
-    columns, span_s = run.columns, run.workload.duration_s
-    time_s = columns["time_s"] - run.start_s
-    counted = (columns["kind"] == Kind.STEP) & (time_s > span_s / 3) & (time_s <= span_s)
-    tokens_per_s = float(columns["a"][counted].sum()) / (span_s * 2 / 3)
-    return tokens_per_s * len(work) / sum(request.prompt_tokens + request.output_tokens for request in work)
+    def measure(rate: float) -> Probe:
+        scaled = scale_load(work, rate)
+        table = requests(engines.replay(FCFS, scaled))
+        last = (table.due_s > 2 / 3 * scaled.duration_s) & (table.due_s <= scaled.duration_s)
+        return Probe(rate, float((table.queue_s[last] <= ttft_s).mean()))
+
+    return search(measure, guess, attainment=STARTED, tolerance=0.04).rate
 
 
 def curve_of(
@@ -154,11 +159,11 @@ def curve_of(
     return dict(sorted(found.items()))
 
 
-def on_traces(workflows: int, seed: int, chunk: int) -> dict[str, Served]:
+def on_traces(workflows: int, seed: int) -> dict[str, Served]:
     """The same at overload with the traces' lengths."""
     from hasten.lab.workloads.transform import scale_load
 
-    engines = engines_of(chunk)
-    work = traced(workflows, objectives(TTFT_S, TPOT_S, TRACED_REPORT_S, AGENT_S), seed)
-    work = scale_load(work, OVERLOAD * sustained(engines, work))
-    return {name: served(engines.replay(name, work)) for name in (FCFS, EDF, SRPT, WORK, JIT)}
+    engines = engines_of(512, traces=True)
+    work = traced(workflows, objectives(*TRACED), seed)
+    work = scale_load(work, OVERLOAD * sustained(engines, work, TRACED[0], 17.0))
+    return {name: served(engines.replay(name, work)) for name in (EDF, SRPT, WORK, JIT)}
