@@ -93,11 +93,9 @@ def engines_of(chunk: int, *, traces: bool = False) -> Virtual:
     from hasten.lab.planning.hardware import profile
     from hasten.lab.planning.shapes import shape
 
-    if traces:
-        on, common = on_hardware(shape(LARGE), profile(LARGER)), ("model.max_length=20000", *COMMON)
-    else:
-        on, common = on_hardware(shape(MODEL), profile(HARDWARE)), COMMON
-    return Virtual(sides(chunk), device=on, common=common, limit=LIMIT)
+    model, hardware, longest = (LARGE, LARGER, ("model.max_length=20000",)) if traces else (MODEL, HARDWARE, ())
+    on = on_hardware(shape(model), profile(hardware))
+    return Virtual(sides(chunk), device=on, common=(*longest, *COMMON), limit=LIMIT)
 
 
 def lead(row: Mapping[str, Served]) -> float:
