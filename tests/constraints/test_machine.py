@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.constraints.brute import Brute
-from tests.constraints.grammars import GRAMMARS, json, listen, rules
+from tests.constraints.grammars import GRAMMARS, arrays, json, listen, rules
 
 from hasten.engine.decoding.constraints.base import GrammarError, Limits
 from hasten.engine.decoding.constraints.grammar import Act, Grammar, Plan, Row, Terminal
@@ -152,6 +152,17 @@ def test_fork_and_rollback_are_a_replay(name: str) -> None:
         for token in past:
             again.advance(token)
         assert legal(again) == legal(state)
+
+
+def test_what_follows_a_container_depends_on_the_one_around_it() -> None:
+    """The frame below is first looked at when the next lexeme starts, behind the end that the token begins with."""
+    table, token = vocabulary()
+    compiled = CompiledGrammar(arrays((Row(most=2),)), table)
+    for text_before, more in ((b"[[1", True), (b"[1,[1", False), (b"[[[1", True), (b"[[1,[1", False)):
+        state = compiled.start()
+        for byte in text_before:
+            state.advance(token[bytes([byte])])
+        assert (token[b"],"] in legal(state)) == more and token[b"]"] in legal(state)
 
 
 def test_what_is_not_legal_changes_nothing() -> None:
