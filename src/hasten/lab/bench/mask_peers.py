@@ -110,7 +110,7 @@ class LLGuidance:
         from llguidance._tokenizer import TokenizerWrapper
 
         self.name = "llguidance, lenient" if lenient else "llguidance"
-        self._overrides = {"lenient": True, "coerce_one_of": True} if lenient else None
+        self._overrides: Any = {"lenient": True, "coerce_one_of": True} if lenient else None
         self._matcher = llguidance.LLMatcher
         tokenizer = llguidance.LLTokenizer(TokenizerWrapper(_ForLLGuidance(words)), n_vocab=len(words.all), eos_token=words.end)
         self._tokenizer = tokenizer.with_slices(llguidance.LLTokenizer.json_slices())
