@@ -5,7 +5,7 @@ It imports no torch: bytes move through the executor. The loop calls it under `M
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -62,6 +62,8 @@ class Ledger:
         self.clock = clock
         self.sequences: dict[int, Sequence] = {}
         """Unfinished sequences in order of arrival."""
+        self._in: dict[State, dict[int, Sequence]] = {state: {} for state in State}
+        """The same by state; ended ones are not kept."""
         self.groups: dict[str, Group] = {}
         self.on_close: Closed = lambda sequence, error: None
         self.rank: Callable[[Sequence], Any] = lambda sequence: sequence.arrival_s
@@ -86,10 +88,23 @@ class Ledger:
             group.prompt_scores = [None] * seq.prompt_length
         group.sequences.append(seq)
         self.groups[request.id] = group
-        self.sequences[seq.id] = seq
+        self._enter(seq)
         self.events.add(arrival, Kind.ARRIVED, seq.id, seq.prompt_length, group.number)
         self.events.add(now, Kind.QUEUED, seq.id, seq.remaining)
         return seq
+
+    def _enter(self, seq: Sequence) -> None:
+        self.sequences[seq.id] = self._in[seq.state][seq.id] = seq
+
+    def _become(self, seq: Sequence, state: State) -> None:
+        del self._in[seq.state][seq.id]
+        seq.state = state
+        self._in[state][seq.id] = seq
+
+    def _restart(self, seq: Sequence) -> None:
+        """Its KV is gone: everything is to be computed again."""
+        seq.todo = [(0, seq.length)]
+        self._become(seq, State.WAITING)
 
     def will_split(self, seq: Sequence) -> bool:
         """Whether `seq` stands for n sequences, made when its prompt is computed."""
@@ -104,7 +119,7 @@ class Ledger:
         child.view = self.books.fork(parent.view)
         self._attention.fork(parent, child)
         group.sequences.append(child)
-        self.sequences[child.id] = child
+        self._enter(child)
         self.events.add(self.clock.now(), Kind.FORKED, child.id, parent.id)
         return child
 
@@ -134,7 +149,7 @@ class Ledger:
         child.recomputable = False
         self._attention.open(child)
         group.sequences.append(child)
-        self.sequences[child.id] = child
+        self._enter(child)
         self.events.add(self.clock.now(), Kind.FORKED, child.id, first.id)
         return child
 
@@ -162,7 +177,7 @@ class Ledger:
         """The sequence was planned: from now on it is running."""
         if seq.state is State.WAITING:
             reused = self._opened.pop(seq.id, 0)
-            seq.state = State.RUNNING
+            self._become(seq, State.RUNNING)
             if reused:
                 self.events.add(self.clock.now(), Kind.REUSED, seq.id, reused)
                 if seq.output_length == 0:
@@ -176,7 +191,7 @@ class Ledger:
             seq = self.sequences[id]
             del self._opened[id]
             self._release(seq)
-            seq.restart()
+            self._restart(seq)
 
     def cache(self, seq: Sequence) -> None:
         """Offer the sequence's computed KV for reuse."""
@@ -217,7 +232,7 @@ class Ledger:
         lost = seq.view.length
         self.cache(seq)
         self._release(seq)
-        seq.restart()
+        self._restart(seq)
         self.events.add(self.clock.now(), Kind.PREEMPTED, seq.id, lost)
         return True
 
@@ -234,7 +249,7 @@ class Ledger:
         if not self.transfers.send(seq, self.sequences.values(), self.rank, tell):
             return False
         self._attention.swap_out(seq)
-        seq.state = State.LEAVING if self.moves(seq) else State.SWAPPED
+        self._become(seq, State.LEAVING if self.moves(seq) else State.SWAPPED)
         return True
 
     def swap_in(self, seq: Sequence) -> bool:
@@ -242,7 +257,7 @@ class Ledger:
         assert self.transfers is not None
         if not self.transfers.fetch(seq):
             return False
-        seq.state = State.LOADING
+        self._become(seq, State.LOADING)
         return True
 
     def moves(self, seq: Sequence) -> bool:
@@ -275,11 +290,11 @@ class Ledger:
         seq = move.sequence
         leaving = seq.state is State.LEAVING
         if leaving:
-            seq.state = State.SWAPPED
+            self._become(seq, State.SWAPPED)
         else:
             self.transfers.arrived(seq)
             self._attention.swap_in(seq)
-            seq.state = State.RUNNING
+            self._become(seq, State.RUNNING)
         now = self.clock.now()
         self.events.add(now, Kind.TRANSFER_DONE, seq.id, move.sent, move.handle.seconds)
         if error is not None:
@@ -308,7 +323,7 @@ class Ledger:
             self._attention.close(seq)
         else:
             self._release(seq)
-        seq.restart()
+        self._restart(seq)
 
     # -- end ------------------------------------------------------------------------------------------------------------
 
@@ -326,6 +341,7 @@ class Ledger:
             if reason.ok:
                 self.cache(seq)
             self._release(seq)
+        del self._in[seq.state][seq.id]
         seq.state, seq.finish = State.FINISHED, reason
         seq.todo = []
         kind = Kind.FINISHED if reason.ok else Kind.FAILED
@@ -350,12 +366,16 @@ class Ledger:
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    def in_state(self, *states: State) -> Iterable[Sequence]:
-        return (seq for seq in self.sequences.values() if seq.state in states)
+    def in_state(self, *states: State) -> list[Sequence]:
+        """Unfinished sequences in any of these states, in order of arrival."""
+        found = {id: seq for state in states for id, seq in self._in[state].items()}
+        return [found[id] for id in sorted(found)]
 
     def audit(self) -> None:
         """Check the books against the sequences; AssertionError when a block is leaked or owned twice (tests, debugging)."""
         pool = self.books.pool
+        by_state = {id: state for state, those in self._in.items() for id in those}
+        assert by_state == {id: seq.state for id, seq in self.sequences.items()}, "a sequence is kept under another state"
         held = np.zeros(pool.blocks, dtype=np.int64)
         for seq in self.sequences.values():
             if seq.state not in (State.SWAPPED, State.LEAVING):

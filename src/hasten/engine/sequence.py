@@ -252,11 +252,6 @@ class Sequence:
                 self.todo[0] = (start + count, stop)
                 count = 0
 
-    def restart(self) -> None:
-        """Its KV is gone: everything is to be computed again."""
-        self.todo = [(0, self.length)]
-        self.state = State.WAITING
-
     @property
     def reusable(self) -> bool:
         """Its KV may be looked up and stored by tokens alone: positions and segments are the plain ones."""

@@ -42,13 +42,11 @@ class Books:
             return 0
         last = view.last_run()
         size = self.pool.block_size
-        if last is None:
-            return -(-entries // size)
-        room = size - last[1] - last[2]
-        if room == 0:
+        room = size - last[1] - last[2] if last is not None else 0
+        if last is None or room == 0:
             return -(-entries // size)
         shared = 1 if self.pool.refs[last[0]] > 1 else 0
-        return shared + -(-max(0, entries - room) // size)
+        return shared if entries <= room else shared + -(-(entries - room) // size)
 
     def append(self, view: View, positions: Ints) -> Slots:
         """Grow `view` by entries at `positions` int32 [n]; their slots int64 [n]."""

@@ -107,6 +107,10 @@ class View(Protocol):
         """All unfinished sequences in order of arrival."""
         ...
 
+    def in_state(self, *states: State) -> Seq[Sequence]:
+        """Those of them in any of these states, in order of arrival; costs nothing for others."""
+        ...
+
     @property
     def free_blocks(self) -> int:
         """Blocks that can be had now, evictable ones included."""
@@ -137,6 +141,10 @@ class View(Protocol):
         ...
 
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int: ...
+    def blocks_for(self, works: Iterable[Work]) -> int:
+        """Blocks that all of these need together."""
+        ...
+
     def blocks_freed(self, sequence: Sequence) -> int:
         """Blocks that could be had if the sequence gave up its KV: those nobody else reads."""
         ...

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, WorkKind
+from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, WorkKind, rank
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -55,8 +55,8 @@ class CappedSwaps:
         running = sum(need[w.sequence.id] for w in plan.work if w.sequence.state is State.RUNNING)
         # What those that have begun lack must be found; what waits can wait.
         must = min(short, running - view.free_blocks - view.leaving_blocks)
-        holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
-        holders.sort(key=lambda seq: (_standing(seq, need), view.order_key(seq), seq.arrival_s, seq.id))
+        holders = [seq for seq in view.in_state(State.RUNNING) if seq.view.length]
+        holders.sort(key=lambda seq: (_standing(seq, need), *rank(seq, view)))
         room = view.host_room - math.ceil(self._options.watermark * self._tier)
         transfers: list[Transfer] = []
         outs = 0
@@ -77,16 +77,15 @@ class CappedSwaps:
         return transfers
 
     def _bring_back(self, view: View, plan: StepPlan, spare: int) -> list[Transfer]:
-        swapped = [seq for seq in view.sequences if seq.state is State.SWAPPED]
+        swapped = sorted(view.in_state(State.SWAPPED), key=lambda seq: rank(seq, view))
         if not swapped:
             return []
-        swapped.sort(key=lambda seq: (view.order_key(seq), seq.arrival_s, seq.id))
-        alone = not plan.work and not any(seq.state in (State.RUNNING, State.LOADING) for seq in view.sequences)
+        alone = not plan.work and not view.in_state(State.RUNNING, State.LOADING)
         planned = {work.sequence.id for work in plan.work}
-        waits = (view.order_key(s) for s in view.sequences if s.state is State.WAITING and s.id not in planned)
+        waits = (view.order_key(seq) for seq in view.in_state(State.WAITING) if seq.id not in planned)
         first = math.inf if alone else min(waits, default=math.inf)
         # A begun prompt will need the rest of its blocks before anybody else does.
-        begun = (s for s in view.sequences if s.state is State.RUNNING and s.id not in planned and not s.decoding)
+        begun = (seq for seq in view.in_state(State.RUNNING) if seq.id not in planned and not seq.decoding)
         spare -= sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
         spare -= sum(view.blocks_needed(w.sequence, w.sequence.remaining) for w in plan.work if w.kind is WorkKind.PREFILL)
         spare -= 0 if alone else int(self._options.reserve * view.total_blocks) + 1

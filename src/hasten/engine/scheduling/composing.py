@@ -32,13 +32,10 @@ def compose(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure | 
     return stall_free(ranked, view, budget) if tenure is None else by_rank(ranked, view, budget, tenure)
 
 
-def returning(ranked: Seq[Sequence], view: View) -> tuple[float, float, int] | None:
+def returning(view: View) -> tuple[float, float, int] | None:
     """The best rank of those whose KV lies in the slower tier: they come back before anybody of worse rank is admitted. (Those
-    on their way back have their memory.) `ranked`: all that are waiting or running."""
-    if len(view.sequences) == len(ranked):
-        return None  # nobody is away
-    away = [rank(seq, view) for seq in view.sequences if seq.state is State.SWAPPED]
-    return min(away) if away else None
+    on their way back have their memory.)"""
+    return min((rank(seq, view) for seq in view.in_state(State.SWAPPED)), default=None)
 
 
 def decodes(running: Seq[Sequence], view: View) -> tuple[list[Work], list[Sequence]]:
@@ -69,7 +66,7 @@ def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
     tokens = _for_prompts(plan.work, view, budget)
     rows = view.limits.rows - len(plan.work)
     if not budget.fits:
-        free -= sum(_blocks(work, view) for work in plan.work)
+        free -= view.blocks_for(plan.work)
     for seq in begun:
         if rows and tokens:
             need = view.blocks_needed(seq, seq.remaining)
@@ -81,7 +78,7 @@ def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
             tokens -= count
             rows -= 1
     reserve = int(budget.watermark * view.total_blocks) if plan.work else 0
-    ahead = returning(ranked, view)
+    ahead = returning(view)
     for seq in ranked:
         if not rows or not tokens:
             break
@@ -121,7 +118,7 @@ class _ByRank:
         self._view = view
         self._tenure = tenure
         self._tokens = _for_prompts(works, view, budget)
-        self._free = view.free_blocks - sum(_blocks(work, view) for work in works)
+        self._free = view.free_blocks - view.blocks_for(works)
         self._reserve = int(budget.watermark * view.total_blocks)
         self._gone: set[int] = set()
         """Numbers of those that yield their memory: no work for them in this step."""
@@ -129,7 +126,7 @@ class _ByRank:
     def compose(self, ranked: Seq[Sequence], begun: int) -> StepPlan:
         """`begun`: how many of `ranked` are in the middle of their prompts."""
         view = self._view
-        ahead = returning(ranked, view)
+        ahead = returning(view)
         admitting = True
         for seq in ranked:
             if self._tokens <= 0 or not (admitting or begun):

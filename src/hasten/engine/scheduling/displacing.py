@@ -57,7 +57,7 @@ def preempts(context: Any, options: Any) -> Any:
 
 def holders(view: View) -> list[Sequence]:
     """The running sequences that hold KV, best rank first."""
-    held = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
+    held = [seq for seq in view.in_state(State.RUNNING) if seq.view.length]
     held.sort(key=lambda seq: rank(seq, view))
     return held
 

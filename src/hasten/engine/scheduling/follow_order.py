@@ -64,33 +64,44 @@ class FollowOrder:
     # -- who holds memory -------------------------------------------------------------------------------------------------
 
     def ahead(self, view: View, ranked: Seq[Sequence]) -> list[Transfer]:
-        wanted = (seq for seq in ranked if seq.state in (State.SWAPPED, State.WAITING))
-        first = next(wanted, None)
-        if first is None:
+        held: list[Sequence] = []
+        wanted: list[Sequence] = []
+        rows = 0
+        for seq in ranked:
+            state = seq.state
+            if state is State.WAITING or state is State.SWAPPED:
+                wanted.append(seq)
+            elif state is State.RUNNING and seq.view.length:
+                held.append(seq)
+            elif state is State.LOADING:
+                rows += 1
+        if not wanted:
             return []
-        held = [seq for seq in ranked if seq.state is State.RUNNING and seq.view.length]
-        rows = len(held) + sum(seq.state is State.LOADING for seq in ranked)
+        rows += len(held)
         begun = [seq for seq in held if seq.remaining > 1]
         # What prompts that are begun have yet to get is theirs.
         spare = view.free_blocks + view.leaving_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
         # Nobody leaves for prompts that no step has time for yet.
         prompts = view.limits.tokens - sum(seq.remaining for seq in begun)
+        reserve = int(self._options.watermark * view.total_blocks) + 1
         leave: list[Sequence] = []
         back: list[Sequence] = []
-        for seq in (first, *wanted):
-            if seq.state is State.WAITING and prompts <= 0:
+        for seq in wanted:
+            swapped = seq.state is State.SWAPPED
+            if not swapped and prompts <= 0:
                 continue
             need = len(seq.stored) + view.blocks_needed(seq, seq.remaining)
-            reserve = int(self._options.watermark * view.total_blocks) + 1 if rows else 0
-            chosen = self._displaced(held, seq, need + reserve - spare, rows + 1 - view.limits.rows, view)
-            if chosen is None:
+            short = need + (reserve if rows else 0) - spare
+            found = self._displaced(held, seq, short, rows + 1 - view.limits.rows, view)
+            if found is None:
                 break
-            if chosen:
-                del held[-len(chosen) :]
-                leave += chosen
-            spare += sum(view.blocks_freed(victim) for victim in chosen) - need
-            rows += 1 - len(chosen)
-            if seq.state is State.SWAPPED:
+            count, freed = found
+            if count:
+                leave += held[-count:]
+                del held[-count:]
+            spare += freed - need
+            rows += 1 - count
+            if swapped:
                 back.append(seq)
             else:
                 prompts -= seq.remaining
@@ -100,21 +111,20 @@ class FollowOrder:
         return self._moves(leave, view) + [Transfer(seq, Direction.IN, late) for seq in back]
 
     @staticmethod
-    def _displaced(held: Seq[Sequence], claimant: Sequence, short: int, rows: int, view: View) -> list[Sequence] | None:
-        """The last of `held` that must leave for `claimant` to get `short` more blocks and `rows` more rows; None when those of
-        worse rank are not enough."""
-        chosen: list[Sequence] = []
+    def _displaced(held: Seq[Sequence], claimant: Sequence, short: int, rows: int, view: View) -> tuple[int, int] | None:
+        """How many of `held`, from the last on, must leave for `claimant` to get `short` more blocks and `rows` more rows, and
+        the blocks that they free; None when those of worse rank are not enough."""
+        count = freed = 0
         if short <= 0 and rows <= 0:
-            return chosen
+            return count, freed
         own = rank(claimant, view)
         for victim in reversed(held):
             if rank(victim, view) < own:
                 return None
-            chosen.append(victim)
-            short -= view.blocks_freed(victim)
-            rows -= 1
-            if short <= 0 and rows <= 0:
-                return chosen
+            count += 1
+            freed += view.blocks_freed(victim)
+            if short <= freed and rows <= count:
+                return count, freed
         return None
 
     def _moves(self, leave: Seq[Sequence], view: View) -> list[Transfer]:
@@ -153,10 +163,10 @@ class FollowOrder:
 
     def steady(self, plan: StepPlan, view: View) -> float:
         """Nothing changes while the best of those without memory ranks behind all that have it: decoding frees none."""
-        away = min((rank(s, view) for s in view.sequences if s.state in (State.SWAPPED, State.WAITING)), default=None)
+        away = min((rank(seq, view) for seq in view.in_state(State.SWAPPED, State.WAITING)), default=None)
         if away is None:
             return math.inf
-        worst = max((rank(s, view) for s in view.sequences if s.state is State.RUNNING and s.view.length), default=away)
+        worst = max((rank(seq, view) for seq in view.in_state(State.RUNNING) if seq.view.length), default=away)
         return math.inf if worst <= away else 0.0
 
 

@@ -27,17 +27,20 @@ class FramedStep:
 
     def compose(self, ranked: Seq[Sequence]) -> StepPlan:
         view = self._view
-        running = [seq for seq in ranked if seq.state is State.RUNNING]
-        tokens = self._decode([seq for seq in running if seq.decoding])
+        decoding: list[Sequence] = []
+        begun: list[Sequence] = []
+        for seq in ranked:
+            if seq.state is State.RUNNING:
+                (decoding if seq.decoding else begun).append(seq)
+        tokens = self._decode(decoding)
         if len(self._decodes) == len(ranked) or not tokens:
             return StepPlan(self._decodes)
         used = sum(work.count + work.drafts for work in self._decodes)
         if self._decodes:
             tokens = min(tokens, max(1, self._chunk - used))
-        self._free = view.free_blocks - sum(view.blocks_needed(w.sequence, w.count + w.drafts) for w in self._decodes)
-        begun = [seq for seq in running if not seq.decoding]
+        self._free = view.free_blocks - view.blocks_for(self._decodes)
         self._free -= sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
-        back_first = min((view.order_key(s) for s in view.sequences if s.state is State.SWAPPED), default=None)
+        back_first = min((view.order_key(seq) for seq in view.in_state(State.SWAPPED)), default=None)
         waiting = (seq for seq in ranked if seq.state is State.WAITING)
         members_only = False
         for seq in chain(begun, waiting):

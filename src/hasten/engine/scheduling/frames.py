@@ -90,7 +90,7 @@ class Frames:
     # -- the frame ------------------------------------------------------------------------------------------------------
 
     def _replan(self, ranked: Seq[Sequence], view: View) -> None:
-        away = [seq for seq in view.sequences if seq.state not in (State.WAITING, State.RUNNING)]
+        away = view.in_state(State.SWAPPED, State.LEAVING, State.LOADING)
         most = view.limits.rows
         rows = min(self._rows or most, most)
         pool = math.ceil(self._options.pool * rows)

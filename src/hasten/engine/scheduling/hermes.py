@@ -68,7 +68,7 @@ class Options:
 class Hermes:
     stale_on: frozenset[Kind] = frozenset()
     lifetime_s = math.inf
-    learns_from = frozenset({Kind.ARRIVED, Kind.FORKED, Kind.FINISHED, Kind.FAILED, Kind.STEP})
+    learns_from = frozenset({Kind.ARRIVED, Kind.FORKED, Kind.PREEMPTED, Kind.FINISHED, Kind.FAILED, Kind.STEP})
 
     def __init__(self, options: Options, demand: Demand | None = None) -> None:
         for name, low in (("walks", 8), ("buckets", 1), ("step_tokens", 1), ("seed", 0)):
@@ -98,7 +98,7 @@ class Hermes:
                 app.edges = gittins.edges(app.total, self._options.buckets)
                 self._hints.begin(app)
                 self._look_after = 0.0
-            self._place(app, app.attained(prices))
+                self._place(app, app.attained(prices))
             out[i] = app.key
         return out
 
@@ -139,6 +139,9 @@ class Hermes:
         assert sequence is not None
         prices = self._priced(view)
         self._look_after = 0.0
+        if event.kind is Kind.PREEMPTED:
+            self._applications.dropped.add(sequence.id)
+            return ()
         if event.kind in (Kind.ARRIVED, Kind.FORKED):
             app, begins = self._applications.came(sequence, view, prices)
             if begins:
@@ -159,7 +162,9 @@ class Hermes:
         """At every application that runs: has it reached another bucket, is a backend needed soon? And when to look again."""
         prices = self._priced(view)
         stale: list[int] = []
-        running = [pair for pair in self._applications.running() if pair[1].total is not None and pair[0].id in pair[1].live]
+        running = [
+            pair for pair in self._applications.running(view) if pair[1].total is not None and pair[0].id in pair[1].live
+        ]
         self._running = len(running)
         self._look_after, self._look_tokens = float(_AHEAD), float(_MOST_STEPS * self._options.step_tokens)
         if not running:

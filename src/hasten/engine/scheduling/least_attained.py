@@ -48,7 +48,7 @@ class LeastAttained:
         """Everybody whose workflow has come into another class."""
         if event.time_s < view.now:
             return ()  # one of several steps taken together: the last one's event speaks for all
-        running = (seq for seq in view.sequences if seq.state is State.RUNNING)
+        running = view.in_state(State.RUNNING)
         risen = (seq for seq in running if view.workflow(seq).service // self._quantum != view.order_key(seq))
         return [id for seq in risen for id in view.workflow(seq).live]
 

@@ -34,14 +34,13 @@ class NewestYields:
         return self._yield(view, need, short - view.leaving_blocks)
 
     def _bring_back(self, view: View, spare: int) -> list[Transfer]:
+        swapped = view.in_state(State.SWAPPED)
+        if not swapped:
+            return []
         transfers: list[Transfer] = []
-        if not any(seq.state is State.SWAPPED for seq in view.sequences):
-            return transfers
-        alone = not any(seq.state in (State.RUNNING, State.LOADING) for seq in view.sequences)
+        alone = not view.in_state(State.RUNNING, State.LOADING)
         reserve = 0 if alone else int(self._options.watermark * view.total_blocks) + 1
-        for seq in view.sequences:
-            if seq.state is not State.SWAPPED:
-                continue
+        for seq in swapped:
             wanted = len(seq.stored) + view.blocks_needed(seq, seq.remaining)
             if wanted + reserve > spare:
                 break
@@ -50,7 +49,7 @@ class NewestYields:
         return transfers
 
     def _yield(self, view: View, need: dict[int, int], short: int) -> list[Transfer]:
-        holders = [seq for seq in view.sequences if seq.state is State.RUNNING and seq.view.length]
+        holders = [seq for seq in view.in_state(State.RUNNING) if seq.view.length]
         holders.sort(key=lambda seq: (view.order_key(seq), seq.arrival_s))
         leave: list[Sequence] = []
         while short > 0 and len(holders) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from functools import partial
 from time import perf_counter
@@ -33,6 +33,7 @@ from hasten.engine.scheduling.base import (
     check,
     rank,
 )
+from hasten.engine.scheduling.ranking import Ranking
 from hasten.engine.scheduling.workflows import Workflow, Workflows
 from hasten.engine.sequence import Finish, Sequence, State
 
@@ -77,11 +78,8 @@ class Planner:
         self._workflows = Workflows()
         self.on_hint: Callable[[Hint], None] = lambda hint: None
         """Gets what the order says will be needed outside the engine."""
-        self._keys: dict[int, tuple[float, float, int]] = {}
-        """By sequence: the order's key, then arrival and number, as ranks are compared."""
+        self._ranking = Ranking()
         self._keyed_at = -np.inf
-        self._ranking: list[Sequence] = []
-        """Who was live in the last step, in that step's order."""
         self._fault: str | None = None
         self.seconds = 0.0
         """Time that planning and its policies' learning have taken, by the processor's clock."""
@@ -91,7 +89,7 @@ class Planner:
         """The last plan moved some sequence's KV, or dropped it."""
         ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
-        ledger.events.subscribe(self._forget_key, order.stale_on)
+        ledger.events.subscribe(lambda event: self._ranking.touch(event.sequence), order.stale_on)
         for policy in dict.fromkeys((lengths, order, batching, residency)):
             if isinstance(policy, Learner):
                 ledger.events.subscribe(partial(self._teach, policy), policy.learns_from)
@@ -100,21 +98,20 @@ class Planner:
         seq = self._ledger.sequences[event.sequence]
         if event.kind in (Kind.ARRIVED, Kind.FORKED):
             self._workflows.came(seq)
+            self._ranking.came(seq)
             if self._ageing is not None:
                 self._ageing.came(seq.id, self.now)
         else:
             self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
+            self._ranking.went(seq.id)
             if self._ageing is not None:
                 self._ageing.went(seq.id)
-
-    def _forget_key(self, event: Event) -> None:
-        self._keys.pop(event.sequence, None)
 
     def _teach(self, policy: Learner, event: Event) -> None:
         began = perf_counter()
         try:
             for id in policy.learn(event, self._ledger.sequences.get(event.sequence), self):
-                self._keys.pop(id, None)
+                self._ranking.touch(id)
         except Exception:
             _log.exception("%s could not learn from %s", type(policy).__name__, event)
         self.seconds += perf_counter() - began
@@ -132,6 +129,9 @@ class Planner:
     @property
     def sequences(self) -> Seq[Sequence]:
         return list(self._ledger.sequences.values())
+
+    def in_state(self, *states: State) -> Seq[Sequence]:
+        return self._ledger.in_state(*states)
 
     @property
     def free_blocks(self) -> int:
@@ -158,6 +158,10 @@ class Planner:
             return -(-max(0, tokens - room) // self.block_size)
         return self._ledger.books.blocks_needed(sequence.view, tokens)
 
+    def blocks_for(self, works: Iterable[Work]) -> int:
+        needed = self._ledger.books.blocks_needed
+        return sum([needed(work.sequence.view, work.count + work.drafts) for work in works])
+
     def blocks_freed(self, sequence: Sequence) -> int:
         pool = self._ledger.books.pool
         return sum(pool.refs[b] == 1 + pool.is_cached(b) for b in sequence.view.blocks)
@@ -176,8 +180,7 @@ class Planner:
     def order_key(self, sequence: Sequence) -> float:
         if self._ageing is not None and sequence.id in self._ageing:
             return -np.inf
-        key = self._keys.get(sequence.id)
-        return key[0] if key is not None else np.inf
+        return self._ranking.key(sequence.id)
 
     def _rank(self, sequence: Sequence) -> tuple[float, float, int]:
         return rank(sequence, self)
@@ -223,7 +226,8 @@ class Planner:
         everyone = self._ranked()
         self._pass_hints()
         early = self._move_ahead(everyone)
-        ranked = [seq for seq in everyone if seq.state in (State.WAITING, State.RUNNING)]
+        away = bool(self.in_state(State.SWAPPED, State.LEAVING, State.LOADING))
+        ranked = [seq for seq in everyone if seq.state in (State.WAITING, State.RUNNING)] if away else everyone
         try:
             plan = self._batching.compose(ranked, self)
             fault = check(plan, self)
@@ -252,25 +256,14 @@ class Planner:
         return plan
 
     def _ranked(self) -> list[Sequence]:
-        live = self._ledger.sequences
         if self.now - self._keyed_at > self._order.lifetime_s:
-            self._keys.clear()
+            self._ranking.touch_all()
             self._keyed_at = self.now
-        if len(self._keys) > 2 * len(live) + 64:
-            self._keys = {id: key for id, key in self._keys.items() if id in live}
-        stale = [seq for seq in live.values() if seq.id not in self._keys]
+        stale = self._ranking.stale()
         if stale:
-            for seq, key in zip(stale, self._keys_of(stale), strict=True):
-                self._keys[seq.id] = (key, seq.arrival_s, seq.id)
-        keys = self._keys
-        # Most stand where they stood in the last step, and what is nearly sorted is sorted in one pass.
-        ranked = [seq for seq in self._ranking if live.get(seq.id) is seq]
-        if len(ranked) < len(live):
-            known = {seq.id for seq in ranked}
-            ranked += [seq for id, seq in live.items() if id not in known]
-        ranked.sort(key=lambda seq: keys[seq.id])
-        self._ranking = ranked
-        return self._ageing.rank(ranked, self.now) if self._ageing is not None else ranked[:]
+            self._ranking.put(zip(stale, self._keys_of(stale), strict=True))
+        ranked = self._ranking.sequences()
+        return self._ageing.rank(ranked, self.now) if self._ageing is not None else ranked
 
     @property
     def holds_until_s(self) -> float:
@@ -332,7 +325,7 @@ class Planner:
         return plan
 
     def short(self, plan: StepPlan) -> int:
-        return sum(self.blocks_needed(w.sequence, w.count + w.drafts) for w in plan.work) - self.free_blocks
+        return self.blocks_for(plan.work) - self.free_blocks
 
     def _make_room(self, plan: StepPlan) -> bool:
         """Carry out the residency's transfers until the plan fits, and leave out what does not; whether anything was moved."""

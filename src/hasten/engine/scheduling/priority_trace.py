@@ -44,16 +44,8 @@ class Options:
     seed: int = 0
 
 
-@dataclass(slots=True)
-class _Standing:
-    """Of a sequence: its user, its key as of `draw`, and how much it had been served by the draw `since`, the last before which
-    it was."""
-
-    user: int
-    key: float
-    draw: int
-    served: int
-    since: int
+_FIELDS = np.dtype([("user", "u8"), ("key", "f8"), ("draw", "i8"), ("served", "i8"), ("since", "i8")])
+"""Of a sequence: its user, its key as of `draw`, and how much it was `served` by draw `since`, the last before which it was."""
 
 
 class PriorityTrace:
@@ -72,7 +64,10 @@ class PriorityTrace:
         self._stay = options.stay if options.pattern == "markov" else 0.0
         self._draw = 0
         self._left = self._interval()
-        self._standing: dict[int, _Standing] = {}
+        self._standing = np.zeros(64, dtype=_FIELDS)
+        self._places: dict[int, int] = {}
+        """By sequence, its place in `_standing`."""
+        self._unused = list(range(64))
 
     def _interval(self) -> int:
         """Steps until the next draw."""
@@ -81,42 +76,49 @@ class PriorityTrace:
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         if event.kind is not Kind.STEP:
-            self._standing.pop(event.sequence, None)
+            place = self._places.pop(event.sequence, None)
+            if place is not None:
+                self._unused.append(place)
             return ()
         self._left -= 1
         if self._left:
             return ()
         self._draw += 1
         self._left = self._interval()
-        return list(self._standing)
+        return list(self._places)
 
     def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]:
         """In [0, 1), or below 0 for those that waited too long: float64 [n]."""
-        standings = [self._standing.get(seq.id) or self._join(seq) for seq in stale]
-        users = np.array([s.user for s in standings], dtype=np.uint64)
-        keys = np.array([s.key for s in standings])
+        for seq in stale:
+            if seq.id not in self._places:
+                self._join(seq)
+        places = self._places
+        at = np.array([places[seq.id] for seq in stale], dtype=np.int64)
+        them = self._standing[at]
         # Every key is asked for after every draw, so nobody is more than one behind.
-        changes = np.array([s.draw < self._draw for s in standings], dtype=bool)
-        changes &= _uniform(self._options.seed, 2 * self._draw, users) >= self._stay
-        keys[changes] = _uniform(self._options.seed, 2 * self._draw + 1, users[changes])
-        for seq, standing, key in zip(stale, standings, keys.tolist(), strict=True):
-            if seq.service != standing.served:
-                standing.served, standing.since = seq.service, self._draw
-            standing.key, standing.draw = key, self._draw
-        unserved = np.array([self._draw - s.since for s in standings])
-        return np.where(unserved >= self._options.patience, -unserved.astype(np.float64), keys)
+        changes = them["draw"] < self._draw
+        changes &= _uniform(self._options.seed, 2 * self._draw, them["user"]) >= self._stay
+        them["key"][changes] = _uniform(self._options.seed, 2 * self._draw + 1, them["user"][changes])
+        service = np.array([seq.service for seq in stale], dtype=np.int64)
+        them["since"] = np.where(service != them["served"], self._draw, them["since"])
+        them["served"], them["draw"] = service, self._draw
+        self._standing[at] = them
+        unserved = self._draw - them["since"]
+        keys: npt.NDArray[np.float64] = np.where(unserved >= self._options.patience, -unserved.astype(np.float64), them["key"])
+        return keys
 
-    def _join(self, seq: Sequence) -> _Standing:
+    def _join(self, seq: Sequence) -> None:
         user = zlib.crc32((seq.request.app.workflow or seq.request.id).encode())
         one = np.array([user], dtype=np.uint64)
         draw = self._draw
         while draw and _uniform(self._options.seed, 2 * draw, one)[0] < self._stay:
             draw -= 1  # its user's priority stayed
-        standing = _Standing(
-            user, float(_uniform(self._options.seed, 2 * draw + 1, one)[0]), self._draw, seq.service, self._draw
-        )
-        self._standing[seq.id] = standing
-        return standing
+        if not self._unused:
+            self._unused = list(range(len(self._standing), 2 * len(self._standing)))
+            self._standing = np.concatenate([self._standing, np.zeros_like(self._standing)])
+        place = self._places[seq.id] = self._unused.pop()
+        key = float(_uniform(self._options.seed, 2 * draw + 1, one)[0])
+        self._standing[place] = (user, key, self._draw, seq.service, self._draw)
 
     def steady(self, plan: StepPlan, view: View) -> float:
         return self._left

@@ -45,11 +45,10 @@ class RankYields(newest_yields.NewestYields):
     def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]:
         if short > 0:
             return super().plan(view, plan, short)
-        swapped = [seq for seq in view.sequences if seq.state is State.SWAPPED]
+        swapped = sorted(view.in_state(State.SWAPPED), key=lambda seq: rank(seq, view))
         if not swapped:
             return []
-        swapped.sort(key=lambda seq: rank(seq, view))
-        alone = not plan.work and not any(seq.state in (State.RUNNING, State.LOADING) for seq in view.sequences)
+        alone = not plan.work and not view.in_state(State.RUNNING, State.LOADING)
         if not alone:  # else the first one comes back whoever waits: something must run
             swapped = self._ahead_of_waiting(swapped, plan, view)
         reserve = 0 if alone else int(self._options.watermark * view.total_blocks) + 1
@@ -68,7 +67,7 @@ class RankYields(newest_yields.NewestYields):
     def _ahead_of_waiting(self, swapped: list[Sequence], plan: StepPlan, view: View) -> list[Sequence]:
         """Those of better rank than every sequence that waits and is not planned."""
         planned = {work.sequence.id for work in plan.work}
-        waits = (rank(s, view) for s in view.sequences if s.state is State.WAITING and s.id not in planned)
+        waits = (rank(seq, view) for seq in view.in_state(State.WAITING) if seq.id not in planned)
         first = min(waits, default=None)
         return [seq for seq in swapped if first is None or rank(seq, view) < first]
 
@@ -87,7 +86,7 @@ def _promised(plan: StepPlan, view: View) -> int:
     """Blocks that prompts which are begun will need after this step."""
     now = {work.sequence.id: work.count for work in plan.work}
     promised = 0
-    for seq in view.sequences:
+    for seq in view.in_state(State.WAITING, State.RUNNING):
         if seq.id in now or (seq.state is State.RUNNING and not seq.decoding):
             count = now.get(seq.id, 0)
             promised += view.blocks_needed(seq, seq.remaining) - (view.blocks_needed(seq, count) if count else 0)

@@ -92,14 +92,14 @@ class SRPT:
         self._price(view)
         passed = [
             seq.id
-            for seq in view.sequences
-            if seq.state is State.RUNNING and (known := self._bucket.get(seq.id)) is not None and known != _bucket(seq)
+            for seq in view.in_state(State.RUNNING)
+            if (known := self._bucket.get(seq.id)) is not None and known != _bucket(seq)
         ]
         return passed + list(islice(self._bucket, OLDEST))
 
     def _price(self, view: View) -> None:
         """Seconds of a token of prompt and of output, beside those that decode now."""
-        decoding = [seq.length for seq in view.sequences if seq.state is State.RUNNING and seq.decoding]
+        decoding = [seq.length for seq in view.in_state(State.RUNNING) if seq.decoding]
         rows, cached = max(1, len(decoding)), max(1, sum(decoding))
         step = view.price(StepShape(rows, rows, rows, cached, cached))
         more = StepShape(rows + CHUNK, rows + 1, rows, cached + CHUNK, cached + span_pairs(CHUNK, 0))

@@ -23,7 +23,7 @@ class WholePrompts:
         started = [seq for seq in ranked if seq.state is State.RUNNING]
         decoding = [seq for seq in started if seq.decoding]
         free = view.free_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in started)
-        ahead = returning(ranked, view)
+        ahead = returning(view)
         for seq in ranked:
             if seq.decoding or len(plan.work) == rows or budget == 0:
                 continue

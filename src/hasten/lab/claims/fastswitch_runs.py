@@ -21,6 +21,9 @@ POOL_SHARE = 0.4
 CONVERSATIONS, QUICK = 600, 120
 VLLM = ("kv.block_size=16", "kv.reuse=none")
 HOST_BYTES = 64_000_000_000
+REAL_LENGTH = 1200
+GUARD_BYTES = 3_000_000
+"""About 1,000 tokens of the built-in model in float32: little enough that sequences must switch."""
 TRACE = "priority-trace"
 SYNC = "follow-order:transfers=sync"
 BY_BLOCK = ("kv.copies=blocks",)
@@ -51,11 +54,19 @@ def workload(conversations: int, rate: float, seed: int) -> Workload:
 
 
 def short_workload(conversations: int, rate: float, seed: int) -> Workload:
-    """The same for the small model: contexts of up to 2,000 tokens."""
+    """The same for the small model, with contexts of up to `REAL_LENGTH` tokens."""
     from hasten.lab.workloads.conversations import conversations as made
 
     return made(
-        rate=rate, conversations=conversations, turns=3, message=60, answer=100, think_s=1, longest=2000, system=64, seed=seed
+        rate=rate,
+        conversations=conversations,
+        turns=3,
+        message=150,
+        answer=200,
+        think_s=0.5,
+        longest=REAL_LENGTH,
+        system=64,
+        seed=seed,
     )
 
 
@@ -147,6 +158,7 @@ def simulate(
 def guard(setting: Setting) -> list[Guard]:
     """Equal tokens on all sides, and KV that came back as it left."""
     from hasten.lab.bench.kv_checks import KVChecks
+    from hasten.lab.workloads.conversations import conversations
 
     checks: dict[str, KVChecks] = {}
 
@@ -154,9 +166,12 @@ def guard(setting: Setting) -> list[Guard]:
         checks[name] = KVChecks(engine)
 
     setting.progress("equal tokens", 0.0)
-    sides = [Side(ROOM, (), ("kv.memory_bytes=50000000",)), *SIDES]
-    work = short_workload(4 if setting.quick else 10, 20.0, setting.seed)
-    common = ("executor.threads=1", "model.max_length=2048", *VLLM, "kv.memory_bytes=9000000", "kv.host_bytes=200000000")
+    sides = [Side(ROOM, (), ("kv.memory_bytes=50000000",)), *(ENDS if setting.quick else SIDES)]
+    work = conversations(
+        rate=50.0, conversations=8, turns=2, message=60, answer=60, think_s=0.1, longest=900, system=64, seed=setting.seed
+    )
+    memory = (f"kv.memory_bytes={GUARD_BYTES}", "kv.host_bytes=100000000")
+    common = ("executor.threads=1", "model.max_length=1024", *VLLM, *memory)
     tokens = equal_tokens(sides, work, common=common, attend=attend)
     compared = {name: one.compared for name, one in checks.items() if name != ROOM}
     wrong = sum(len(one.wrong) for one in checks.values())
@@ -170,17 +185,19 @@ def real(setting: Setting, tell: Callable[[str, float], None]) -> tuple[Point, d
     from hasten.lab.claims.sides import Sides
     from hasten.lab.claims.virtual import REAL, real_point
 
-    conversations, rounds = (16, 1) if setting.quick else (40, 3)
+    conversations, rounds = (10, 1) if setting.quick else (30, 3)
     work = short_workload(conversations, 1.0, setting.seed)
     room = Side(ROOM, (), ("kv.memory_bytes=400000000",))
     common = (*REAL, *VLLM, "kv.host_bytes=400000000")
     memories: list[Any] = []
     engines = Sides([room], common=common, attend=lambda name, engine: memories.append(engine.executor.memory))
     tell("for real: demand", 0.0)
-    engines.replay(ROOM, work)
+    engines.replay(ROOM, short_workload(2, 1.0, setting.seed))  # warms up
     need = demand(lambda w: engines.replay(ROOM, w)[0], work)
     engines.close()
-    pool = int(POOL_SHARE * need.blocks * memories[0].nbytes / memories[0].blocks)
+    # The longest request must fit, or nobody can run it.
+    blocks = max(POOL_SHARE * need.blocks, REAL_LENGTH / memories[0].block_size + 1)
+    pool = int(blocks * memories[0].nbytes / memories[0].blocks)
     traffic: dict[str, Traffic] = {}
 
     def attend(name: str, engine: Any) -> None:
@@ -199,7 +216,7 @@ def real(setting: Setting, tell: Callable[[str, float], None]) -> tuple[Point, d
         attend=attend,
     )
     note = (
-        f"for real: the built-in model, {need.rate:.1f} requests/s, {pool / 1e6:.1f} MB of KV; errors are medians of relative "
-        "errors of the prediction"
+        f"for real: the built-in model, {need.rate:.1f} requests/s, {pool / 1e6:.1f} MB of KV, "
+        f"{blocks / need.blocks:.0%} of the demand; errors are medians of relative errors of the prediction"
     )
     return point, traffic, note

@@ -20,7 +20,7 @@ from hasten.engine.scheduling.demand.prices import Prices
 from hasten.engine.scheduling.demand.runs import joins, unit_name
 from hasten.engine.scheduling.demand.tables import Floats, Tables, tables
 from hasten.engine.scheduling.demand.walks import Walks, walk, window
-from hasten.engine.sequence import Sequence
+from hasten.engine.sequence import Sequence, State
 
 STATES = 4096
 """Walks of so many states of an application are kept: runs in the same state share them."""
@@ -204,7 +204,8 @@ class Applications:
         self._all: OrderedDict[tuple[str, str, str], Application] = OrderedDict()
         self.of: dict[int, Application] = {}
         """By live sequence."""
-        self._live: dict[int, tuple[Sequence, Application]] = {}
+        self.dropped: set[int] = set()
+        """Live sequences that have lost their KV and may wait for it."""
 
     def came(self, seq: Sequence, view: View, prices: Prices) -> tuple[Application, bool]:
         """Its application, and whether a unit of it begins."""
@@ -222,15 +223,16 @@ class Applications:
         while len(self._all) > self.KEPT and not next(iter(self._all.values())).live:
             self._all.popitem(last=False)
         self.of[seq.id] = app
-        self._live[seq.id] = seq, app
         return app, app.arrived(seq)
 
-    def running(self) -> list[tuple[Sequence, Application]]:
+    def running(self, view: View) -> list[tuple[Sequence, Application]]:
         """Sequences that have been given something, with their applications."""
-        return [pair for pair in self._live.values() if pair[0].view.length or pair[0].length > pair[0].prompt_length]
+        begun = view.in_state(State.RUNNING, State.SWAPPED, State.LEAVING, State.LOADING)
+        waiting = [seq for id in self.dropped if (seq := view.sequence(id)) is not None and seq.state is State.WAITING]
+        return [(seq, self.of[seq.id]) for seq in [*begun, *waiting] if seq.view.length or seq.output_length]
 
     def went(self, seq: Sequence, prices: Prices, now: float) -> Application | None:
-        self._live.pop(seq.id, None)
+        self.dropped.discard(seq.id)
         app = self.of.pop(seq.id, None)
         if app is not None:
             app.went(seq, prices, now)
