@@ -2,8 +2,9 @@
 
 They are plain C++17 behind ``extern "C"``, loaded with ctypes: no Python or torch headers, so one library serves every
 Python version. The CPU kernels get a shared library for each instruction set, ``hasten/kernels/cpu/libhasten_<isa>.so``,
-and the package picks one when it starts; grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``. Nothing here can
-fail an installation: without kernels hasten runs on plain torch, without grammars it refuses constrained requests.
+and the package picks one when it starts; grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``, and so does entropy
+coding, which picks its instructions itself. Nothing here can fail an installation: without kernels hasten runs on plain torch,
+without grammars it refuses constrained requests, without entropy coding compressed KV.
 
 ``make native`` (``python setup.py build_ext --inplace``) rebuilds quickly while developing.
 """
@@ -74,7 +75,8 @@ def libraries() -> list[Library]:
     """Of the processor family of this machine."""
     variants = X86 if platform.machine().lower() in ("x86_64", "amd64") else {"generic": []}
     kernels = [Library(KERNELS / "cpu", isa, ("-fopenmp", "-fno-math-errno", *flags)) for isa, flags in variants.items()]
-    return [*kernels, Library(KERNELS / "grammar", "grammar", ("-pthread",))]
+    others = [Library(KERNELS / "grammar", "grammar", ("-pthread",)), Library(KERNELS / "entropy", "entropy", ())]
+    return [*kernels, *others]
 
 
 def find_compiler() -> list[str]:

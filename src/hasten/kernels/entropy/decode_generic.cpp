@@ -1,0 +1,3 @@
+#define VARIANT plain
+#define BYTES 16
+#include "decode.h"

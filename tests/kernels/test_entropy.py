@@ -1,0 +1,164 @@
+"""Entropy coding: every variant against the numpy reference, rates against the entropy, hostile streams, values into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.kernels import entropy
+from hasten.kernels.entropy import CorruptStream, reference
+from hasten.kernels.entropy.native import library
+
+try:
+    VARIANTS = range(library().hasten_entropy_variants())
+except RuntimeError:
+    pytest.skip("the library of entropy coding is not built", allow_module_level=True)
+
+
+@pytest.fixture(params=VARIANTS, autouse=True)
+def variant(request: pytest.FixtureRequest) -> Iterator[int]:
+    assert library().hasten_entropy_use(request.param) == 0
+    yield request.param
+    library().hasten_entropy_use(0)
+
+
+def world(rng: np.random.Generator, rows: int, channels: int, alphabet: int) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols, and counts that fit them roughly, very unevenly in some channels."""
+    weights = rng.random((alphabet, channels)) ** rng.integers(1, 12, channels)
+    weights /= weights.sum(0)
+    symbols = np.stack([rng.choice(alphabet, rows, p=weights[:, c]) for c in range(channels)], 1).astype(np.uint8)
+    return symbols, entropy.cumulative(weights)
+
+
+def decoded(stream: bytes, counts: np.ndarray, rows: int) -> np.ndarray:
+    channels = counts.shape[1]
+    return entropy.decode(stream, counts, rows, np.zeros(channels, np.int16), np.ones(channels, np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 31, 32, 33, 64, 100])
+def test_streams_are_the_references_and_come_back(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    for rows, alphabet in ((0, 2), (1, 2), (3, 256), (40, 17)):
+        symbols, counts = world(rng, rows, channels, alphabet)
+        stream = entropy.encode(symbols, counts)
+        assert stream == reference.encode(symbols, counts)
+        assert np.array_equal(reference.decode(stream, counts, rows), symbols)
+        assert np.array_equal(decoded(stream, counts, rows), symbols)
+
+
+def test_rate_is_the_entropy() -> None:
+    rng = np.random.default_rng(1)
+    rows, channels, alphabet = 1536, 64, 24
+    values = rng.laplace(0, rng.uniform(0.5, 3, channels), (rows, channels))
+    symbols = np.clip(np.rint(values) + alphabet // 2, 0, alphabet - 1).astype(np.uint8)
+    seen = np.stack([np.bincount(symbols[:, c], minlength=alphabet) for c in range(channels)], 1)
+    bits = -(seen * np.log2(np.maximum(seen, 1) / rows)).sum()
+    stream = entropy.encode(symbols, entropy.cumulative(seen + 1e-3))
+    assert bits / 8 <= len(stream) <= 1.01 * bits / 8 + 4 * entropy.LANES
+
+
+def test_values_from_levels() -> None:
+    rng = np.random.default_rng(2)
+    rows, channels, alphabet, together = 21, 40, 9, 4
+    symbols, counts = world(rng, rows, channels, alphabet)
+    low = rng.integers(-9, 9, channels).astype(np.int16)
+    step = rng.random(channels, np.float32) + 0.1
+    scale = rng.random(rows, np.float32)
+    base = rng.standard_normal((-(-rows // together), channels)).astype(np.float32)
+    levels = symbols.astype(np.float32) + low
+    far = symbols == alphabet - 1
+    escapes = rng.integers(-3000, 3000, far.sum()).astype(np.int16)
+    levels[far] = escapes
+    stream = entropy.encode(symbols, counts)
+    got = entropy.decode(stream, counts, rows, low, step, escapes=escapes, scale=scale, base=base, base_rows=together)
+    expected = base[np.arange(rows) // together] + levels * step * scale[:, None]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    for wrong in (escapes[:-1], np.append(escapes, np.int16(1))):
+        with pytest.raises(CorruptStream):
+            entropy.decode(stream, counts, rows, low, step, escapes=wrong)
+
+
+def test_damaged_streams_are_refused() -> None:
+    rng = np.random.default_rng(3)
+    symbols, counts = world(rng, 30, 37, 12)
+    stream = entropy.encode(symbols, counts)
+    for length in range(len(stream)):
+        with pytest.raises(CorruptStream):
+            decoded(stream[:length], counts, 30)
+    for wrong in (stream + b"\0\0", stream + b"\0", b"\0" * len(stream), b"\xff" * len(stream)):
+        with pytest.raises(CorruptStream):
+            decoded(wrong, counts, 30)
+    with pytest.raises(CorruptStream):
+        decoded(stream, counts, 29)
+    for _ in range(200):
+        bad = bytearray(stream)
+        bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        with pytest.raises(CorruptStream):
+            decoded(bytes(bad), counts, 30)
+
+
+def test_noise_is_read_within_its_bounds() -> None:
+    """Under the address sanitizer (`make sanitize`) a read beyond the stream ends the test."""
+    rng = np.random.default_rng(4)
+    _, counts = world(rng, 1, 64, 16)
+    for _ in range(300):
+        noise = rng.bytes(int(rng.integers(0, 600)))
+        with pytest.raises(CorruptStream):
+            decoded(noise, counts, int(rng.integers(1, 50)))
+
+
+def test_bad_arguments_are_refused() -> None:
+    rng = np.random.default_rng(5)
+    symbols, counts = world(rng, 4, 8, 5)
+    stream = entropy.encode(symbols, counts)
+    for at, value in (((0, 3), 1), ((5, 3), 100), ((2, 3), counts[1, 3])):
+        bad = counts.copy()
+        bad[at] = value
+        with pytest.raises(ValueError, match="counts must begin"):
+            entropy.encode(symbols, bad)
+        with pytest.raises(ValueError, match="counts must begin"):
+            decoded(stream, bad, 4)
+    with pytest.raises(ValueError, match="do not fit"):
+        entropy.encode(symbols + np.uint8(5), counts)
+    with pytest.raises(ValueError, match=r"low must be \[8\]"):
+        entropy.decode(stream, counts, 4, np.zeros(7, np.int16), np.ones(8, np.float32))
+    with pytest.raises(ValueError, match="is needed"):
+        entropy.decode(stream, counts, 4, np.zeros(8, np.int64), np.ones(8, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite"):
+        entropy.cumulative(np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_values_go_rotated_where_they_belong(kind: str) -> None:
+    rng = np.random.default_rng(6)
+    rows, heads, dim, rotary, size = 10, 3, 12, 8, 4
+    values = rng.standard_normal((rows, heads, dim), np.float32) * np.float32(10.0) ** rng.integers(-7, 5, (rows, heads, dim))
+    values = values.astype(np.float32)
+    table = rng.standard_normal((20, 2, rotary // 2)).astype(np.float32)
+    positions = rng.permutation(20)[:rows].astype(np.int32)
+    blocks = -(-rows // size)
+    out = np.zeros((blocks, heads, size, dim), np.float32 if kind == "float32" else np.uint16)
+    row = np.arange(rows)
+    offsets = row // size * heads * size * dim + row % size * dim
+    entropy.place(values, out, offsets, size * dim, kind=kind, cos_sin=table, positions=positions)
+
+    cos, sin = (table[positions, i][:, None] for i in (0, 1))
+    one, two = values[..., : rotary // 2], values[..., rotary // 2 : rotary]
+    turned = np.concatenate([one * cos - two * sin, two * cos + one * sin, values[..., rotary:]], -1)
+    flat = torch.from_numpy(out) if kind == "float32" else torch.from_numpy(out.view(np.int16)).view(getattr(torch, kind))
+    got = flat.permute(0, 2, 1, 3).reshape(-1, heads, dim)[:rows].float().numpy()
+    eps = {"float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}[kind]
+    np.testing.assert_allclose(got, turned, rtol=1.01 * eps, atol=2e-5 if kind == "float32" else 2**-24)
+
+    entropy.place(values, out, offsets, size * dim, kind=kind)
+    expected = torch.from_numpy(values).to(getattr(torch, kind))  # not rotated: rounded as torch rounds, bit for bit
+    flat = torch.from_numpy(out) if kind == "float32" else torch.from_numpy(out.view(np.int16)).view(getattr(torch, kind))
+    assert torch.equal(flat.permute(0, 2, 1, 3).reshape(-1, heads, dim)[:rows], expected)
+
+    with pytest.raises(ValueError, match="do not fit"):
+        entropy.place(values, out, offsets + 1 + 3 * size * dim, size * dim, kind=kind)
+    with pytest.raises(ValueError, match="do not fit"):
+        entropy.place(values, out, offsets, size * dim, kind=kind, cos_sin=table, positions=positions + np.int32(10))
