@@ -273,7 +273,7 @@ def test_bytes_progress_and_sites(folder: Path) -> None:
     assert seen[-1] == (stored, stored) and [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert model.weight_bytes == model.active_weight_bytes == stored - 96 * 32 * 4  # the lookup reads one row only
     assert len(model.blocks) == 2 and [site.index for site in model.sites] == [0, 1, 2]
-    assert all(site.k.numel() == site.v.numel() == 0 for site in model.sites)
+    assert all(not site.planes for site in model.sites)
     assert model.max_length == 64 and model.sites[0].cos_sin.shape == (64, 2, 4)
     assert load(folder, max_length=16).sites[0].cos_sin.shape == (16, 2, 4)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.technique import ConfigError, Technique, find, refuse
 
 BUILTIN = "builtin"
@@ -210,6 +211,12 @@ class EngineConfig(Section):
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def form(self) -> Form:
+        """How the attention policy's keys and values lie in the pool."""
+        technique = find(self.attention.policy)
+        form: Form = DENSE if technique.form is None else technique.form(self.options(technique))
+        return form
 
 
 def read_file(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hasten.engine.executors.step import Model
 from hasten.engine.kv.host import Run, Traffic
+from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.technique import ConfigError
 from hasten.kernels.pages import well_placed
 
@@ -44,37 +45,41 @@ class _Copy:
 class Memory:
     """`blocks` KV blocks of `block_size` slots in every site, and `host_blocks` in the host tier.
 
-    The pool is laid out per site as k and v [blocks, kv heads, block size, head_dim] in the run dtype."""
+    `form`: how keys and values lie in the planes of a site (`kv/planes.py`). `planes` [blocks, ...] and `host_planes`
+    [host_blocks, ...]: those of all sites, in one order: a block's bytes are its rows of them, one after another."""
 
-    def __init__(self, model: Model, blocks: int, block_size: int, host_blocks: int = 0) -> None:
+    def __init__(self, model: Model, blocks: int, block_size: int, host_blocks: int = 0, form: Form = DENSE) -> None:
         self.model = model
         self.blocks = blocks
         self.block_size = block_size
         self.host_blocks = host_blocks
         self.lock = threading.RLock()
         self.traffic = Traffic()
-        """A call is one copy of one site's keys or values."""
+        """A call is one copy of one plane."""
         self._copier: ThreadPoolExecutor | None = None
-        self._host: list[tuple[Tensor, Tensor]] = []
+        self.planes: list[Tensor] = []
+        self.host_planes: list[Tensor] = []
         for site in model.sites:
-            shape = (blocks, site.kv_heads, block_size, site.head_dim)
-            site.k = well_placed(torch.empty(shape, dtype=model.dtype, device=model.device))
-            site.v = well_placed(torch.empty(shape, dtype=model.dtype, device=model.device))
+            wanted = form.planes(site.kv_heads, site.head_dim, block_size, model.dtype)
+            site.form, site.block_size = form, block_size
+            site.planes = tuple(
+                well_placed(torch.empty(blocks, *plane.shape, dtype=plane.dtype, device=model.device)) for plane in wanted
+            )
+            self.planes += site.planes
         if host_blocks:
             pin = model.device.type == "cuda"
-            for site in model.sites:
-                shape = (host_blocks, site.kv_heads, block_size, site.head_dim)
-                self._host.append(
-                    (
-                        torch.empty(shape, dtype=model.dtype, pin_memory=pin),
-                        torch.empty(shape, dtype=model.dtype, pin_memory=pin),
-                    )
-                )
+            for here in self.planes:
+                self.host_planes.append(torch.empty(host_blocks, *here.shape[1:], dtype=here.dtype, pin_memory=pin))
             self._copier = ThreadPoolExecutor(1, thread_name_prefix="hasten-copier")
 
     @property
     def nbytes(self) -> int:
-        return sum(site.k.nbytes + site.v.nbytes for site in self.model.sites)
+        return sum(plane.nbytes for plane in self.planes)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all sites."""
+        return self.nbytes // self.blocks
 
     def copy_out(self, runs: Seq[Run]) -> _Copy:
         return self._copy(runs, out=True)
@@ -88,12 +93,11 @@ class Memory:
         def work() -> float:
             began = time.perf_counter()
             calls = 0
-            for site, (host_k, host_v) in zip(self.model.sites, self._host, strict=True):
-                for pool, host in ((site.k, host_k), (site.v, host_v)):
-                    for block, other, count in runs:  # contiguous on both sides: one plain copy
-                        here, there = pool[block : block + count], host[other : other + count]
-                        (there if out else here).copy_(here if out else there)
-                        calls += 1
+            for pool, host in zip(self.planes, self.host_planes, strict=True):
+                for block, other, count in runs:  # contiguous on both sides: one plain copy
+                    here, there = pool[block : block + count], host[other : other + count]
+                    (there if out else here).copy_(here if out else there)
+                    calls += 1
             self.traffic.count(out, calls, sum(count for _, _, count in runs))
             return time.perf_counter() - began
 
@@ -104,10 +108,11 @@ class Memory:
             self._copier.shutdown(wait=True)
 
 
-def block_bytes(model: Model, block_size: int) -> int:
+def block_bytes(model: Model, block_size: int, form: Form = DENSE) -> int:
     """Bytes of one block over all sites, keys and values."""
-    item = torch.empty(0, dtype=model.dtype).element_size()
-    return sum(2 * site.kv_heads * site.head_dim * block_size * item for site in model.sites)
+    return sum(
+        plane.nbytes for site in model.sites for plane in form.planes(site.kv_heads, site.head_dim, block_size, model.dtype)
+    )
 
 
 def free_bytes(device: torch.device) -> int:
@@ -133,9 +138,9 @@ def _meminfo(name: str) -> int:
     return 4 << 30
 
 
-def pool_blocks(model: Model, block_size: int, max_rows: int, asked_bytes: int | None) -> int:
+def pool_blocks(model: Model, block_size: int, max_rows: int, asked_bytes: int | None, form: Form = DENSE) -> int:
     """How many blocks the pool gets: `asked_bytes` worth, or SHARE of free memory, at most `max_rows` full contexts."""
-    each = block_bytes(model, block_size)
+    each = block_bytes(model, block_size, form)
     if asked_bytes is None:
         most = max_rows * -(-model.max_length // block_size)
         return max(1, min(most, int(SHARE * free_bytes(model.device)) // each))

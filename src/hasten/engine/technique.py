@@ -31,7 +31,8 @@ class Technique:
     `exact`: gives the plain engine's tokens. `sets`: config paths and the values that switch it on. `options`: a dataclass of
     its knobs, filled from `--with name:knob=value`; a field's `metadata={"search": values}` says what a search for the best
     value should try. `make(context, options)` builds the policy object; the context depends on
-    the seam (see its `base.py`). `default`: part of the plain engine. `paper`: title and year, empty for the defaults.
+    the seam (see its `base.py`). `form(options)`: of an attention policy, how its keys and values lie in the pool
+    (`kv.planes.Form`; None: dense). `default`: part of the plain engine. `paper`: title and year, empty for the defaults.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Technique:
     sets: Mapping[str, Any]
     make: Callable[[Any, Any], Any] | None = None
     options: type[Any] | None = None
+    form: Callable[[Any], Any] | None = None
     paper: str = ""
     requires: tuple[str, ...] = ()
     conflicts: Mapping[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from hasten.engine.executors.step import Step, generation
 from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.engine.kv.base import Handle
 from hasten.engine.kv.host import Run, Traffic
-from hasten.engine.memory import Memory, block_bytes
+from hasten.engine.memory import Memory
 from hasten.kernels import Kernels, ViewIndex
 from hasten.kernels.cpu import CpuKernels
 
@@ -184,9 +184,8 @@ class LocalExecutor:
                 targets.add(pairs[stop][1])
                 stop += 1
             src, dst = (torch.tensor(side, device=self._device) for side in zip(*pairs[at:stop], strict=True))
-            for site in self.memory.model.sites:
-                self.kernels.copy_blocks(site.k, src, dst)
-                self.kernels.copy_blocks(site.v, src, dst)
+            for plane in self.memory.planes:
+                self.kernels.copy_blocks(plane, src, dst)
             at = stop
 
     def move_slots(self, source: Seq[int], target: Seq[int]) -> None:
@@ -194,8 +193,7 @@ class LocalExecutor:
         src = torch.tensor(source, device=self._device)
         dst = torch.tensor(target, device=self._device)
         for site in self.memory.model.sites:
-            for cache in (site.k, site.v):
-                cache[dst // size, :, dst % size] = cache[src // size, :, src % size]
+            site.form.write(site.planes, dst, size, site.form.read(site.planes, src, size))
 
     @property
     def traffic(self) -> Traffic:
@@ -237,7 +235,7 @@ def generic_cost(memory: Memory) -> CostModel:
         read_bytes=lambda tokens: model.active_weight_bytes,
         flops_per_token=2 * (model.active_weights - head),
         head_flops=2 * head,
-        kv_bytes_per_token=block_bytes(model, memory.block_size) / memory.block_size,
+        kv_bytes_per_token=memory.block_bytes / memory.block_size,
         attention_flops=sum(4 * site.heads * site.head_dim for site in model.sites),
         overhead_s=1e-3,
         bandwidth=40e9,

@@ -75,8 +75,9 @@ class PlannedPass:
         each kind of op are wanted."""
         rows = len(x)
         prepared = self._kernels.prepare(index)
-        k = self._site.k
-        if prepared.block_end > k.shape[0] or prepared.slot_end > k.shape[2] or prepared.groups not in (1, k.shape[1]):
+        site = self._site
+        blocks = site.planes[0].shape[0]
+        if prepared.block_end > blocks or prepared.slot_end > site.block_size or prepared.groups not in (1, site.kv_heads):
             raise IndexError(f"the step reads block {prepared.block_end - 1}, slot {prepared.slot_end - 1} of a smaller cache")
         self._cell.set(prepared.address)
         self._x[:rows] = x

@@ -8,12 +8,13 @@ consume the pending residual delta, so that adding and normalising is one pass. 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from hasten.engine.kv.planes import DENSE, Form
 from hasten.kernels import Activation, Kernels, ViewIndex
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Site:
     """A position in the stack that owns KV. `cos_sin` float32 [positions, 2, rotary dims / 2], `window` in tokens or None.
-    `k`, `v` [blocks, kv heads, block size, head_dim] are its part of the pool."""
+    `planes`: its part of the pool, tensors [blocks, ...] in the `form` of the attention policy's choice (`kv/planes.py`)."""
 
     index: int
     heads: int
@@ -34,8 +35,18 @@ class Site:
     scale: float
     cos_sin: Tensor
     window: int | None = None
-    k: Tensor = field(default_factory=lambda: torch.empty(0))
-    v: Tensor = field(default_factory=lambda: torch.empty(0))
+    planes: tuple[Tensor, ...] = ()
+    form: Form = DENSE
+    block_size: int = 0
+
+    @property
+    def k(self) -> Tensor:
+        """Of a dense store: [blocks, kv heads, block size, head_dim], keys rotated."""
+        return self.planes[0]
+
+    @property
+    def v(self) -> Tensor:
+        return self.planes[1]
 
 
 class Unplannable(RuntimeError):

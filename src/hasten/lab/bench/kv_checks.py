@@ -41,6 +41,6 @@ class KVChecks:
         slots = torch.from_numpy(view.slots(np.arange(view.length), size))
         digest = hashlib.blake2b(digest_size=16)
         for site in executor.memory.model.sites:
-            for cache in (site.k, site.v):
-                digest.update(cache[slots // size, :, slots % size].contiguous().cpu().view(torch.uint8).numpy().tobytes())
+            for held in site.form.read(site.planes, slots, size):
+                digest.update(held.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.digest()

@@ -15,7 +15,6 @@ import numpy as np
 
 from hasten.engine.build import Built
 from hasten.engine.executors.local import LocalExecutor
-from hasten.engine.memory import block_bytes
 from hasten.engine.request import Request, SamplingParams
 from hasten.lab.bench import machine
 
@@ -146,9 +145,9 @@ def _break(point: Point, steps: list[tuple[float, dict[str, float]]]) -> None:
 
 
 def _judge(built: Built, point: Point, read: float, matmul: float, output: int) -> None:
-    model, size = built.parts.model, built.parts.memory.block_size
+    model, memory = built.parts.model, built.parts.memory
     if point.what == "decode":
-        kv = block_bytes(model, size) / size * (point.prompt + output / 2) * point.batch
+        kv = memory.block_bytes / memory.block_size * (point.prompt + output / 2) * point.batch
         arithmetic = 2 * model.active_weights * point.batch / matmul
         point.bound_s = max(model.active_weight_bytes / read, arithmetic) + kv / read
     else:

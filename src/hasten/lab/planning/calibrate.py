@@ -25,7 +25,6 @@ from hasten.engine.events import Kind
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.kv.host import runs_of
-from hasten.engine.memory import block_bytes
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.technique import ConfigError
 from hasten.lab.bench.machine import processor
@@ -173,7 +172,7 @@ def of(built: Built, fitted: Fit) -> Calibration:
         model=built.parts.config.model.path,
         vocabulary=model.vocabulary,
         max_length=model.max_length,
-        kv_token_bytes=block_bytes(model, memory.block_size) / memory.block_size,
+        kv_token_bytes=memory.block_bytes / memory.block_size,
         kv_bytes=memory.nbytes,
         costs=fitted.costs,
         machine=this_machine(),
