@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from math import inf
 
-from hasten.engine.kv.base import Store, Timed
+from hasten.engine.kv.base import Handle, Store
 from hasten.engine.kv.blockfile import Head
 from hasten.engine.kv.host import SecondPool, runs_of
 from hasten.engine.kv.host_chunks import HostChunks
@@ -32,13 +32,13 @@ class Part:
         self.store = store
         self.users = 0
         self.begun = False
-        self.fetching: Timed | None = None
-        self.copying: Timed | None = None
+        self.fetching: Handle | None = None
+        self.copying: Handle | None = None
         self.error: str | None = None
         self.over = False
 
     @property
-    def _step(self) -> Timed | None:
+    def _step(self) -> Handle | None:
         return self.fetching if self.fetching is not None else self.copying
 
     def stirs(self) -> bool:
@@ -59,7 +59,7 @@ class Arrivals:
         host: HostChunks,
         facts: Callable[[Head], Facts],
         arrived: Callable[[Entry, Store], None],
-        copied: Callable[[Timed, int], None],
+        copied: Callable[[Handle, int], None],
     ) -> None:
         self._second = second
         self._host = host
@@ -126,6 +126,7 @@ class Arrivals:
         try:
             copying.wait()
         except Exception as error:
+            part.store = None  # what it has is good
             self._lose(part, error)
             return
         self._copied(copying, len(part.blocks))

@@ -55,22 +55,15 @@ class Readiness(Enum):
 @runtime_checkable
 class Handle(Protocol):
     """A transfer under way. `done` never blocks; `wait` blocks and raises what went wrong, every time. `seconds`: how long the
-    copying itself took, 0 until it is done."""
+    copying itself took, 0 until it is done. `ends_s`: engine time when it is worth looking again: on a virtual clock when it is
+    over, on a real one infinity, as only looking tells."""
 
     @property
     def seconds(self) -> float: ...
+    @property
+    def ends_s(self) -> float: ...
     def done(self) -> bool: ...
     def wait(self) -> None: ...
-
-
-@runtime_checkable
-class Timed(Handle, Protocol):
-    """A transfer that knows when it is worth looking at again."""
-
-    @property
-    def ends_s(self) -> float:
-        """Engine time: on a virtual clock when it is over, on a real one infinity, as only looking tells."""
-        ...
 
 
 class Load(Protocol):
@@ -97,7 +90,7 @@ class Load(Protocol):
 
     @property
     def ends_s(self) -> float:
-        """As `Timed.ends_s`, of whatever comes next."""
+        """As `Handle.ends_s`, of whatever comes next."""
         ...
 
     def end(self) -> int:
@@ -107,9 +100,9 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, or will, one entry per run of
-    slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf. `load`: of a LOADING
-    span, which comes last."""
+    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, or will, one entry per run
+    of slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf. `load`: of a
+    LOADING span, which comes last."""
 
     start: int
     stop: int
@@ -153,13 +146,13 @@ class Reuse(Protocol):
 class Tiered(Reuse, Protocol):
     """A `Reuse` that keeps KV in slower tiers too and moves it by itself."""
 
-    def settle(self) -> None:
-        """Take note of transfers that are over. Once a step; never blocks."""
+    def settle(self, wait: bool = False) -> bool:
+        """Take note of transfers that are over, once a step; whether some read the pool. `wait`: for one of those."""
         ...
 
     @property
     def moving(self) -> bool:
-        """Some transfer of its own is under way."""
+        """Some transfer reads or writes the pool."""
         ...
 
     def counts(self) -> dict[str, float]:
@@ -176,19 +169,19 @@ class Tiered(Reuse, Protocol):
 
 
 class Store(Protocol):
-    """A place of chunks beyond host memory, which they reach and leave through blocks of the second pool. Called by the engine's
-    thread; the work is done elsewhere."""
+    """A place of chunks beyond host memory, which they reach and leave through blocks of the second pool. Called by the
+    engine's thread; the work is done elsewhere."""
 
     def holds(self, name: bytes) -> int | None:
         """Bytes that fetching the chunk moves; None when it is not there. Never blocks."""
         ...
 
-    def fetch(self, wanted: Head, blocks: Seq[int]) -> Timed:
+    def fetch(self, wanted: Head, blocks: Seq[int]) -> Handle:
         """Start bringing the chunk called `wanted.name` into blocks of the second pool. What comes is checked against `wanted`
         (whose codec says nothing): `wait` raises for everything else, and what the blocks then hold is of no account."""
         ...
 
-    def keep(self, head: Head, blocks: Seq[int], facts: Facts) -> Timed | None:
+    def keep(self, head: Head, blocks: Seq[int], facts: Facts) -> Handle | None:
         """Start storing a chunk that lies in blocks of the second pool; None when it will not be."""
         ...
 

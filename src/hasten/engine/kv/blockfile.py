@@ -252,5 +252,15 @@ def file_name(name: bytes, codec: str) -> str:
     return f"{name.hex()}.{codec}{SUFFIX}"
 
 
+def name_of(file: str) -> tuple[bytes, str] | None:
+    """(name, codec) of a file that is called as `file_name` says; None for others."""
+    if not file.endswith(SUFFIX):
+        return None
+    hexadecimal, dot, codec = file[: -len(SUFFIX)].partition(".")
+    if not dot or len(hexadecimal) != 64 or set(hexadecimal) - set("0123456789abcdef") or not codec:
+        return None
+    return bytes.fromhex(hexadecimal), codec
+
+
 Planes = Seq[npt.NDArray[Any]]
 """One array [blocks, *plane.shape] of type `plane.stored` for each of `Head.planes`, in their order."""

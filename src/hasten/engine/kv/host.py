@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from hasten.engine.kv.base import Allocator, Handle, Timed
+from hasten.engine.kv.base import Allocator, Handle
 from hasten.engine.kv.blockfile import Plane, Planes
 from hasten.engine.kv.pool import BlockPool
 
@@ -56,11 +56,11 @@ class SecondPool(Protocol):
 
     @property
     def block_bytes(self) -> int: ...
-    def copy_out(self, runs: Seq[Run]) -> Timed:
+    def copy_out(self, runs: Seq[Run]) -> Handle:
         """From the first pool."""
         ...
 
-    def copy_in(self, runs: Seq[Run]) -> Timed: ...
+    def copy_in(self, runs: Seq[Run]) -> Handle: ...
     def read(self, blocks: Seq[int]) -> Planes:
         """What consecutive blocks hold, perhaps as views of them. From any thread."""
         ...

@@ -57,9 +57,13 @@ class HostChunks:
             self.shelf.remove(entry)
             self._dropped.add(entry)
 
+    def everything(self) -> list[Entry]:
+        """Those dropped, whose places are still in use, included."""
+        return [*self.shelf.entries.values(), *self._dropped]
+
     def audit(self) -> None:
         self.shelf.audit()
-        held = [entry.slot for entry in [*self.shelf.entries.values(), *self._dropped]]
+        held = [entry.slot for entry in self.everything()]
         assert sorted([*held, *self._free]) == list(range(self._second.blocks // self._size)), (
             "a place is leaked or owned twice"
         )
