@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +23,11 @@ from hasten.engine.executors.base import Executor
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.local import LocalExecutor
 from hasten.engine.executors.step import Model
-from hasten.engine.kv.base import Reuse
+from hasten.engine.host_pool import HostPool
+from hasten.engine.kv.base import Reuse, Store
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.pool import BlockPool
+from hasten.engine.kv.stores import make_stores
 from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
 from hasten.engine.technique import ConfigError
@@ -54,6 +57,24 @@ class Parts:
     executor: Executor | None = None
     tokenizer: Tokenizer | None = None
     """None: whoever needs it loads it."""
+
+    @property
+    def kv_context(self) -> str:
+        """What KV depends on beside the weights' fingerprint: what turns weights into KV, and how that lies in blocks."""
+        config = self.config
+        names = (config.weights.store, config.depth.policy, config.attention.policy)
+        knobs = [config.techniques.get(name) for name in names]
+        return json.dumps([names, knobs, config.form().name, str(self.model.dtype)], sort_keys=True, default=str)
+
+    def second_pool(self, nbytes: int) -> HostPool:
+        """As many blocks in host memory as `nbytes` hold. Raises ConfigError when that is none."""
+        blocks = nbytes // self.memory.block_bytes
+        if not blocks:
+            raise ConfigError(f"{nbytes} bytes of host memory hold no block of {self.memory.block_size} tokens")
+        return self.memory.second_pool(blocks)
+
+    def stores(self, *asked: Any) -> list[Store]:
+        return make_stores(*asked)
 
 
 @dataclass(slots=True)
@@ -97,9 +118,6 @@ def build(
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
-    if config.kv.reuse is not None:
-        reuse: Reuse = config.make(config.kv.reuse, parts)
-        books.reuse = reuse
     if config.executor.kind != "local":
         raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
     costs = CostModel.read(config.executor.costs) if config.executor.costs is not None else None
@@ -107,6 +125,9 @@ def build(
         memory, kernels, attention, depth, deterministic=deterministic, native=config.executor.native, costs=costs
     )
     parts.executor = executor
+    if config.kv.reuse is not None:
+        reuse: Reuse = config.make(config.kv.reuse, parts)
+        books.reuse = reuse
     engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
     info = {
         "model": config.model.path,

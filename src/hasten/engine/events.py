@@ -63,6 +63,8 @@ class Kind(IntEnum):
     """it ended with an error, or was cancelled or rejected [b: finish reason's number]"""
     READ = 21
     """after a step, what its attention read [sequence: -1, a: cached tokens, b: pairs of query and key]"""
+    LOADED = 22
+    """KV that was fetched for it from slower tiers is here [a: tokens, b: tokens that did not come]"""
 
 
 COLUMNS = {"time_s": np.float64, "kind": np.int8, "sequence": np.int64, "a": np.float64, "b": np.float64}

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
-from hasten.engine.kv.base import Ints, Readiness, ReuseKey, Tier
+from hasten.engine.kv.base import Ints, Load, Readiness, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
@@ -75,6 +76,13 @@ class Ledger:
         self._ids = count()
         self._numbers = count()
         self._opened: dict[int, int] = {}
+        """Tokens that a look-up found here for sequences that have not started."""
+        self._found: dict[int, Load] = {}
+        """What it found beyond, in slower tiers, of those."""
+        self._loads: dict[int, Load] = {}
+        """Under way, of sequences that are loading."""
+        self._spans: dict[int, int] = {}
+        """Tokens of either."""
 
     # -- birth ----------------------------------------------------------------------------------------------------------
 
@@ -166,22 +174,39 @@ class Ledger:
         if reuse is None or not seq.reusable or group.prompt_scores is not None:
             return seq.remaining
         for found in reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
-            if found.start != seq.view.length or found.readiness is not Readiness.READY:
-                raise AssertionError("spans beyond a leading ready one need partial prefill, which this engine lacks")
+            if found.start != seq.view.length or seq.id in self._found or found.readiness is Readiness.RECOMPUTE:
+                raise AssertionError("spans beyond a leading one need partial prefill, which this engine lacks")
             self.books.link(seq.view, found.runs)
+            if found.load is not None:
+                self._found[seq.id], self._spans[seq.id] = found.load, found.stop - found.start
         seq.todo = [(seq.view.length, seq.length)]
         self._opened[seq.id] = seq.view.length
         return seq.remaining
+
+    def load(self, seq: Sequence) -> bool:
+        """The sequence was planned. If some of the KV that was looked up for it must be fetched first, that begins now and it
+        cannot run before it has ended; whether that is so."""
+        load = self._found.pop(seq.id, None)
+        if load is None:
+            return False
+        del self._opened[seq.id]
+        self._loads[seq.id] = load
+        self._become(seq, State.LOADING)
+        load.begin()
+        return True
 
     def start(self, seq: Sequence) -> None:
         """The sequence was planned: from now on it is running."""
         if seq.state is State.WAITING:
             reused = self._opened.pop(seq.id, 0)
             self._become(seq, State.RUNNING)
-            if reused:
-                self.events.add(self.clock.now(), Kind.REUSED, seq.id, reused)
-                if seq.output_length == 0:
-                    self.groups[seq.request.id].reused = min(reused, seq.prompt_length)
+            self._reused(seq, reused)
+
+    def _reused(self, seq: Sequence, tokens: int) -> None:
+        if tokens:
+            self.events.add(self.clock.now(), Kind.REUSED, seq.id, tokens)
+            if seq.output_length == 0:
+                self.groups[seq.request.id].reused = min(tokens, seq.prompt_length)
 
     def close_unplanned(self, planned: Container[int] = ()) -> None:
         """Let go of the KV looked up for sequences that were not planned after all."""
@@ -189,9 +214,17 @@ class Ledger:
             if id in planned:
                 continue
             seq = self.sequences[id]
-            del self._opened[id]
+            self._unopen(seq)
             self._release(seq)
             self._restart(seq)
+
+    def _unopen(self, seq: Sequence) -> None:
+        """What was looked up for it is not wanted."""
+        self._opened.pop(seq.id, None)
+        load = self._found.pop(seq.id, None)
+        if load is not None:
+            del self._spans[seq.id]
+            load.abandon()
 
     def cache(self, seq: Sequence) -> None:
         """Offer the sequence's computed KV for reuse."""
@@ -219,8 +252,29 @@ class Ledger:
 
     @property
     def moving(self) -> bool:
-        """Some sequence's KV is on the way between tiers."""
-        return self.transfers is not None and bool(self.transfers.moves)
+        """Some KV is on the way between tiers."""
+        if self._loads or (self.transfers is not None and self.transfers.moves):
+            return True
+        return self._tiers is not None and self._tiers.moving
+
+    @property
+    def _tiers(self) -> Tiered | None:
+        return self.books.reuse if isinstance(self.books.reuse, Tiered) else None
+
+    @property
+    def loading(self) -> bool:
+        """Some sequence waits for KV that is fetched for it."""
+        return bool(self._loads)
+
+    @property
+    def loads_end_s(self) -> float:
+        """Engine time when it is worth looking after them again (`Handle.ends_s`)."""
+        return min((load.ends_s for load in self._loads.values()), default=-inf)
+
+    def stirs(self) -> bool:
+        """There is something for `settle` to do. Changes nothing."""
+        moves = list(self.transfers.moves.values()) if self.transfers is not None else []
+        return any(load.stirs() for load in list(self._loads.values())) or any(move.handle.done() for move in moves)
 
     # -- yielding and coming back ---------------------------------------------------------------------------------------
 
@@ -276,7 +330,33 @@ class Ledger:
             if wait or move.handle.done():
                 self._end(move)
             wait = False
-        return bool(moves)
+        tiers, loads = self._tiers, list(self._loads.items())
+        busy = bool(moves or loads)
+        if tiers is not None:
+            began = self.clock.now()
+            busy |= tiers.settle(wait and not busy)
+            self.waited_s += self.clock.now() - began if wait else 0.0
+        for id, load in loads:
+            if load.done():
+                self._loaded(self.sequences[id])
+        return busy
+
+    def _loaded(self, seq: Sequence) -> None:
+        """What was fetched for it is there, as far as it came: it goes on behind that."""
+        load = self._loads.pop(seq.id)
+        before = seq.view.length
+        first = before - self._spans.pop(seq.id)
+        there = first + load.end()
+        self.truncate(seq, there)
+        seq.todo = [(there, seq.length)]
+        now = self.clock.now()
+        self.events.add(now, Kind.LOADED, seq.id, there - first, before - there)
+        self._become(seq, State.RUNNING)
+        if seq.cancelled is not None:
+            self.close(seq, seq.cancelled)
+        else:
+            self._reused(seq, there)
+            self.cache(seq)
 
     def _end(self, move: Move) -> None:
         assert self.transfers is not None
@@ -334,7 +414,13 @@ class Ledger:
         if self.moves(seq):
             seq.cancelled = reason
             return
-        self._opened.pop(seq.id, None)
+        if seq.id in self._loads:
+            seq.cancelled = reason
+            self._loads[seq.id].cancel()
+            if self._loads[seq.id].done():
+                self._loaded(seq)
+            return
+        self._unopen(seq)
         if seq.state is State.SWAPPED:
             self._lose(seq)
         else:
@@ -385,6 +471,10 @@ class Ledger:
         pool.audit()
         if self.transfers is not None:
             self.transfers.audit(self.sequences.values())
+        assert self._found.keys() | self._loads.keys() == self._spans.keys(), "a load is forgotten"
+        assert self._loads.keys() <= self._in[State.LOADING].keys(), "a sequence that loads is in another state"
+        if self._tiers is not None:
+            self._tiers.audit()
 
 
 def _common(one: Sequence, other: Sequence) -> int:

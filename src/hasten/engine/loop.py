@@ -21,6 +21,7 @@ from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
 from hasten.engine.executors.cost import StepShape, shape_of_spans
 from hasten.engine.inbox import Inbox
+from hasten.engine.kv.base import Tiered
 from hasten.engine.ledger import Ledger
 from hasten.engine.outbox import Outbox
 from hasten.engine.outputs import TokenDelta
@@ -106,6 +107,7 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """Counters since the start, and the state now, for metrics and consoles."""
         counts, sums = self.events.counts, self.events.sums
+        reuse = self.ledger.books.reuse
         states = [seq.state for seq in list(self.ledger.sequences.values())]
         return {
             "running": states.count(State.RUNNING),
@@ -122,6 +124,7 @@ class Engine:
             "drafted_total": sums[Kind.DRAFTED],
             "finished_total": counts[Kind.FINISHED],
             "failed_total": counts[Kind.FAILED],
+            **(reuse.counts() if isinstance(reuse, Tiered) else {}),
         }
 
     # -- the step -------------------------------------------------------------------------------------------------------
@@ -158,18 +161,23 @@ class Engine:
 
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
-            if self.ledger.settle(wait=True) or self.outbox or self._planner.moved:
+            loading = self.ledger.loading
+            if (loading and self._planner.moved) or (not loading and self.ledger.settle(wait=True)):
                 return
-            if not self.ledger.sequences:
+            if self.outbox or self._planner.moved:
+                return
+            if not loading and not self.ledger.sequences:
                 if self._inbox.compiling:
                     self.clock.wait(began + 1e-3, lambda: self._inbox.requests > 0)
                 return
             # Held against when planning began: since then a real clock may have passed it.
             waits = plan.replan_at is not None and plan.replan_at > began
-            if not waits:
+            if not waits and not loading:
                 stuck = next(iter(self.ledger.sequences.values()))
                 self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
-        if waits:  # the policy holds its sequences back on purpose
+        if loading:  # somebody else may come before it is here
+            self.clock.wait(min(self.ledger.loads_end_s, until_s), lambda: len(self._inbox) > 0 or self.ledger.stirs())
+        elif waits:  # the policy holds its sequences back on purpose
             assert plan.replan_at is not None
             self.clock.wait(min(plan.replan_at, until_s), lambda: len(self._inbox) > 0)
 

@@ -6,15 +6,16 @@ Lanes (loops) share a `Memory`; the tensors live here, the books (`Books`) say w
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hasten.engine.executors.step import Model
+from hasten.engine.host_pool import HostPool, Working
 from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.technique import ConfigError
@@ -24,29 +25,11 @@ SHARE = 0.4
 """Share of free memory the KV pool takes at most when no size is given. Untouched pages cost nothing on the CPU."""
 
 
-class _Copy:
-    """A transfer in a worker thread (`kv.base.Handle`)."""
-
-    def __init__(self, future: Future[float]) -> None:
-        self._future = future
-
-    @property
-    def seconds(self) -> float:
-        done = self._future.done() and self._future.exception() is None
-        return self._future.result() if done else 0.0
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def wait(self) -> None:
-        self._future.result()
-
-
 class Memory:
     """`blocks` KV blocks of `block_size` slots in every site, and `host_blocks` in the host tier.
 
-    `form`: how keys and values lie in the planes of a site (`kv/planes.py`). `planes` [blocks, ...] and `host_planes`
-    [host_blocks, ...]: those of all sites, in one order: a block's bytes are its rows of them, one after another."""
+    `form`: how keys and values lie in the planes of a site (`kv/planes.py`). `planes` [blocks, ...]: those of all sites, in one
+    order: a block's bytes are its rows of them, one after another."""
 
     def __init__(self, model: Model, blocks: int, block_size: int, host_blocks: int = 0, form: Form = DENSE) -> None:
         self.model = model
@@ -57,8 +40,9 @@ class Memory:
         self.traffic = Traffic()
         """A call is one copy of one plane."""
         self._copier: ThreadPoolExecutor | None = None
+        self._closing: list[Callable[[], None]] = []
         self.planes: list[Tensor] = []
-        self.host_planes: list[Tensor] = []
+        self._sites: list[tuple[int, str]] = []
         for site in model.sites:
             wanted = form.planes(site.kv_heads, site.head_dim, block_size, model.dtype)
             site.form, site.block_size = form, block_size
@@ -66,11 +50,8 @@ class Memory:
                 well_placed(torch.empty(blocks, *plane.shape, dtype=plane.dtype, device=model.device)) for plane in wanted
             )
             self.planes += site.planes
-        if host_blocks:
-            pin = model.device.type == "cuda"
-            for here in self.planes:
-                self.host_planes.append(torch.empty(host_blocks, *here.shape[1:], dtype=here.dtype, pin_memory=pin))
-            self._copier = ThreadPoolExecutor(1, thread_name_prefix="hasten-copier")
+            self._sites += [(site.index, plane.name) for plane in wanted]
+        self._host = self.second_pool(host_blocks) if host_blocks else None
 
     @property
     def nbytes(self) -> int:
@@ -81,29 +62,23 @@ class Memory:
         """Bytes of one block over all sites."""
         return self.nbytes // self.blocks
 
-    def copy_out(self, runs: Seq[Run]) -> _Copy:
-        return self._copy(runs, out=True)
+    def second_pool(self, blocks: int) -> HostPool:
+        """One more pool of blocks in host memory."""
+        if self._copier is None:
+            self._copier = ThreadPoolExecutor(1, thread_name_prefix="hasten-copier")
+        return HostPool(self.planes, blocks, self._copier, self.traffic, self._sites, self._closing.append)
 
-    def copy_in(self, runs: Seq[Run]) -> _Copy:
-        return self._copy(runs, out=False)
+    def copy_out(self, runs: Seq[Run]) -> Working:
+        assert self._host is not None, "no host tier"
+        return self._host.copy_out(runs)
 
-    def _copy(self, runs: Seq[Run], out: bool) -> _Copy:
-        assert self._copier is not None, "no host tier"
-
-        def work() -> float:
-            began = time.perf_counter()
-            calls = 0
-            for pool, host in zip(self.planes, self.host_planes, strict=True):
-                for block, other, count in runs:  # contiguous on both sides: one plain copy
-                    here, there = pool[block : block + count], host[other : other + count]
-                    (there if out else here).copy_(here if out else there)
-                    calls += 1
-            self.traffic.count(out, calls, sum(count for _, _, count in runs))
-            return time.perf_counter() - began
-
-        return _Copy(self._copier.submit(work))
+    def copy_in(self, runs: Seq[Run]) -> Working:
+        assert self._host is not None, "no host tier"
+        return self._host.copy_in(runs)
 
     def close(self) -> None:
+        while self._closing:
+            self._closing.pop()()
         if self._copier is not None:
             self._copier.shutdown(wait=True)
 

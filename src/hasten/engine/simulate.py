@@ -13,6 +13,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.events import EventLog
 from hasten.engine.executors.cost import CostModel
 from hasten.engine.executors.simulated import SimulatedExecutor, SimulatedModel, SimulatedSampler, spans_only
+from hasten.engine.executors.simulated_tiers import SimulatedPool, SimulatedStore
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.loop import Engine
@@ -40,7 +41,26 @@ class SimulatedParts:
     books: Books
     clock: VirtualClock
     events: EventLog
+    executor: SimulatedExecutor
+    block_bytes: int
+    """0: not known."""
     eos: frozenset[int] = frozenset()
+
+    kv_context = ""
+
+    def second_pool(self, nbytes: int) -> SimulatedPool:
+        """As many blocks in host memory as `nbytes` hold. Raises ConfigError."""
+        if not self.block_bytes or nbytes < self.block_bytes:
+            raise ConfigError(f"{self.model.name}: {nbytes} bytes of host memory hold no block of {self.block_bytes} bytes")
+        return SimulatedPool(self.executor, nbytes // self.block_bytes, self.block_bytes)
+
+    def stores(self, second: SimulatedPool, options: Any, price: Any, retention: Any) -> list[SimulatedStore]:
+        """A disk of the rate stated. Raises ConfigError for a peer."""
+        if options.peer:
+            raise ConfigError("tiered: peer: what a peer has cannot be simulated")
+        if not options.disk:
+            return []
+        return [SimulatedStore(self.clock, options.disk_bytes, retention(), options.disk_rate)]
 
 
 def simulated_engine(
@@ -54,10 +74,12 @@ def simulated_engine(
     single_steps: bool = False,
     order: Order | None = None,
     facts: Mapping[str, Any] | None = None,
+    block_bytes: int = 0,
 ) -> Engine:
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
     advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no
-    engine can. Raises ConfigError for techniques whose cost is not modelled."""
+    engine can. `block_bytes`: of a block's KV, for parts that have a budget of bytes. Raises ConfigError for techniques whose
+    cost is not modelled."""
     for path, value in _MODELLED.items():
         section, field = path.split(".")
         if (found := getattr(getattr(config, section), field)) != value:
@@ -69,8 +91,8 @@ def simulated_engine(
     config.decoding.constraint = None
     clock = VirtualClock()
     pool = BlockPool(blocks, config.kv.block_size, config.make(config.kv.allocator, blocks))
-    parts = SimulatedParts(config, model, Books(pool), clock, EventLog(keep=None))
     executor = SimulatedExecutor(model, costs, clock, config.kv.block_size, speed=speed, facts=dict(facts or {}))
+    parts = SimulatedParts(config, model, Books(pool), clock, EventLog(keep=None), executor, block_bytes)
     require(config, executor.attention)
     if config.kv.reuse is not None:
         parts.books.reuse = config.make(config.kv.reuse, parts)

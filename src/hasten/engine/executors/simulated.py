@@ -78,18 +78,18 @@ class _Step:
 
 
 @dataclass(slots=True)
-class _Transfer:
-    """Copying that takes `seconds` and is over at `end_s`."""
+class SimulatedTransfer:
+    """Copying that takes `seconds` and is over at `ends_s`."""
 
     clock: VirtualClock
-    end_s: float
+    ends_s: float
     seconds: float
 
     def done(self) -> bool:
-        return self.clock.now() >= self.end_s
+        return self.clock.now() >= self.ends_s
 
     def wait(self) -> None:
-        self.clock.advance_to(self.end_s)
+        self.clock.advance_to(self.ends_s)
 
 
 @dataclass(slots=True)
@@ -123,18 +123,18 @@ class SimulatedExecutor:
     def move_slots(self, source: Seq[int], target: Seq[int]) -> None: ...
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
 
-    def copy_out(self, runs: Seq[Run]) -> _Transfer:
+    def copy_out(self, runs: Seq[Run]) -> SimulatedTransfer:
         return self._copy(runs, out=True)
 
-    def copy_in(self, runs: Seq[Run]) -> _Transfer:
+    def copy_in(self, runs: Seq[Run]) -> SimulatedTransfer:
         return self._copy(runs, out=False)
 
-    def _copy(self, runs: Seq[Run], out: bool) -> _Transfer:
+    def _copy(self, runs: Seq[Run], out: bool) -> SimulatedTransfer:
         blocks = sum(count for _, _, count in runs)
         self.traffic.count(out, len(runs), blocks)
         seconds = self.costs.copy(len(runs), blocks * self.block_size) / self.speed
         self._link_free_s = max(self.clock.now(), self._link_free_s) + seconds
-        return _Transfer(self.clock, self._link_free_s, seconds)
+        return SimulatedTransfer(self.clock, self._link_free_s, seconds)
 
     def price(self, shape: StepShape) -> float:
         return self.costs.step(shape) / self.speed

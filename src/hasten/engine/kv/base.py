@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from hasten.engine.kv.blockfile import Head
+    from hasten.engine.kv.retention import Facts
     from hasten.engine.kv.view import View
 
 Ints = npt.NDArray[np.int32]
@@ -53,24 +55,60 @@ class Readiness(Enum):
 @runtime_checkable
 class Handle(Protocol):
     """A transfer under way. `done` never blocks; `wait` blocks and raises what went wrong, every time. `seconds`: how long the
-    copying itself took, 0 until it is done."""
+    copying itself took, 0 until it is done. `ends_s`: engine time when it is worth looking again: on a virtual clock when it is
+    over, on a real one infinity, as only looking tells."""
 
     @property
     def seconds(self) -> float: ...
+    @property
+    def ends_s(self) -> float: ...
     def done(self) -> bool: ...
     def wait(self) -> None: ...
 
 
+class Load(Protocol):
+    """KV on its way from slower tiers into blocks of the pool that a sequence already holds. Found, it costs nothing yet: it is
+    either begun or abandoned."""
+
+    def begin(self) -> None: ...
+    def abandon(self) -> None: ...
+    def cancel(self) -> None:
+        """Nobody wants it any more: what has not set out for the pool stays where it is. `done` may be true at once."""
+        ...
+
+    def done(self) -> bool:
+        """Nothing will write the blocks any more. Never blocks."""
+        ...
+
+    def wait(self) -> None:
+        """Until `done`. Raises nothing: what went wrong shows in `end`."""
+        ...
+
+    def stirs(self) -> bool:
+        """Some part of it has got further since it was last settled. Never blocks and changes nothing."""
+        ...
+
+    @property
+    def ends_s(self) -> float:
+        """As `Handle.ends_s`, of whatever comes next."""
+        ...
+
+    def end(self) -> int:
+        """How many tokens of the span, from its beginning, are there. Once, when it is done."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, one entry per run of
-    slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf."""
+    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, or will, one entry per run
+    of slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf. `load`: of a
+    LOADING span, which comes last."""
 
     start: int
     stop: int
     readiness: Readiness
     runs: Ints
-    handle: Handle | None = None
+    load: Load | None = None
 
 
 class Allocator(Protocol):
@@ -102,6 +140,65 @@ class Reuse(Protocol):
     def evict(self, count: int) -> int:
         """Give up to `count` blocks back to the pool; the number given."""
         ...
+
+
+@runtime_checkable
+class Tiered(Reuse, Protocol):
+    """A `Reuse` that keeps KV in slower tiers too and moves it by itself."""
+
+    def settle(self, wait: bool = False) -> bool:
+        """Take note of transfers that are over, once a step; whether some read the pool. `wait`: for one of those."""
+        ...
+
+    @property
+    def moving(self) -> bool:
+        """Some transfer reads or writes the pool."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """What it did so far, for metrics."""
+        ...
+
+    def audit(self) -> None:
+        """AssertionError when its books are wrong (tests, debugging)."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is under way and write what is to be kept."""
+        ...
+
+
+class Store(Protocol):
+    """A place of chunks beyond host memory, which they reach and leave through blocks of the second pool. Called by the
+    engine's thread; the work is done elsewhere."""
+
+    def holds(self, name: bytes) -> int | None:
+        """Bytes that fetching the chunk moves; None when it is not there. Never blocks."""
+        ...
+
+    def fetch(self, wanted: Head, blocks: Seq[int]) -> Handle:
+        """Start bringing the chunk called `wanted.name` into blocks of the second pool. What comes is checked against `wanted`
+        (whose codec says nothing): `wait` raises for everything else, and what the blocks then hold is of no account."""
+        ...
+
+    def keep(self, head: Head, blocks: Seq[int], facts: Facts) -> Handle | None:
+        """Start storing a chunk that lies in blocks of the second pool; None when it will not be."""
+        ...
+
+    def used(self, name: bytes) -> None:
+        """A look-up used the chunk, wherever it was found."""
+        ...
+
+    def lose(self, name: bytes) -> None:
+        """What it has under this name is no good, or could not be stored."""
+        ...
+
+    def seconds(self, nbytes: int) -> float:
+        """Predicted, from now on, of fetching so many bytes."""
+        ...
+
+    def audit(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Tier(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hasten.engine.kv.base import Allocator, Handle
+from hasten.engine.kv.blockfile import Plane, Planes
 from hasten.engine.kv.pool import BlockPool
 
 Run = tuple[int, int, int]
@@ -40,6 +41,33 @@ class Copier(Protocol):
     def traffic(self) -> Traffic: ...
     def copy_out(self, runs: Seq[Run]) -> Handle: ...
     def copy_in(self, runs: Seq[Run]) -> Handle: ...
+
+
+class SecondPool(Protocol):
+    """A pool of blocks in host memory, beside the one that sequences are swapped to. Copies to and from the first pool take
+    place in the order asked for, those of swapping included."""
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """What a block is made of; nothing in a simulation."""
+        ...
+
+    @property
+    def block_bytes(self) -> int: ...
+    def copy_out(self, runs: Seq[Run]) -> Handle:
+        """From the first pool."""
+        ...
+
+    def copy_in(self, runs: Seq[Run]) -> Handle: ...
+    def read(self, blocks: Seq[int]) -> Planes:
+        """What consecutive blocks hold, perhaps as views of them. From any thread."""
+        ...
+
+    def write(self, blocks: Seq[int], planes: Planes) -> None:
+        """Fill consecutive blocks. From any thread."""
+        ...
 
 
 def runs_of(blocks: Seq[int], host_blocks: Seq[int]) -> list[Run]:

@@ -86,7 +86,7 @@ class Planner:
         self.untouched = True
         """The last plan is what the batching composed: nobody was moved, rejected or left out after it had answered."""
         self.moved = False
-        """The last plan moved some sequence's KV, or dropped it."""
+        """The last plan moved some sequence's KV, began to fetch it, or dropped it."""
         ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
         ledger.events.subscribe(lambda event: self._ranking.touch(event.sequence), order.stale_on)
@@ -245,7 +245,10 @@ class Planner:
             self._ledger.close(sequence, Finish.REJECTED, reason)
         # What was looked up in vain must not keep its blocks from those that run.
         self._ledger.close_unplanned({work.sequence.id for work in plan.work})
-        self.moved = self._make_room(plan) or early
+        loading = {work.sequence.id for work in plan.work if self._ledger.load(work.sequence)}
+        if loading:  # they take part when what was found for them is here
+            plan.work = [work for work in plan.work if work.sequence.id not in loading]
+        self.moved = self._make_room(plan) or early or bool(loading)
         self.untouched = fault is None and not self.moved and not plan.reject and len(plan.work) == composed
         for work in plan.work:
             self._ledger.start(work.sequence)

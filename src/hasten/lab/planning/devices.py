@@ -65,6 +65,7 @@ class Device:
             self.costs,
             blocks=self.blocks(config),
             host_blocks=int(config.kv.host_bytes // block_bytes),
+            block_bytes=int(block_bytes),
             speed=speed,
             single_steps=single_steps,
             order=order,

@@ -1,0 +1,64 @@
+"""The stores beyond host memory that the knobs of `tiered` ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hasten.engine.executors.cost import StepShape, span_pairs
+from hasten.engine.kv.base import Store
+from hasten.engine.kv.codecs import codec
+from hasten.engine.kv.disk import Disk
+from hasten.engine.kv.folder import Folder
+from hasten.engine.kv.host import SecondPool
+from hasten.engine.kv.peer import Peer
+from hasten.engine.kv.retention import Retention
+from hasten.engine.kv.wire import split_address
+from hasten.engine.technique import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.engine.kv.tiered import Options
+
+TOKEN = "HASTEN_CACHE_TOKEN"
+"""The environment variable that names the shared token."""
+
+
+def make_stores(
+    second: SecondPool, options: Options, price: Callable[[StepShape], float], retention: Callable[[], Retention]
+) -> list[Store]:
+    """The disk, then the peer, as far as they are asked for. Raises ConfigError."""
+    codec(options.codec)  # unknown ones are refused before anything is made
+    stores: list[Store] = []
+    if options.disk:
+        try:
+            folder = Folder(options.disk)
+        except OSError as error:
+            raise ConfigError(f"tiered: disk={options.disk}: {error.strerror}") from None
+        stores.append(
+            Disk(
+                folder,
+                second,
+                options.disk_bytes,
+                retention(),
+                price=lambda start, tokens: price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start))),
+                codec_name=options.codec,
+                rate=options.disk_rate,
+            )
+        )
+    if options.peer:
+        token = options.peer_token or os.environ.get(TOKEN, "")
+        if not token:
+            raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
+        split_address(options.peer)
+        stores.append(
+            Peer(
+                options.peer,
+                token,
+                second,
+                codec_name=options.codec,
+                rate=options.peer_rate,
+                timeout_s=options.timeout_s,
+            )
+        )
+    return stores

@@ -1,0 +1,87 @@
+"""Tiers: reusable KV outlives device memory, and the process.
+
+What the prefix tree caches in the pool goes on to host memory and from there to disk, and can be fetched from a peer process
+(`tiered_cache.py` says how). Exact as long as the codec is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.engine.executors.cost import StepShape
+from hasten.engine.kv.codecs import RAW
+from hasten.engine.kv.prefix_tree import PrefixTree
+from hasten.engine.kv.retention import ADMISSIONS, RETENTIONS
+from hasten.engine.kv.tiered_cache import TieredCache
+from hasten.engine.technique import Technique
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    host_bytes: int = 4 << 30
+    """Of the second pool, in host memory."""
+    disk: str = ""
+    """Folder of block files; empty: none."""
+    disk_bytes: int = 16 << 30
+    peer: str = ""
+    """host:port of a process that serves its folder; empty: none."""
+    peer_token: str = ""
+    """What it knows its clients by; empty: what HASTEN_CACHE_TOKEN says."""
+    chunk: int = 256
+    """Tokens of a chunk, made whole blocks."""
+    keep: str = "lru"
+    """What slower tiers give up first: `lru` or `cost-aware`."""
+    to_disk: str = "all"
+    """What of host memory goes on to disk: `all`, or what was found again (`reused`)."""
+    codec: str = RAW
+    """How chunks are written; read are those of this codec and raw ones."""
+    margin: float = 1.0
+    """Loading must be predicted to take at most this part of computing."""
+    disk_rate: float = 1e9
+    """Bytes per second expected of the disk before any was measured; in simulations what it gives."""
+    peer_rate: float = 1e8
+    """The same of the peer."""
+    timeout_s: float = 5.0
+    """In which a chunk must come from the peer."""
+
+
+def _make(parts: Any, options: Options) -> TieredCache:
+    config = parts.config.kv
+    chunk = max(1, options.chunk // config.block_size)
+    for name, known in (("keep", RETENTIONS), ("to_disk", ADMISSIONS)):
+        if (said := getattr(options, name)) not in known:
+            raise ValueError(f"tiered: {name}={said}: there are {', '.join(known)}")
+    second = parts.second_pool(options.host_bytes)
+    if second.blocks < 2 * chunk:
+        raise ValueError(f"tiered: host_bytes={options.host_bytes} hold less than two chunks of {chunk} blocks")
+
+    def price(shape: StepShape) -> float:
+        return float(parts.executor.price(shape))
+
+    cache = TieredCache(
+        PrefixTree(parts.books.pool),
+        parts.books,
+        second,
+        parts.stores(second, options, price, RETENTIONS[options.keep]),
+        chunk=chunk,
+        price=price,
+        retention=RETENTIONS[options.keep](),
+        admission=ADMISSIONS[options.to_disk],
+        context=parts.kv_context,
+        margin=options.margin,
+        codec=options.codec,
+    )
+    second.on_close(cache.close)
+    return cache
+
+
+TECHNIQUE = Technique(
+    name="tiered",
+    seam="kv",
+    summary="reusable KV goes on to host memory and disk, and comes from there or from a peer",
+    exact=True,
+    sets={"kv.reuse": "tiered"},
+    options=Options,
+    make=_make,
+)

@@ -1,0 +1,348 @@
+"""The tiered cache: reusable KV in the pool, in host memory and beyond.
+
+What a prompt computed is cached in the pool by the prefix tree and, chunk by chunk, copied to a second pool in host memory as
+soon as it is there, so that evicting it from the device costs nothing. From host memory chunks go on to a folder on disk,
+where a restarted engine finds them; what another process has can be fetched from there. A look-up follows the chain of
+chunk names behind what the tree holds. Where bringing them is predicted to be faster than computing them, the sequence waits in
+`State.LOADING` while others run, and goes on with what is left to compute. Exact as long as the codec is.
+
+Everything is decided by the engine's thread; bytes move elsewhere. Names, and so look-ups, never cross tenants or salts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from hasten.engine.executors.cost import StepShape, span_pairs
+from hasten.engine.kv.arrivals import Arrivals, ChunkLoad, Part
+from hasten.engine.kv.base import Found, Handle, Ints, NoBlocks, Readiness, Reuse, ReuseKey, Store
+from hasten.engine.kv.blockfile import Head, name_after, root
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.codecs import RAW
+from hasten.engine.kv.host import SecondPool, runs_of
+from hasten.engine.kv.host_chunks import HostChunks
+from hasten.engine.kv.retention import Admission, Facts, Retention
+from hasten.engine.kv.shelf import Entry
+from hasten.engine.kv.view import View
+
+Price = Callable[[StepShape], float]
+
+
+@dataclass(slots=True)
+class _Out:
+    """A copy of a chunk from the pool to host memory."""
+
+    entry: Entry
+    blocks: list[int]
+    copy: Handle
+
+
+@dataclass(slots=True)
+class _Write:
+    entry: Entry
+    store: Store
+    writing: Handle
+
+
+@dataclass(slots=True)
+class _Piece:
+    """`count` blocks of a chunk from block `skip` on, and where they are: on their way already (`part`), in host memory
+    (`entry`) or in a store."""
+
+    head: Head
+    skip: int
+    count: int
+    part: Part | None = None
+    entry: Entry | None = None
+    store: Store | None = None
+
+
+class TieredCache:
+    """`device`: what is cached in the pool of `books`; `chunk`: blocks of a chunk; `stores`: where chunks lie beyond host
+    memory, the fastest first; `price`: predicted seconds of a step; `context`: as `blockfile.root` takes it; `margin`: loading
+    must be predicted to take at most this part of computing; `admission`: what of host memory is offered to the stores."""
+
+    def __init__(
+        self,
+        device: Reuse,
+        books: Books,
+        second: SecondPool,
+        stores: Seq[Store],
+        *,
+        chunk: int,
+        price: Price,
+        retention: Retention,
+        admission: Admission,
+        context: str = "",
+        margin: float = 1.0,
+        codec: str = RAW,
+        copy_rate: float = 5e9,
+    ) -> None:
+        self._device = device
+        self._books = books
+        self._second = second
+        self._stores = stores
+        self._chunk = chunk
+        self._price = price
+        self._admission = admission
+        self._context = context
+        self._margin = margin
+        self._codec = codec
+        self._planes = second.planes
+        self._root = lru_cache(maxsize=1024)(root)
+        self._host = HostChunks(second, chunk, retention)
+        self._arrivals = Arrivals(second, self._host, self._facts, self._arrived, self._copied)
+        self._outs: list[_Out] = []
+        self._writes: list[_Write] = []
+        self._byte_s = 1 / copy_rate
+        """Seconds a byte takes from host memory to the pool, as the copies turn out."""
+        self._counts: Counter[str] = Counter()
+
+    # -- names and prices -----------------------------------------------------------------------------------------------
+
+    def _heads(self, key: ReuseKey, tokens: Ints, count: int) -> list[Head]:
+        """Of the first `count` chunks of a prompt."""
+        size = self._chunk * self._books.pool.block_size
+        first = parent = self._root(key, self._context)
+        heads = []
+        for start in range(0, count * size, size):
+            piece = tokens[start : start + size]
+            name = name_after(parent, piece)
+            heads.append(
+                Head(
+                    name, parent, first, start, piece, self._books.pool.block_size, self._planes, self._codec, key.weights,
+                    key.adapter, key.tenant,
+                )
+            )  # fmt: skip
+            parent = name
+        return heads
+
+    def _seconds(self, start: int, tokens: int) -> float:
+        """Predicted, of computing so many tokens behind `start` others."""
+        return self._price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
+
+    def _facts(self, head: Head) -> Facts:
+        return Facts(head.start, self._chunk * self._second.block_bytes, self._seconds(head.start, len(head.tokens)))
+
+    def _copied(self, copy: Handle, blocks: int) -> None:
+        took = copy.seconds / max(1, blocks * self._second.block_bytes)
+        if took > 0:
+            self._byte_s += 0.1 * (min(took, 10 * self._byte_s) - self._byte_s)
+
+    # -- looking up -----------------------------------------------------------------------------------------------------
+
+    def match(self, key: ReuseKey, tokens: Ints, limit: int) -> list[Found]:
+        """What the device holds and, behind it, a LOADING span of what slower tiers do."""
+        found = self._device.match(key, tokens, limit)
+        held = found[-1].stop if found else 0
+        pieces = self._beyond(key, tokens, min(limit, len(tokens) - 1), held)
+        beyond = self._found(pieces, held, len(tokens)) if pieces else None
+        return [*found, beyond] if beyond is not None else found
+
+    def _beyond(self, key: ReuseKey, tokens: Ints, limit: int, held: int) -> list[_Piece]:
+        """What slower tiers hold behind the first `held` tokens, where it pays to bring it."""
+        size = self._books.pool.block_size
+        span = self._chunk * size
+        last = limit // size
+        if last * size <= held or len(tokens) < span:
+            return []
+        pieces: list[_Piece] = []
+        load_s = 0.0
+        for head in self._heads(key, tokens, len(tokens) // span)[held // span :]:
+            skip = max(0, held - head.start) // size
+            count = min(self._chunk, last - head.start // size) - skip
+            piece = self._source(head, skip, count) if count > 0 else None
+            if piece is None:
+                break
+            pieces.append(piece)
+            load_s += self._load_s(piece)
+            if piece.count < count:
+                break
+        stop = held + size * sum(piece.count for piece in pieces)
+        return pieces if load_s <= self._margin * self._seconds(held, stop - held) else []
+
+    def _source(self, head: Head, skip: int, count: int) -> _Piece | None:
+        """Where the chunk is: on its way already, in host memory, or in a store."""
+        part = self._arrivals.parts.get(head.name)
+        if part is not None:
+            wanted = part.users > 0 or part.copying is not None  # else it stops in host memory, and its blocks may be gone
+            return _Piece(head, skip, min(count, len(part.blocks)), part) if wanted and part.skip == skip else None
+        entry = self._host.get(head.name)
+        if entry is not None:
+            return _Piece(head, skip, count, entry=entry) if entry.ready else None
+        store = next((store for store in self._stores if store.holds(head.name) is not None), None)
+        return _Piece(head, skip, count, store=store) if store is not None else None
+
+    def _load_s(self, piece: _Piece) -> float:
+        """Predicted, of bringing it."""
+        if piece.part is not None:
+            return 0.0
+        seconds = piece.count * self._second.block_bytes * self._byte_s
+        if piece.store is not None:
+            seconds += piece.store.seconds(piece.store.holds(piece.head.name) or 0)
+        return seconds
+
+    def _found(self, pieces: Seq[_Piece], held: int, length: int) -> Found | None:
+        """The span behind `held`, in blocks that are taken for it, if the whole prompt has memory."""
+        pool = self._books.pool
+        size = pool.block_size
+        shared = [block for piece in pieces if piece.part is not None for block in piece.part.blocks[: piece.count]]
+        pool.share(shared)  # first, or taking others might free them
+        try:
+            if -(-length // size) - held // size - len(shared) > self._books.available:
+                raise NoBlocks("the whole prompt has no room")
+            fresh = self._books.receive(sum(piece.count for piece in pieces) - len(shared))
+        except NoBlocks:
+            pool.drop(shared)
+            return None
+        blocks: list[int] = []
+        parts: list[Part] = []
+        for piece in pieces:
+            part = piece.part
+            if part is None:
+                part = Part(piece.head, fresh[: piece.count], piece.skip, piece.entry, piece.store)
+                del fresh[: piece.count]
+                if piece.entry is not None:
+                    self._host.pin(piece.entry)
+                self._arrivals.ask(part)
+            part.users += 1
+            parts.append(part)
+            blocks += part.blocks[: piece.count]
+        stop = held + len(blocks) * size
+        runs = np.empty((len(blocks), 4), dtype=np.int32)
+        runs[:, 0], runs[:, 1], runs[:, 2] = blocks, 0, size
+        runs[:, 3] = np.arange(held, stop, size)
+        load = ChunkLoad(self._arrivals, parts, [piece.count * size for piece in pieces], self._begun)
+        return Found(held, stop, Readiness.LOADING, runs, load)
+
+    def _begun(self, parts: Seq[Part]) -> None:
+        """A look-up led to a load: what it found counts as used."""
+        tick = self._host.shelf.tick()
+        for part in parts:
+            self._counts["chunks_found"] += 1
+            if part.entry is not None:
+                self._host.shelf.used_again(part.entry, tick, found=True)
+                self._offer(part.entry)
+            for store in self._stores:
+                store.used(part.head.name)
+
+    # -- keeping --------------------------------------------------------------------------------------------------------
+
+    def insert(self, key: ReuseKey, tokens: Ints, view: View) -> None:
+        """Cache it in the pool, and start copying whole chunks that host memory lacks."""
+        self._device.insert(key, tokens, view)
+        size = self._books.pool.block_size
+        count = min(len(tokens), view.length) // (self._chunk * size)
+        tick = self._host.shelf.tick()
+        for i, head in enumerate(self._heads(key, tokens, count)):
+            entry = self._host.get(head.name)
+            if entry is not None:
+                self._host.shelf.used_again(entry, tick, found=False)
+                continue
+            if head.name in self._arrivals.parts:
+                continue
+            blocks = view.full_blocks(i * self._chunk, (i + 1) * self._chunk, size)
+            if len(blocks) < self._chunk or not self._send(head, blocks):
+                break
+
+    def _send(self, head: Head, blocks: list[int]) -> bool:
+        entry = self._host.add(head, self._facts(head))
+        if entry is None:
+            self._counts["chunks_not_taken"] += 1
+            return False
+        copy = self._second.copy_out(runs_of(blocks, self._host.blocks(entry)))
+        self._books.pool.read(blocks, copy)
+        self._outs.append(_Out(entry, blocks, copy))
+        return True
+
+    def _offer(self, entry: Entry) -> None:
+        """Let the stores have what lies in host memory."""
+        if not entry.ready or not self._admission(entry.facts):
+            return
+        for store in self._stores:
+            if store.holds(entry.name) is None:
+                writing = store.keep(entry.head, self._host.blocks(entry), entry.facts)
+                if writing is not None:
+                    self._host.pin(entry)
+                    self._writes.append(_Write(entry, store, writing))
+
+    def evict(self, count: int) -> int:
+        return self._device.evict(count)
+
+    # -- what is under way ----------------------------------------------------------------------------------------------
+
+    @property
+    def moving(self) -> bool:
+        return bool(self._outs) or any(part.begun for part in self._arrivals.parts.values())
+
+    def settle(self, wait: bool = False) -> bool:
+        under_way = bool(self._outs)
+        while self._outs and (wait or self._outs[0].copy.done()):
+            self._out(self._outs.pop(0))
+            wait = False
+        self._arrivals.settle()
+        for write in [write for write in self._writes if write.writing.done()]:
+            self._writes.remove(write)
+            self._written(write)
+        return under_way
+
+    def _out(self, out: _Out) -> None:
+        try:
+            out.copy.wait()
+        except Exception:
+            self._counts["copies_failed"] += 1
+            self._host.drop(out.entry)
+        else:
+            self._copied(out.copy, len(out.blocks))
+            out.entry.ready = True
+            self._counts["chunks_to_host"] += 1
+            self._offer(out.entry)
+        self._books.pool.read_over(out.blocks, out.copy)
+        self._host.unpin(out.entry)
+
+    def _written(self, write: _Write) -> None:
+        try:
+            write.writing.wait()
+        except Exception:
+            self._counts["writes_failed"] += 1
+            write.store.lose(write.entry.name)
+        else:
+            self._counts["chunks_to_stores"] += 1
+        self._host.unpin(write.entry)
+
+    def _arrived(self, entry: Entry, store: Store) -> None:
+        self._counts["chunks_from_stores"] += 1
+        self._offer(entry)
+
+    def counts(self) -> dict[str, float]:
+        return {**self._counts, "loads_failed": self._arrivals.failed, "host_evicted": self._host.gave_up}
+
+    def audit(self) -> None:
+        self._host.audit()
+        for store in self._stores:
+            store.audit()
+        pins = Counter(out.entry for out in self._outs)
+        pins.update(write.entry for write in self._writes)
+        pins.update(part.entry for part in self._arrivals.parts.values() if part.entry is not None)
+        for entry in self._host.everything():
+            assert entry.pins == pins[entry], "a chunk is held by nobody, or by somebody unknown"
+        for part in self._arrivals.parts.values():
+            assert part.begun or part.users, "nobody wants it and nobody began it"
+
+    def close(self) -> None:
+        """Wait for what is under way, and for the stores to have what they were given."""
+        while self._outs:
+            self.settle(wait=True)
+        for part in list(self._arrivals.parts.values()):
+            self._arrivals.advance(part, wait=True)
+        for write in self._writes:
+            self._written(write)
+        self._writes = []
+        for store in self._stores:
+            store.close()
