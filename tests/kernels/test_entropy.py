@@ -1,4 +1,4 @@
-"""Entropy coding: every variant against the numpy reference, rates against the entropy, hostile streams, values into the cache."""
+"""Entropy coding: every variant against the numpy reference, rates against the entropy, damage, values into the cache."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """Entropy coding of small integers by channel, and what comes before and after it: levels to values, values into the cache.
 
-Rows of symbols uint8 [rows, channels] are coded with one distribution a channel by 32 interleaved rANS states (Duda, "Asymmetric
-numeral systems", 2013; Giesen, "Interleaved entropy coders", 2014), each of which codes every 32nd channel. The stream holds the
-final states, uint32 little-endian, and the 16-bit words that decoding takes in, in that order; it does not hold its shape or
-its distributions. `reference.py` is the same in numpy. No torch: arrays are numpy's.
+Rows of symbols uint8 [rows, channels] are coded with one distribution a channel by 32 interleaved rANS states (Duda,
+"Asymmetric numeral systems", 2013; Giesen, "Interleaved entropy coders", 2014), each of which codes every 32nd channel. The
+stream holds the final states, uint32 little-endian, and the 16-bit words that decoding takes in, in that order; it does not hold
+its shape or its distributions. `reference.py` is the same in numpy. No torch: arrays are numpy's.
 """
 
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,15 @@ MOST_SYMBOLS = 256
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.uint16]
+Number = TypeVar("Number", bound=np.generic)
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 
 _ENCODE, _DECODE, _PLACE = Struct("7q").pack, Struct("15q").pack, Struct("13q").pack
 
 
 def cumulative(probabilities: npt.NDArray[np.floating]) -> Counts:
-    """Cumulative counts uint16 [alphabet + 1, channels] for `probabilities` [alphabet, channels], non-negative with a positive sum in every
-    channel: 0 first, TOTAL last, at least 1 for every symbol. Raises ValueError."""
+    """Cumulative counts uint16 [alphabet + 1, channels] for `probabilities` [alphabet, channels], non-negative with a positive
+    sum in every channel: 0 first, TOTAL last, at least 1 for every symbol. Raises ValueError."""
     alphabet, channels = probabilities.shape
     if not 2 <= alphabet <= MOST_SYMBOLS:
         raise ValueError(f"an alphabet has 2 to {MOST_SYMBOLS} symbols, not {alphabet}")
@@ -48,7 +50,7 @@ def cumulative(probabilities: npt.NDArray[np.floating]) -> Counts:
 
 
 def encode(symbols: npt.NDArray[np.uint8], counts: Counts) -> bytes:
-    """The stream of `symbols` [rows, channels], each below the alphabet of `counts` [alphabet + 1, channels]. Raises ValueError."""
+    """The stream of `symbols` [rows, channels], each below the alphabet of `counts` [alphabet + 1, channels], or ValueError."""
     symbols, counts = np.ascontiguousarray(symbols, np.uint8), _contiguous(counts, np.uint16)
     rows, channels = symbols.shape
     alphabet = _alphabet(counts, channels)
@@ -71,15 +73,16 @@ def decode(
 ) -> Floats:
     """Values float32 [rows, channels]: base + scale * step * (low + symbol).
 
-    `low` int16 and `step` float32 [channels]; `scale` float32 [rows] (absent: 1); `base` float32 [ceil(rows / base_rows), channels]
-    (absent: 0), a row of which serves `base_rows` rows. With `escapes` int16 [e] the last symbol of the alphabet stands for the
-    next of them, without `low`. Raises ValueError for arguments that do not fit and CorruptStream for a stream that is not, to its
-    last bit, one that `encode` wrote for this shape and these counts."""
+    `low` int16 and `step` float32 [channels]; `scale` float32 [rows] (absent: 1); `base` float32 [ceil(rows / base_rows),
+    channels] (absent: 0), a row of which serves `base_rows` rows. With `escapes` int16 [e] the last symbol of the alphabet
+    stands for the next of them, without `low`. Raises ValueError for arguments that do not fit and CorruptStream for a stream
+    that is not, to its last bit, one that `encode` wrote for this shape and these counts."""
     counts = _contiguous(counts, np.uint16)
     channels = counts.shape[1]
     alphabet = _alphabet(counts, channels)
     low, step = _contiguous(low, np.int16), _contiguous(step, np.float32)
-    _shape("low", low, (channels,)), _shape("step", step, (channels,))
+    _shape("low", low, (channels,))
+    _shape("step", step, (channels,))
     if scale is not None:
         scale = _contiguous(scale, np.float32)
         _shape("scale", scale, (rows,))
@@ -108,9 +111,9 @@ def place(
     cos_sin: Floats | None = None,
     positions: npt.NDArray[np.int32] | None = None,
 ) -> None:
-    """Write `values` float32 [rows, heads, dim] into the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or float16: head h of
-    row r from element offsets[r] + h * head_stride on. With `cos_sin` float32 [positions, 2, rotary / 2] the first `rotary` of dim
-    are rotated to `positions` int32 [rows] on the way, halves against each other. Raises ValueError."""
+    """Write `values` float32 [rows, heads, dim] into the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or
+    float16: head h of row r from element offsets[r] + h * head_stride on. With `cos_sin` float32 [positions, 2, rotary / 2] the
+    first `rotary` of dim are rotated to `positions` int32 [rows] on the way, halves against each other. Raises ValueError."""
     values, offsets = _contiguous(values, np.float32), _contiguous(offsets, np.int64)
     rows, heads, dim = values.shape
     _shape("offsets", offsets, (rows,))
@@ -118,6 +121,8 @@ def place(
         raise ValueError(f"out must be contiguous and hold {kind}, not {out.dtype}")
     rotary = length = 0
     if cos_sin is not None:
+        if positions is None:
+            raise ValueError("what is to be rotated needs positions")
         cos_sin, positions = _contiguous(cos_sin, np.float32), _contiguous(positions, np.int32)
         _shape("positions", positions, (rows,))
         length, rotary = cos_sin.shape[0], 2 * cos_sin.shape[2]
@@ -128,23 +133,22 @@ def place(
     check(library().hasten_entropy_place(packed))
 
 
-def _contiguous(array: npt.NDArray[np.generic] | None, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
-    assert array is not None
+def _contiguous(array: npt.NDArray[Number], dtype: type[Number]) -> npt.NDArray[Number]:
     if array.dtype != dtype:
         raise ValueError(f"{array.dtype} was given where {np.dtype(dtype)} is needed")
     return np.ascontiguousarray(array)
 
 
-def _alphabet(counts: npt.NDArray[np.generic], channels: int) -> int:
+def _alphabet(counts: npt.NDArray[Any], channels: int) -> int:
     if counts.ndim != 2 or counts.shape[1] != channels or counts.shape[0] < 3:
         raise ValueError(f"counts [alphabet + 1, {channels}] are needed, got {list(counts.shape)}")
     return counts.shape[0] - 1
 
 
-def _shape(name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]) -> None:
+def _shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} must be {list(shape)}, got {list(array.shape)}")
 
 
-def _address(array: npt.NDArray[np.generic] | None) -> int:
+def _address(array: npt.NDArray[Any] | None) -> int:
     return 0 if array is None else array.ctypes.data

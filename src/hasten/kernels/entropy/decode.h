@@ -29,7 +29,8 @@ inline __attribute__((always_inline)) bool refill(uint32_t *state, const uint16_
 #endif
 
 // For each lane the symbol of [start, stop) that its slot lies in: as many edges as the slot has passed.
-inline __attribute__((always_inline)) void find(const uint16_t *edge, int64_t width, int64_t alphabet, const uint16_t *slots, uint16_t *symbols,
+inline __attribute__((always_inline)) void find(const uint16_t *edge, int64_t width, int64_t alphabet, const uint16_t *slots, uint16_t
+*symbols,
                                                 uint16_t *starts, uint16_t *stops) {
     for (int part = 0; part < LANES; part += PART) {
         Halves slot, symbol = {}, start = {}, stop = Halves{} + uint16_t(TOTAL), e;

@@ -11,8 +11,8 @@ LOWEST = 1 << 16
 
 
 def encode(symbols: npt.NDArray[np.uint8], counts: npt.NDArray[np.uint16]) -> bytes:
-    """As `entropy.encode`. A symbol of frequency f out of 2**PRECISION takes a state from x to about x * 2**PRECISION / f; what would not
-    fit any more leaves as a word first. Backwards, because a decoder undoes the last symbol first."""
+    """As `entropy.encode`. A symbol of frequency f out of 2**PRECISION takes a state from x to about x * 2**PRECISION / f; what
+    would not fit any more leaves as a word first. Backwards, because a decoder undoes the last symbol first."""
     rows, channels = symbols.shape
     states = [LOWEST] * min(LANES, channels)
     words: list[int] = []

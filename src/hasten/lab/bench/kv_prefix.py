@@ -1,4 +1,4 @@
-"""KV of a prefix taken out of an engine, changed, and put back: what a stored and reloaded cache does to answers and likelihoods."""
+"""KV of a prefix taken out of an engine, changed, and put back: what a stored cache does to answers and likelihoods."""
 
 from __future__ import annotations
 

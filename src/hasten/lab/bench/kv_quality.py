@@ -1,11 +1,11 @@
-"""What a round trip of the KV of a prompt's beginning costs: answers to the testbed's questions, and the likelihood of what follows."""
+"""What a round trip of the KV of a prompt's beginning costs: in answers to the testbed's questions, in likelihood."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hasten.engine.request import SamplingParams
 from hasten.lab.bench.kv_prefix import Planes, PrefixLab
@@ -13,7 +13,7 @@ from hasten.lab.bench.kv_rounding import RoundTrip
 from hasten.lab.testbed.evaluate import draw, material_for, spoken, token_ids
 from hasten.lab.testbed.tasks.base import Example, Task
 from hasten.lab.testbed.tasks.language import KINDS, Language
-from hasten.lab.testbed.tasks.registry import find
+from hasten.lab.testbed.tasks.registry import find, notation
 
 QUESTION = 72
 """Tokens at a prompt's end that are always computed: the question is among them."""
@@ -37,11 +37,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Quality:
-    """right[task]: per question; `nats`: a token, over all texts; `bytes_a_token` of the prefixes."""
+    """`bytes_a_token` of the prefixes; right[task]: per question; `nats`: a token, over all texts."""
 
-    right: dict[str, list[bool]]
-    nats: float
     bytes_a_token: float
+    right: dict[str, list[bool]] = field(default_factory=dict)
+    nats: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -55,14 +55,16 @@ class Questions:
         self._lab = lab
         material = material_for(lab.llm)
         asked: list[tuple[Task | None, Example | None, list[int], int]] = []
-        for notation, count in tasks.items():
-            task = find(notation)
-            for example in draw(task, notation, count, seed, "held-out", material, lambda what, done, total: None):
+        for name, count in tasks.items():
+            task = find(name)
+            for example in draw(task, name, count, seed, "held-out", material, lambda what, done, total: None):
                 tokens = token_ids(lab.llm, example.prompt)
                 asked.append((task, example, tokens, lab.whole(len(tokens) - QUESTION)))
         for source in (source for source, kind in KINDS.items() if material.documents("held-out", kind)):
             for i in range(texts):
-                text = Language(source, CONTEXT + CONTINUATION).example(random.Random(f"{seed}/{source}/{i}"), "held-out", material)
+                text = Language(source, CONTEXT + CONTINUATION).example(
+                    random.Random(f"{seed}/{source}/{i}"), "held-out", material
+                )
                 tokens = token_ids(lab.llm, text.prompt + text.answer)
                 asked.append((None, None, tokens, lab.whole(min(CONTEXT, len(tokens) - 128))))
         self.asked: list[Asked] = []
@@ -86,13 +88,17 @@ class Questions:
                 lab.plant(one.tokens[: one.cached], planes)
             questions = [one for one in part if one.example is not None]
             for one, correct in zip(questions, self._answers(questions), strict=True):
-                right.setdefault(one.task.name if one.task else "", []).append(correct)
+                right.setdefault(notation(one.task) if one.task else "", []).append(correct)
             for one in part:
                 if one.example is None:
                     nats += lab.nats(one.tokens, one.cached)
                     tokens_read += len(one.tokens) - one.cached - 1
             lab.forget()
-        return Quality(right, nats / max(tokens_read, 1), nbytes / sum_tokens)
+        return Quality(nbytes / sum_tokens, right, nats / max(tokens_read, 1))
+
+    def weighed(self, trip: RoundTrip) -> Quality:
+        """Its bytes alone."""
+        return Quality(sum(trip(one.planes)[1] for one in self.asked) / sum(one.cached for one in self.asked))
 
     def _groups(self) -> Iterator[list[Asked]]:
         """Some at a time, no two of which begin alike: those would share KV."""

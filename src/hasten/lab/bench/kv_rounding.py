@@ -12,6 +12,8 @@ from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
 from hasten.lab.bench.kv_prefix import Planes
 
 Floats = npt.NDArray[np.float32]
+GROUP = 32
+"""Channels that share a scale."""
 RoundTrip = Callable[[Planes], tuple[Planes, int]]
 """Planes of a prefix from position 0 on -> what comes back, and the bytes in between."""
 
@@ -46,11 +48,17 @@ def int8(planes: Planes) -> tuple[Planes, int]:
 
 def int4(planes: Planes) -> tuple[Planes, int]:
     """4 bits, with a float16 scale and minimum for each token and group of 32 channels."""
-    return _each(planes, lambda rows: _ranged(rows, 15, 32), 4, 32 * rows_groups(planes[0].shape[3]))
+    return _groupwise(planes, 4)
 
 
-def rows_groups(dim: int) -> int:
-    return -(-dim // 32)
+def int2(planes: Planes) -> tuple[Planes, int]:
+    """2 bits, the same."""
+    return _groupwise(planes, 2)
+
+
+def _groupwise(planes: Planes, bits: int) -> tuple[Planes, int]:
+    groups = -(-planes[0].shape[3] // GROUP)
+    return _each(planes, lambda rows: _ranged(rows, 2**bits - 1), bits, 32 * groups)
 
 
 def plain(planes: Planes) -> tuple[Planes, int]:
@@ -76,9 +84,9 @@ def _symmetric(rows: Floats, most: int) -> Floats:
     return out
 
 
-def _ranged(rows: Floats, most: int, group: int) -> Floats:
+def _ranged(rows: Floats, most: int) -> Floats:
     shape = rows.shape
-    parts = rows.reshape(*shape[:-1], -1, min(group, shape[-1]))
+    parts = rows.reshape(*shape[:-1], -1, min(GROUP, shape[-1]))
     least = parts.min(-1, keepdims=True).astype(np.float16).astype(np.float32)
     scale = np.maximum(((parts.max(-1, keepdims=True) - least) / most).astype(np.float16).astype(np.float32), 1e-8)
     out: Floats = (np.clip(np.rint((parts - least) / scale), 0, most) * scale + least).reshape(shape)

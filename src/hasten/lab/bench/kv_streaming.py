@@ -1,7 +1,8 @@
-"""Time to first token of a prompt whose beginning is stored at the other end of a throttled link, in every form and with a controller.
+"""Time to first token of a prompt whose beginning is stored at the other end of a throttled link, in every form and with a
+controller.
 
-Decoding, computing and the question are the engine's own work, timed as it happens; the link is a loopback socket that serves no
-faster than a trace of bandwidths.
+Decoding, computing and the question are the engine's own work, timed as it happens; the link is a loopback socket that serves
+no faster than a trace of bandwidths.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 from hasten.engine.kv.bitstream import chunk as chunks
 from hasten.engine.kv.bitstream import levels
@@ -38,8 +40,8 @@ class Run:
 
 
 class StoredPrompt:
-    """`tokens`: prefix and question. The prefix, whole chunks of CHUNK tokens and a shorter last one, is stored in every form; what
-    decoding and computing take was measured beforehand, as a server would know."""
+    """`tokens`: prefix and question. The prefix, whole chunks of CHUNK tokens and a shorter last one, is stored in every form;
+    what decoding and computing take was measured beforehand, as a server would know."""
 
     def __init__(self, lab: PrefixLab, tokens: Sequence[int], question: int, trace: Trace) -> None:
         self._lab = lab
@@ -63,8 +65,8 @@ class StoredPrompt:
         return len(self.ends)
 
     def run(self, names: Sequence[str], at: float, deadline_s: float = 0.0) -> Run:
-        """Bring the prompt in, the trace being at `at` seconds, with the controller free to choose among `names` (a single one: always
-        that), and take the first token. `deadline_s` 0: as fast as it goes."""
+        """Bring the prompt in, the trace being at `at` seconds, with the controller free to choose among `names` (a single one:
+        always that), and take the first token. `deadline_s` 0: as fast as it goes."""
         self._lab.forget()
         self._server.restart(at)
         link = SocketLink(self._server.address)
@@ -72,7 +74,9 @@ class StoredPrompt:
         began = time.perf_counter()
         controller = Controller(options, deadline_s, self.bandwidth, self.tail_s)
         try:
-            streamed = stream(controller, link, self._decode, self._compute, text=TEXT, clock=lambda: time.perf_counter() - began)
+            streamed = stream(
+                controller, link, self._decode, self._compute, text=TEXT, clock=lambda: time.perf_counter() - began
+            )
         finally:
             link.close()
         self._question()
@@ -93,7 +97,7 @@ class StoredPrompt:
             unrotate(keys, self._table(index))
         return chunks.encode(list(zip(rows[::2], rows[1::2], strict=True)), self.starts[index], level, executor=self._pool)
 
-    def _table(self, index: int) -> chunks.Floats:
+    def _table(self, index: int) -> npt.NDArray[np.float32]:
         return self._lab.cos_sin[self.starts[index] : self.ends[index]]
 
     def _decode(self, index: int, name: str, payload: bytes) -> None:
@@ -160,7 +164,10 @@ def _int8(planes: Planes) -> bytes:
     for plane in planes:
         rows = rows_of(plane)
         scale = (np.abs(rows).max(-1, keepdims=True) / 127).astype(np.float16)
-        parts += [scale.tobytes(), np.rint(rows / np.maximum(scale.astype(np.float32), 1e-8)).clip(-127, 127).astype(np.int8).tobytes()]
+        parts += [
+            scale.tobytes(),
+            np.rint(rows / np.maximum(scale.astype(np.float32), 1e-8)).clip(-127, 127).astype(np.int8).tobytes(),
+        ]
     return b"".join(parts)
 
 

@@ -1,5 +1,5 @@
-"""A link of changing bandwidth: chunks served over a loopback socket no faster than a trace allows. What is measured over it is a
-simulation of a network, except for the decoding and computing at its end."""
+"""A link of changing bandwidth: chunks served over a loopback socket no faster than a trace allows. What is measured over it is
+a simulation of a network, except for the decoding and computing at its end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Trace:
 
     @classmethod
     def drawn(cls, seed: int, steps: int = 24, seconds: float = 1.5, least: float = 8, most: float = 1000) -> Trace:
-        """Bandwidths between `least` and `most` megabits a second, evenly over their logarithms; every next one is drawn towards the
-        one before it, as they change on real links."""
+        """Bandwidths between `least` and `most` megabits a second, evenly over their logarithms; every next one is drawn
+        towards the one before it, as they change on real links."""
         rng = random.Random(seed)
         level = rng.random()
         drawn = []

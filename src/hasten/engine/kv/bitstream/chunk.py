@@ -1,10 +1,11 @@
 """A chunk: the KV of some hundred or thousand tokens in all sites, decodable alone.
 
-Layout, little-endian: `_HEAD`; for each site its heads and dim, uint16; the ends of the streams, uint32, keys before values, site by
-site; the streams. The checksum is of all behind it.
+Layout, little-endian: `_HEAD`; for each site its heads and dim, uint16; the ends of the streams, uint32, keys before values,
+site by site; the streams. The checksum is of all behind it.
 
-Keys are given, coded and got back as they are before rotation: neighbouring keys are then of one distribution, channel by channel,
-and their means, several standard deviations long in most channels, cost nothing. Three forms were tried, at equal error:
+Keys are given, coded and got back as they are before rotation: neighbouring keys are then of one distribution, channel by
+channel, and their means, several standard deviations long in most channels, cost nothing. Three forms were tried, at equal
+error:
 
 - `channel`: values by themselves;
 - `anchor`: the first of every GROUP tokens finely, the others as differences to it (CacheGen as published);
@@ -54,9 +55,7 @@ class Head:
     start: int
 
 
-def encode(
-    sites: Sequence[Site], first: int, level: int, form: str = "channel", executor: Executor | None = None
-) -> bytes:
+def encode(sites: Sequence[Site], first: int, level: int, form: str = "channel", executor: Executor | None = None) -> bytes:
     """The chunk of `sites`, keys not rotated, whose first token is at position `first`. Raises ValueError."""
     if not sites or not 0 <= level < len(levels.LEVELS) or form not in FORMS:
         raise ValueError(f"a chunk needs a site, a level below {len(levels.LEVELS)} and a form of {', '.join(FORMS)}")
@@ -67,12 +66,17 @@ def encode(
             if values.shape != site[0].shape or len(values) != tokens or not 0 < tokens <= MOST_TOKENS:
                 raise ValueError(f"keys and values [tokens, heads, dim] must agree, got {values.shape}")
             jobs.append((values, bins, form))
-    streams = list(executor.map(_encode, *zip(*jobs, strict=True)) if executor is not None else map(_encode, *zip(*jobs, strict=True)))
+    streams = list(
+        executor.map(_encode, *zip(*jobs, strict=True)) if executor is not None else map(_encode, *zip(*jobs, strict=True))
+    )
     shapes = np.array([keys.shape[1:] for keys, _ in sites], "<u2").tobytes()
     start = _HEAD.size + len(shapes) + 4 * len(streams)
     ends = (start + np.cumsum([len(one) for one in streams])).astype("<u4").tobytes()
-    rest = b"".join((_HEAD.pack(MAGIC, 0, VERSION, FORMS.index(form), level, len(sites), tokens, first)[_CHECKED:], shapes, ends, *streams))
-    return MAGIC + xxhash.xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
+    rest = b"".join(
+        (_HEAD.pack(MAGIC, 0, VERSION, FORMS.index(form), level, len(sites), tokens, first)[_CHECKED:], shapes, ends, *streams)
+    )
+    coded: bytes = MAGIC + xxhash.xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
+    return coded
 
 
 def head(data: bytes | memoryview) -> Head:
@@ -89,7 +93,11 @@ def head(data: bytes | memoryview) -> Head:
         raise CorruptStream("the chunk's head is wrong")
     shapes = np.frombuffer(data, "<u2", 2 * count, _HEAD.size).reshape(-1, 2).tolist()
     ends = np.frombuffer(data, "<u4", 2 * count, _HEAD.size + 4 * count).tolist()
-    if any(not 0 < heads * dim <= MOST_WIDTH for heads, dim in shapes) or sorted([start, *ends]) != [start, *ends] or ends[-1] != len(data):
+    if (
+        any(not 0 < heads * dim <= MOST_WIDTH for heads, dim in shapes)
+        or sorted([start, *ends]) != [start, *ends]
+        or ends[-1] != len(data)
+    ):
         raise CorruptStream("the chunk's head is wrong")
     return Head(FORMS[form], level, tokens, first, tuple((heads, dim) for heads, dim in shapes), tuple(ends), start)
 
@@ -126,7 +134,8 @@ def _encode(values: Floats, bins: float, form: str) -> bytes:
     scale = np.abs(rows).max(1).astype("<f2")
     divided = rows / np.maximum(scale.astype(np.float32), 1e-6)[:, None]
     relative = (steps / np.sqrt(np.square(scale.astype(np.float32)).mean())).astype(np.float32)
-    return scale.tobytes() + stream.encode(divided, relative)
+    scales: bytes = scale.tobytes()
+    return scales + stream.encode(divided, relative)
 
 
 def _spread(rows: Floats, heads: int) -> Floats:

@@ -1,8 +1,8 @@
 """Which form every next chunk of a stored prefix should come in: the online half of CacheGen.
 
-Before each chunk the controller assumes the bandwidth of the transfer before it. For every option, a quality level, the values as
-they are or the text to be computed from, it predicts when all that remains would be done if it came in that form, and takes the
-least lossy option that meets the deadline; if none does, the fastest. Pure arithmetic, no clock and no socket.
+Before each chunk the controller assumes the bandwidth of the transfer before it. For every option, a quality level, the values
+as they are or the text to be computed from, it predicts when all that remains would be done if it came in that form, and takes
+the least lossy option that meets the deadline; if none does, the fastest. Pure arithmetic, no clock and no socket.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A form that chunks can come in. `loss`: 0 is exact, more is worse. For each chunk, `nbytes`: to be transferred, and `seconds`:
-    of what follows, decoding or computing."""
+    """A form that chunks can come in. `loss`: 0 is exact, more is worse. For each chunk, `nbytes`: to be transferred, and
+    `seconds`: of what follows, decoding or computing."""
 
     name: str
     loss: int
@@ -23,8 +23,8 @@ class Option:
 
 
 class Controller:
-    """`options`: all of as many chunks. `deadline_s`: by when the last chunk is to be ready, on the clock that `now` is of; `tail_s`:
-    seconds of what comes after it, until the first token. `bandwidth`: bytes a second assumed for the first transfer.
+    """`options`: all of as many chunks. `deadline_s`: by when the last chunk is to be ready, on the clock that `now` is of;
+    `tail_s`: seconds of what comes after it, until the first token. `bandwidth`: bytes a second assumed for the first transfer.
 
     Raises ValueError for options that do not fit together."""
 
@@ -61,9 +61,11 @@ class Controller:
             return min(in_time, key=lambda option: (option.loss, ends[option]))
         return min(self.options, key=lambda option: (ends[option], option.loss))
 
-    def gives_up(self, option: Option, chunk: int, received: int, elapsed_s: float, now: float, busy_until: float = 0.0) -> bool:
-        """Whether chunk `chunk`, of which `received` bytes came in `elapsed_s` so far, should be given up for another form: it should
-        have been here by now, at this rate it comes after the deadline, and the other form takes far less time from here on."""
+    def gives_up(
+        self, option: Option, chunk: int, received: int, elapsed_s: float, now: float, busy_until: float = 0.0
+    ) -> bool:
+        """Whether chunk `chunk`, of which `received` bytes came in `elapsed_s` so far, should be given up for another form: it
+        should have been here by now, at this rate it comes after the deadline, and the other form takes far less time."""
         if elapsed_s <= option.nbytes[chunk] / self.bandwidth:
             return False
         rate = max(received, 1) / elapsed_s

@@ -13,8 +13,9 @@ class Level:
     values: float
 
 
-LEVELS = (Level(0.3, 0.5), Level(0.5, 1.0), Level(0.75, 1.5), Level(1.2, 2.2))
-"""From the finest on."""
+LEVELS = (Level(0.35, 0.7), Level(0.6, 1.2), Level(0.85, 1.7), Level(1.2, 2.4))
+"""From the finest on. Values bear bins twice as coarse as keys do, whose errors decide where attention goes."""
+DEFAULT = 1
 DEPTH = (0.75, 1.0, 1.25)
 """What bins are multiplied with in the first, second and last third of the sites: what is lost early harms all that follows."""
 

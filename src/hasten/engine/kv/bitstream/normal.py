@@ -1,7 +1,7 @@
 """Counts of a normal distribution, equal on every machine: encoder and decoder must not differ in a single bit.
 
-Only integers, and single operations on float64, which IEEE 754 rounds in one way. The table of the distribution is rounded to 16
-bits, far coarser than mathematical libraries differ in.
+Only integers, and single operations on float64, which IEEE 754 rounds in one way. The table of the distribution is rounded to
+16 bits, far coarser than mathematical libraries differ in.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ def code_spreads(spreads: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """Standard deviations, in steps, in eighths of an octave above 2 ** -OCTAVES."""
     with np.errstate(divide="ignore"):
         eighths = np.rint(8 * (np.log2(spreads) + OCTAVES))
-    return np.clip(eighths, 0, 255).astype(np.uint8)
+    codes: npt.NDArray[np.uint8] = np.clip(eighths, 0, 255).astype(np.uint8)
+    return codes
 
 
 def spreads_of(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    return np.ldexp(_ROOTS[codes % 8], codes // 8 - np.int64(OCTAVES))
+    spreads: npt.NDArray[np.float64] = np.ldexp(_ROOTS[codes % 8], codes // 8 - np.int64(OCTAVES))
+    return spreads
 
 
 def counts(
     means: npt.NDArray[np.float64], spreads: npt.NDArray[np.float64], low: npt.NDArray[np.int16], alphabet: int
 ) -> npt.NDArray[np.uint16]:
-    """Cumulative counts uint16 [alphabet + 1, channels] of whole numbers, `low` [channels] and on, of a channel with this mean and spread.
-    The last symbol stands for all that lies outside."""
+    """Cumulative counts uint16 [alphabet + 1, channels] of whole numbers, `low` [channels] and on, of a channel with this mean
+    and spread. The last symbol stands for all that lies outside."""
     # Edges below symbols 0 to alphabet - 1, in steps from the mean.
     edges = np.arange(alphabet, dtype=np.float64)[:, None] + (low - 0.5 - means)
     below = _BELOW[np.rint(np.clip(edges * (FINE / spreads), -_END, _END)).astype(np.int64) + _END]

@@ -33,7 +33,7 @@ def unrotate(rows: Floats, cos_sin: Floats) -> None:
 
 
 def fill(plane: Plane, rows: Floats, cos_sin: Floats | None = None) -> None:
-    """Write rows [blocks * block size, heads, dim] into a contiguous plane, rotated by `cos_sin` [tokens, 2, rotary / 2] if given."""
+    """Write rows [blocks * block size, heads, dim] into a contiguous plane; `cos_sin` [tokens, 2, rotary / 2] rotates."""
     blocks, heads, size, dim = plane.shape
     token = np.arange(blocks * size, dtype=np.int64)
     offsets = token // size * (heads * size * dim) + token % size * dim

@@ -27,8 +27,8 @@ _HEAD = Struct("<HfIII")
 
 
 def encode(values: Floats, steps: Floats, most_symbols: int = MOST_SYMBOLS) -> bytes:
-    """`values` [rows, channels], already without base and scale; `steps` [groups], channels / groups of which share one. Values beyond
-    FURTHEST bins are cut off there. A step of 0 is for rows of zeros."""
+    """`values` [rows, channels], already without base and scale; `steps` [groups], channels / groups of which share one. Values
+    beyond FURTHEST bins are cut off there. A step of 0 is for rows of zeros."""
     rows, channels = values.shape
     step = np.repeat(steps, channels // len(steps))
     bins = values * (1 / np.where(step > 0, step, 1))
@@ -51,8 +51,8 @@ def encode(values: Floats, steps: Floats, most_symbols: int = MOST_SYMBOLS) -> b
 
 
 def decode(data: memoryview, at: int, rows: int, channels: int, groups: int, **scheme: object) -> tuple[Floats, int]:
-    """Values float32 [rows, channels] of the stream that begins at byte `at`, and where it ends. `scheme`: as `entropy.decode`. Raises
-    CorruptStream."""
+    """Values float32 [rows, channels] of the stream that begins at byte `at`, and where it ends. `scheme`: as `entropy.decode`.
+    Raises CorruptStream."""
     if len(data) - at < _HEAD.size:
         raise CorruptStream("the stream ends too early")
     alphabet, unit, held, escaped, coded = _HEAD.unpack_from(data, at)

@@ -20,15 +20,15 @@ class Link(Protocol):
     """Where chunks come from, one after the other."""
 
     def get(self, chunk: int, option: str, more: Callable[[int], bool]) -> bytes:
-        """The chunk in this form. `more(bytes so far)` is asked now and then; raises GivenUp when it says no. Raises OSError when the
-        other side is gone."""
+        """The chunk in this form. `more(bytes so far)` is asked now and then; raises GivenUp when it says no. Raises OSError
+        when the other side is gone."""
         ...
 
 
 @dataclass(slots=True)
 class Streamed:
-    """What became of the chunks, in order: `options` by name, `nbytes` transferred in all, those given up included. `failed`: why the
-    link broke, if it did; from that chunk on everything was computed."""
+    """What became of the chunks, in order: `options` by name, `nbytes` transferred in all, those given up included. `failed`:
+    why the link broke, if it did; from that chunk on everything was computed."""
 
     options: list[str] = field(default_factory=list)
     nbytes: int = 0
@@ -45,9 +45,9 @@ def stream(
     text: str = "text",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Streamed:
-    """Bring all chunks in. `decode(chunk, option, payload)` and `compute(chunk)` (for the option called `text`) are called by this
-    thread, in the order of the chunks; transfers take place in another. Returns when all chunks are ready. Raises what `decode` and
-    `compute` raise."""
+    """Bring all chunks in. `decode(chunk, option, payload)` and `compute(chunk)` (for the option called `text`) are called by
+    this thread, in the order of the chunks; transfers take place in another. Returns when all chunks are ready. Raises what
+    `decode` and `compute` raise."""
     state = _Transfers(controller, link, text, clock)
     worker = threading.Thread(target=state.run, name="hasten-stream", daemon=True)
     worker.start()
