@@ -7,7 +7,8 @@ every later token. The oracle computes the same hashes from the token list alone
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,12 @@ import torch
 
 from hasten.engine.attention.base import StatelessAttention
 from hasten.engine.batch import Batch
-from hasten.engine.clock import VirtualClock
+from hasten.engine.clock import Clock, VirtualClock
 from hasten.engine.decoding.base import Policies
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import StepResult
-from hasten.engine.kv.base import Allocator
+from hasten.engine.kv.base import Allocator, Reuse
 from hasten.engine.kv.block_groups import BlockGroups
 from hasten.engine.kv.block_groups import Options as GroupOptions
 from hasten.engine.kv.books import Books
@@ -58,6 +59,8 @@ class Handle:
     """Done after a few looks; the bytes move only then, those of earlier copies first, so touching them earlier shows."""
 
     seconds = 0.0
+    ends_s = -inf
+    """Looking is all it takes."""
 
     def __init__(self, looks: int, move: Any, before: list[Handle], fail: bool = False) -> None:
         self._looks, self._move, self._fail = looks, move, fail
@@ -186,10 +189,12 @@ def make_engine(
     group: int = 0,
     keep_copies: bool = False,
     by_block: bool = False,
+    make_reuse: Callable[[Books, FakeExecutor], Reuse] | None = None,
+    clock: Clock | None = None,
     **policies: Any,
 ) -> Engine:
     """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint or
-    controller. `group`: blocks of a block group; 0: a free list."""
+    controller. `group`: blocks of a block group; 0: a free list. `make_reuse`: instead of the prefix tree."""
     import threading
 
     executor = FakeExecutor(blocks, block_size, host_blocks, seed)
@@ -199,7 +204,9 @@ def make_engine(
 
     pool = BlockPool(blocks, block_size, placed(blocks))
     books = Books(pool, PrefixTree(pool) if reuse else None)
-    events, clock = EventLog(), VirtualClock()
+    if make_reuse is not None:
+        books.reuse = make_reuse(books, executor)
+    events, clock = EventLog(), clock if clock is not None else VirtualClock()
     tier = HostTier(host_blocks, block_size, executor, placed(host_blocks), by_block=by_block) if host_blocks else None
     ledger = Ledger(books, tier, executor.attention, events, clock, "fake", keep_copies=keep_copies)
     return Engine(

@@ -158,18 +158,13 @@ class Books:
         return copies
 
     def receive(self, count: int) -> list[int]:
-        """Blocks that a copy yet to begin will write. Unlike `adopt` it gives none that another copy still reads."""
-        short = count - self.pool.free
-        if short > 0 and self.reuse is not None:
-            self.reuse.evict(max(short, self.pool.together))
-        if self.pool.free < count:
-            raise NoBlocks(f"{count} blocks wanted, {self.pool.free} free")
-        return self.pool.take(count)
+        """Blocks that a copy will write, which begins when those asked for before have ended."""
+        return self._take(count, in_turn=True)
 
     def adopt(self, view: View, mapping_from: Seq[int]) -> dict[int, int]:
         """Give `view`, whose runs name blocks of another tier, fresh blocks here, which a copy will write; {other tier's block:
         ours}."""
-        fresh = self._take(len(mapping_from), in_turn=True)
+        fresh = self.receive(len(mapping_from))
         mapping = dict(zip(mapping_from, fresh, strict=True))
         view.remap(mapping)
         return mapping

@@ -136,13 +136,10 @@ class Disk:
         for stored in self.folder.list():
             if stored.head.codec not in codecs or stored.head.name in self._shelf:
                 continue
-            self._shelf.tick()
             seconds = self._price(stored.head.start, len(stored.head.tokens))
-            entry = self._add(stored.head, Facts(stored.head.start, stored.nbytes, seconds))
-            if entry is None:  # more than the budget
-                self._unlink(stored.head)
-            else:
-                self._ready(entry)
+            self._shelf.restore(stored.head, Facts(stored.head.start, stored.nbytes, seconds))
+        for entry in self._shelf.make_room(0):
+            self._unlink(entry.head)
 
     def _ready(self, entry: Entry) -> None:
         entry.ready = True

@@ -78,8 +78,6 @@ class BlockPool:
         early: list[int] = []
         if in_turn and (short > 0 or len(self._leaving) >= count):
             early = longest_runs(self._leaving, min(count, len(self._leaving)))
-            for block in early:
-                del self._reading[block]
         elif short > 0:
             early = [block for block, _ in zip(self._leaving, range(short), strict=False)]
             self.write(early)

@@ -63,6 +63,16 @@ class Shelf:
         gone = self.make_room(facts.nbytes, keep=head.parent)
         if self.used + facts.nbytes > self.budget:
             return None, gone
+        return self._put(head, facts), gone
+
+    def restore(self, head: Head, facts: Facts) -> None:
+        """Take in a chunk that is there already. `make_room` says afterwards which are too many."""
+        self.tick()
+        entry = self._put(head, facts)
+        entry.ready = True
+        self.unpin(entry)
+
+    def _put(self, head: Head, facts: Facts) -> Entry:
         entry = Entry(head, facts)
         facts.last_used = self._tick
         entry.score = self._retention.score(facts)
@@ -70,7 +80,7 @@ class Shelf:
         self.entries[head.name] = entry
         self.used += facts.nbytes
         self._behind[head.parent] += 1
-        return entry, gone
+        return entry
 
     def resize(self, entry: Entry, nbytes: int) -> None:
         """It turned out to take so many bytes."""
