@@ -38,6 +38,7 @@ GROUPS = {
     "demand": "Learn, show and merge demand graphs of applications, for the technique hermes.",
     "workloads": "Show, compare and export traces and generated workloads.",
     "lengths": "Predict output lengths: how well it goes on a workload, and predictors that have learned one.",
+    "cache": "Stored KV: computed ahead, sent to a peer, listed, dropped, served.",
     "quantize": "Round a model's weights to 4 or 8 bits, weighed by what it reads, and write them as a checkpoint.",
     "calibrate": "Measure this machine's steps, for simulation.",
     "simulate": "Replay a workload on a virtual clock: this machine, or one you do not have.",

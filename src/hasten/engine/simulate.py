@@ -54,7 +54,7 @@ class SimulatedParts:
             raise ConfigError(f"{self.model.name}: {nbytes} bytes of host memory hold no block of {self.block_bytes} bytes")
         return SimulatedPool(self.executor, nbytes // self.block_bytes, self.block_bytes)
 
-    def stores(self, second: SimulatedPool, options: Any, price: Any, retention: Any) -> list[SimulatedStore]:
+    def stores(self, second: SimulatedPool, options: Any, price: Any, retention: Any, codec_name: str) -> list[SimulatedStore]:
         """A disk of the rate stated. Raises ConfigError for a peer."""
         if options.peer:
             raise ConfigError("tiered: peer: what a peer has cannot be simulated")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from math import inf
 
-from hasten.engine.kv.base import Handle, Store
+from hasten.engine.kv.base import Dearer, Handle, Store
 from hasten.engine.kv.blockfile import Head
 from hasten.engine.kv.host import SecondPool, runs_of
 from hasten.engine.kv.host_chunks import HostChunks
@@ -109,6 +109,10 @@ class Arrivals:
             fetched, part.fetching = part.fetching, None
             try:
                 fetched.wait()
+            except Dearer as error:
+                part.store = None  # which has it still
+                self._lose(part, error)
+                return
             except Exception as error:
                 self._lose(part, error)
                 return

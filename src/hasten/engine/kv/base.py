@@ -35,6 +35,10 @@ class NoBlocks(Exception):
     """The pool cannot give the blocks asked for; the books are unchanged."""
 
 
+class Dearer(Exception):
+    """A store has the chunk, but by now computing it is sooner done than fetching it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReuseKey:
     """Everything but the tokens that KV depends on, or that must not be shared across."""

@@ -13,7 +13,6 @@ means and spreads come with the chunk, not tables measured once for a model; the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +28,6 @@ from hasten.kernels.entropy.native import library
 
 Floats = npt.NDArray[np.float32]
 
-DEFAULT_LEVEL = 1
 _FLOATS = ("float32", "bfloat16", "float16")
 _ROTATED, _UNROTATED = b"\0", b"\1"
 """First byte of a payload: how its keys are coded."""
@@ -52,9 +50,12 @@ class CacheGen:
         except RuntimeError as error:
             raise ConfigError(f"cachegen: {error}") from None
         self._level = level
+        self.loss = 1 + level
 
     def prepare(self, parts: Any) -> None:
-        """Learn how keys of this engine's model are rotated. Raises ConfigError for KV that is not dense."""
+        """Learn how keys of this engine's model are rotated. Raises ConfigError for KV that is not dense, or not there."""
+        if not hasattr(parts.model, "sites"):
+            raise ConfigError("cachegen cannot be simulated: how many bytes KV is coded in depends on the KV")
         if (form := parts.config.form().name) != "dense":
             raise ConfigError(
                 f"cachegen codes dense KV, and attention.policy={parts.config.attention.policy} keeps it as {form}"
@@ -117,12 +118,6 @@ class CacheGen:
         return [table[head.start : stop] for table in tables]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    level: int = DEFAULT_LEVEL
-    """Quality, from 0, the finest."""
-
-
 @lru_cache
 def _made(level: int) -> CacheGen:
     return CacheGen(level)
@@ -133,9 +128,8 @@ TECHNIQUE = Technique(
     seam="kv",
     summary="stored KV as a compressed bitstream, fetched in the quality that the link allows",
     exact=False,
-    sets={},
-    options=Options,
-    make=lambda variant, options: _made(options.level if variant is None else int(variant)),
+    sets={"kv.reuse": "tiered"},
+    make=lambda variant, options: _made(levels.DEFAULT if variant is None else int(variant)),
     requires=("tiered",),
     paper="CacheGen: KV Cache Compression and Streaming for Fast Large Language Model Serving, 2024",
 )

@@ -10,6 +10,7 @@ import socket
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +18,10 @@ from math import inf
 from typing import Any
 
 from hasten.engine.kv.base import Handle
+from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
 from hasten.engine.kv.blockfile import Head, Unusable, pack, read_chunk
-from hasten.engine.kv.codecs import RAW, codec
-from hasten.engine.kv.disk import Rate, submit
+from hasten.engine.kv.codecs import RAW, Codec, accepts, codec
+from hasten.engine.kv.disk import submit
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
 from hasten.engine.kv.retention import Facts
@@ -143,7 +145,9 @@ def _plain(codec_name: str) -> str:
 
 class Peer:
     """The `Store` of what the server at `address` has, which is asked for its list every `refresh_s`. Nothing is stored there.
-    `timeout_s`: of a chunk, connecting included."""
+    `timeout_s`: of a chunk, connecting included. Chunks are transferred one after the other, while the one before is decoded.
+    `price(start, tokens)`: seconds of computing so many tokens behind others; where there is one, each chunk comes in the
+    quality that allows the first token in `first_token_s`, or not at all where computing is sooner (`bitstream/chooser.py`)."""
 
     def __init__(
         self,
@@ -153,19 +157,23 @@ class Peer:
         *,
         codec_name: str = RAW,
         rate: float = 1e8,
+        price: Callable[[int, int], float] = lambda start, tokens: inf,
+        first_token_s: float = 1.0,
         timeout_s: float = 5.0,
         refresh_s: float = 1.0,
     ) -> None:
         self._address = address
         self._token = token
         self._second = second
-        self._codecs = (codec_name, RAW)
+        self._codec = codec_name
         self._timeout_s = timeout_s
-        self._rate = Rate(rate)
+        self._price = price
+        self._chooser = Chooser(rate, first_token_s)
+        self._transfer = threading.Lock()
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="hasten-peer-fetch")
         self._local = threading.local()
-        self._offers: dict[bytes, Offer] = {}
-        """What the peer said it has. Replaced and added to by the refresher, taken from by the engine's thread."""
+        self._offers: dict[bytes, dict[str, Offer]] = {}
+        """What the peer said it has, by chunk and codec. Added to by the refresher, taken from by the engine's thread."""
         self._down_until = -inf
         self._closing = threading.Event()
         self.reachable = threading.Event()
@@ -183,9 +191,9 @@ class Peer:
                 since, offers = client.list(since)
                 self._down_until = -inf
                 for offer in offers:
-                    known = self._offers.get(offer.name)
-                    if offer.codec in self._codecs and (known is None or known.codec == RAW):
-                        self._offers[offer.name] = offer
+                    if accepts(self._codec, offer.codec):
+                        known = self._offers.get(offer.name, {})
+                        self._offers[offer.name] = {**known, offer.codec: offer}
                 self.reachable.set()
             except (OSError, Unusable) as error:
                 if client is not None:
@@ -203,30 +211,48 @@ class Peer:
         self._offers.clear()
 
     def holds(self, name: bytes) -> int | None:
-        offer = self._offers.get(name)
-        return offer.nbytes if offer is not None and time.monotonic() >= self._down_until else None
+        offers = self._offers.get(name)
+        if not offers or time.monotonic() < self._down_until:
+            return None
+        return min(offer.nbytes for offer in offers.values())
 
     def used(self, name: bytes) -> None:
         """The peer sees for itself."""
 
     def fetch(self, wanted: Head, blocks: Seq[int]) -> Handle:
-        offer = self._offers.get(wanted.name)
-        if offer is None:
+        offers = self._offers.get(wanted.name)
+        if not offers:
             raise PeerError("the peer is gone, or has it no more")
+        sizes = {name: (codec(name).loss, offer.nbytes) for name, offer in offers.items()}
+        ticket = self._chooser.ask(
+            wanted.name, wanted.parent, sizes, wanted.plain_bytes, self._price(wanted.start, len(wanted.tokens))
+        )
 
         def work() -> None:
-            if time.monotonic() < self._down_until:
-                raise PeerError("the peer is gone")
-            coder = codec(offer.codec)
-            got = self._get(wanted.name, offer.codec, coder.most_bytes(wanted))
-            if got is None:
-                raise PeerError("the peer has it no more")
-            head, payload = got
-            if not head.says(wanted):
-                raise Unusable("the peer sent KV of other tokens, or of another form")
-            self._second.write(blocks, coder.decode(payload, head))
+            try:
+                with self._transfer:
+                    coder, head, payload = self._transferred(wanted, ticket)
+                if not head.says(wanted):
+                    raise Unusable("the peer sent KV of other tokens, or of another form")
+                with self._chooser.decoding(ticket):
+                    self._second.write(blocks, coder.decode(payload, head))
+            finally:
+                self._chooser.over(ticket)
 
-        return submit(self._workers, self._rate, offer.nbytes, work)
+        return submit(self._workers, None, 0, work)
+
+    def _transferred(self, wanted: Head, ticket: Ticket) -> tuple[Codec, Head, bytes]:
+        if time.monotonic() < self._down_until:
+            raise PeerError("the peer is gone")
+        name = self._chooser.choose(ticket)
+        coder = codec(name)
+        began = time.monotonic()
+        got = self._get(wanted.name, name, coder.most_bytes(wanted))
+        if got is None:
+            raise PeerError("the peer has it no more")
+        head, payload = got
+        self._chooser.transferred(ticket, len(payload), time.monotonic() - began)
+        return coder, head, payload
 
     def _get(self, name: bytes, codec_name: str, most: int) -> Any:
         """In a worker, over its own connection."""
@@ -250,7 +276,7 @@ class Peer:
         self._offers.pop(name, None)
 
     def seconds(self, nbytes: int) -> float:
-        return self._rate.seconds(nbytes)
+        return self._chooser.seconds(nbytes)
 
     def audit(self) -> None: ...
 

@@ -13,7 +13,7 @@ from hasten.engine.kv.retention import Facts, Retention
 class Entry:
     """A chunk of a tier. `pins`: transfers that read or write it, and look-ups that are about to. `ready`: it is whole."""
 
-    __slots__ = ("facts", "head", "name", "parent", "pins", "ready", "score", "slot")
+    __slots__ = ("coded", "facts", "head", "name", "parent", "pins", "ready", "score", "slot")
 
     def __init__(self, head: Head, facts: Facts) -> None:
         self.head = head
@@ -24,6 +24,8 @@ class Entry:
         """Where in the tier it lies, if the tier has such places."""
         self.pins = 0
         self.ready = False
+        self.coded = False
+        """It was in a lossy codec's hands."""
         self.score = 0.0
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.base import Store
-from hasten.engine.kv.codecs import codec
 from hasten.engine.kv.disk import Disk
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
@@ -25,10 +24,17 @@ TOKEN = "HASTEN_CACHE_TOKEN"
 
 
 def make_stores(
-    second: SecondPool, options: Options, price: Callable[[StepShape], float], retention: Callable[[], Retention]
+    second: SecondPool,
+    options: Options,
+    price: Callable[[StepShape], float],
+    retention: Callable[[], Retention],
+    codec_name: str,
 ) -> list[Store]:
     """The disk, then the peer, as far as they are asked for. Raises ConfigError."""
-    codec(options.codec)  # unknown ones are refused before anything is made
+
+    def seconds(start: int, tokens: int) -> float:
+        return price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
+
     stores: list[Store] = []
     if options.disk:
         try:
@@ -41,8 +47,8 @@ def make_stores(
                 second,
                 options.disk_bytes,
                 retention(),
-                price=lambda start, tokens: price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start))),
-                codec_name=options.codec,
+                price=seconds,
+                codec_name=codec_name,
                 rate=options.disk_rate,
             )
         )
@@ -56,8 +62,10 @@ def make_stores(
                 options.peer,
                 token,
                 second,
-                codec_name=options.codec,
+                price=seconds,
+                codec_name=codec_name,
                 rate=options.peer_rate,
+                first_token_s=options.first_token_s,
                 timeout_s=options.timeout_s,
             )
         )

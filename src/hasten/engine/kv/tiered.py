@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.engine.executors.cost import StepShape
-from hasten.engine.kv.codecs import RAW
+from hasten.engine.kv.codecs import RAW, codec
 from hasten.engine.kv.prefix_tree import PrefixTree
 from hasten.engine.kv.retention import ADMISSIONS, RETENTIONS
 from hasten.engine.kv.tiered_cache import TieredCache
 from hasten.engine.technique import Technique
+
+CACHEGEN = "cachegen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Options:
     to_disk: str = "all"
     """What of host memory goes on to disk: `all`, or what was found again (`reused`)."""
     codec: str = RAW
-    """How chunks are written; read are those of this codec and raw ones."""
+    """How chunks are written; read are those of this codec and raw ones. With `cachegen` switched on, that."""
     margin: float = 1.0
     """Loading must be predicted to take at most this part of computing."""
     disk_rate: float = 1e9
@@ -44,6 +46,8 @@ class Options:
     """The same of the peer."""
     timeout_s: float = 5.0
     """In which a chunk must come from the peer."""
+    first_token_s: float = 1.0
+    """Where the peer has chunks in several qualities: they come in the best one with which the prompt is there in this time."""
 
 
 def _make(parts: Any, options: Options) -> TieredCache:
@@ -52,6 +56,10 @@ def _make(parts: Any, options: Options) -> TieredCache:
     for name, known in (("keep", RETENTIONS), ("to_disk", ADMISSIONS)):
         if (said := getattr(options, name)) not in known:
             raise ValueError(f"tiered: {name}={said}: there are {', '.join(known)}")
+    name = options.codec
+    if name == RAW and CACHEGEN in parts.config.techniques:
+        name = CACHEGEN
+    codec(name).prepare(parts)
     second = parts.second_pool(options.host_bytes)
     if second.blocks < 2 * chunk:
         raise ValueError(f"tiered: host_bytes={options.host_bytes} hold less than two chunks of {chunk} blocks")
@@ -63,14 +71,14 @@ def _make(parts: Any, options: Options) -> TieredCache:
         PrefixTree(parts.books.pool),
         parts.books,
         second,
-        parts.stores(second, options, price, RETENTIONS[options.keep]),
+        parts.stores(second, options, price, RETENTIONS[options.keep], name),
         chunk=chunk,
         price=price,
         retention=RETENTIONS[options.keep](),
         admission=ADMISSIONS[options.to_disk],
         context=parts.kv_context,
         margin=options.margin,
-        codec=options.codec,
+        codec=name,
     )
     second.on_close(cache.close)
     return cache

@@ -24,7 +24,7 @@ from hasten.engine.kv.arrivals import Arrivals, ChunkLoad, Part
 from hasten.engine.kv.base import Found, Handle, Ints, NoBlocks, Readiness, Reuse, ReuseKey, Store
 from hasten.engine.kv.blockfile import Head, name_after, root
 from hasten.engine.kv.books import Books
-from hasten.engine.kv.codecs import RAW
+from hasten.engine.kv.codecs import RAW, codec
 from hasten.engine.kv.host import SecondPool, runs_of
 from hasten.engine.kv.host_chunks import HostChunks
 from hasten.engine.kv.retention import Admission, Facts, Retention
@@ -263,7 +263,7 @@ class TieredCache:
 
     def _offer(self, entry: Entry) -> None:
         """Let the stores have what lies in host memory."""
-        if not entry.ready or not self._admission(entry.facts):
+        if not entry.ready or entry.coded or not self._admission(entry.facts):  # coded twice, it would lose twice
             return
         for store in self._stores:
             if store.holds(entry.name) is None:
@@ -318,6 +318,7 @@ class TieredCache:
 
     def _arrived(self, entry: Entry, store: Store) -> None:
         self._counts["chunks_from_stores"] += 1
+        entry.coded = codec(self._codec).loss > 0
         self._offer(entry)
 
     def counts(self) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Rows of symbols uint8 [rows, channels] are coded with one distribution a channel by 32 interleaved rANS states (Duda,
 "Asymmetric numeral systems", 2013; Giesen, "Interleaved entropy coders", 2014), each of which codes every 32nd channel. The
-stream holds the final states, uint32 little-endian, and the 16-bit words that decoding takes in, in that order; it does not hold
-its shape or its distributions. `reference.py` is the same in numpy. No torch: arrays are numpy's.
+stream holds the final states, uint32 little-endian, and the 16-bit words that decoding takes in, in that order; it does not
+hold its shape or its distributions. `reference.py` is the same in numpy. No torch: arrays are numpy's.
 """
 
 from __future__ import annotations

@@ -130,9 +130,9 @@ CLAIM = Claim(
     title="KV cache as a streamed bitstream",
     paper="CacheGen: KV Cache Compression and Streaming for Fast Large Language Model Serving (Liu et al., SIGCOMM 2024)",
     workload="built-in model, bfloat16; quality: held-out questions and texts of the testbed (recall of 16 pairs in 2k and 4k "
-    "tokens, a needle in 4k, tracing); link: a recall prompt of 7.8k tokens (quick: 4k) in chunks of 1,536 over a loopback socket "
-    "THROTTLED along a drawn trace of 8 to 1,000 Mb/s; coder: random KV of four layers of Qwen3-0.6B's shape",
-    baseline="the same KV in int8 for each token and head, in 4 bits in groups of 32, or raw; the prompt computed from its text",
+    "tokens, a needle in 4k, tracing); link: a recall prompt of 7.8k tokens (quick: 4k) in chunks of 1,536 over a loopback "
+    "socket THROTTLED along a drawn trace of 8 to 1,000 Mb/s; coder: random KV of four layers of Qwen3-0.6B's shape",
+    baseline="the same KV in int8 for each token and head, 4 bits in groups of 32, or raw; the prompt computed from its text",
     technique=f"cachegen, level {LEVEL}; over the link, a controller with all levels, raw KV and the text to choose from",
     requirements=(
         Requirement(name="bytes-int8", what="bytes, int8 over cachegen", paper=PAPER, unit="x", at_least=3.0),
