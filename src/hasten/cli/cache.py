@@ -97,16 +97,17 @@ def show(
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("chunk", no_wrap=True)
+    table.add_column("chunk", no_wrap=True, min_width=12)
     for column in ("from", "tokens", "bytes", "a token"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("form", "used", "weights", "tenant"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    table.add_column("form", no_wrap=True, min_width=10)
+    for column in ("used", "weights", "tenant"):
         table.add_column(column, no_wrap=True)
     for one in stored:
         head = one.head
         table.add_row(
             head.name.hex()[:12], f"{head.start:,}", f"{len(head.tokens):,}", f"{one.nbytes:,}",
-            f"{one.nbytes / len(head.tokens):.0f}", head.codec, _ago(one.used_s), head.weights[:12], head.tenant,
+            f"{one.nbytes / len(head.tokens):.0f}", head.codec, _ago(one.used_s), head.weights[:8], head.tenant,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)

@@ -30,8 +30,8 @@ class Warmed:
 
 
 def warmed(asked: Asked, text: str, disk: Path, chunk: int, codecs: Sequence[str], tell: Tell) -> Warmed:
-    """Compute the KV of `text` and have its whole chunks of `chunk` tokens in the folder `disk`, in every form of `codecs`. Raises
-    ConfigError, and BadRequest for a text that is too long or too short."""
+    """Compute the KV of `text` and have its whole chunks of `chunk` tokens in the folder `disk`, in every form of `codecs`.
+    Raises ConfigError, and BadRequest for a text that is too long or too short."""
     import numpy as np
 
     coders = {name: codec(name) for name in codecs}
@@ -95,8 +95,8 @@ def _made(disk: Path) -> Folder:
 
 
 def pushed(peer: str, token: str, folder: Folder, stored: Sequence[Stored], tell: Tell) -> tuple[int, int]:
-    """Send `stored` to a peer; how many chunks and bytes went. Raises ConfigError when the peer cannot be reached or does not take
-    them."""
+    """Send `stored` to a peer; how many chunks and bytes went. Raises ConfigError when the peer cannot be reached or does not
+    take them."""
     try:
         client = PeerClient(peer, token)
     except (OSError, ValueError) as error:

@@ -169,7 +169,6 @@ class Peer:
         self._timeout_s = timeout_s
         self._price = price
         self._chooser = Chooser(rate, first_token_s)
-        self._transfer = threading.Lock()
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="hasten-peer-fetch")
         self._local = threading.local()
         self._offers: dict[bytes, dict[str, Offer]] = {}
@@ -230,7 +229,7 @@ class Peer:
 
         def work() -> None:
             try:
-                with self._transfer:
+                with self._chooser.turn(ticket):
                     coder, head, payload = self._transferred(wanted, ticket)
                 if not head.says(wanted):
                     raise Unusable("the peer sent KV of other tokens, or of another form")

@@ -63,8 +63,8 @@ class PrefixLab:
     def forget(self) -> None:
         self._reuse.evict(self.books.pool.blocks)
 
-    def nats(self, tokens: Seq[int], cached: int) -> float:
-        """Of tokens [cached + 1, len(tokens)), all read behind the `cached` ones, whose KV is taken from the cache."""
+    def nats(self, tokens: Seq[int], cached: int, last: int | None = None) -> float:
+        """Of the `last` tokens (None: from cached + 1 on), all read behind the `cached` ones, whose KV is in the cache."""
         request = Request(id="nats", prompt=np.asarray(tokens, np.int32), sampling=SamplingParams(max_tokens=1))
         seq = Sequence(-1, request, 0, 0, self._key, 0.0)
         seq.view.add_blocks(self._found(tokens[:cached]), self.size, cached, 0)
@@ -74,7 +74,7 @@ class PrefixLab:
         logits = self.llm.engine.executor.submit(BatchBuilder().build([span])).wait().logits.float()
         self.books.close(seq.view)
         chosen = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(read[1:].astype(np.int64))[:, None])
-        return -float(chosen.sum())
+        return -float(chosen[-last if last else 0 :].sum())
 
     def _found(self, tokens: Seq[int]) -> list[int]:
         """The blocks of `tokens`, referenced once more. Raises LookupError when they are not all cached."""
@@ -92,5 +92,5 @@ def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def _torch(array: npt.NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.require(array, requirements="W"))
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor

@@ -78,10 +78,10 @@ def _measure(prompt: StoredPrompt, trace: Trace, points: Sequence[float], rounds
         },
         guards=[Guard("the controller changes its choice along the trace", len(used) > 1, f"it used {', '.join(used)}")],
         notes=[
-            "the link is a loopback socket throttled along a drawn trace; decoding, computing and the question are the engine's "
-            "own work",
-            f"the controller knows the bandwidth of {BEFORE_S:g} s before, as from an earlier transfer; without a deadline it takes "
-            f"what is fastest, with one ({deadline_s:.2f} s) the least lossy form that meets it",
+            "the link is a loopback socket throttled along a drawn trace; decoding, computing and the question are the "
+            "engine's own work",
+            f"the controller knows the bandwidth of {BEFORE_S:g} s before, as from an earlier transfer; without a deadline it "
+            f"takes what is fastest, with one ({deadline_s:.2f} s) the least lossy form that meets it",
             "deadlines missed: " + ", ".join(f"{name} {share:.0f} %" for name, share in missed.items()),
         ],
         details={"seconds": seconds, "megabits_s": [trace.rate(at) * 8e-6 for at in points], "deadline_s": deadline_s},

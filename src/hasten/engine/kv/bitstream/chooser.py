@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ _DECODED = 1e8
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A chunk that was asked for. offers[codec]: (loss, bytes); `plain_bytes` of its planes; `compute_s`: of computing it."""
+    """A chunk that was asked for. offers[codec]: (loss, bytes); `plain_bytes` of its planes; `compute_s`: of computing it;
+    `codec`: that it comes in."""
 
     name: bytes
     parent: bytes
@@ -32,7 +34,6 @@ class Ticket:
     plain_bytes: int
     compute_s: float
     asked_s: float
-    taken: bool = False
     codec: str = ""
 
 
@@ -44,8 +45,10 @@ class Chooser:
         self._bandwidth = bandwidth
         self._deadline_s = first_token_s
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._tickets: list[Ticket] = []
+        self._line: deque[Ticket] = deque()
+        """Those not transferred yet, in the order in which they were asked for."""
         self._computed: set[bytes] = set()
         """Chunks that are not fetched: nor are those behind them."""
         self._decode_s: dict[str, float] = {}
@@ -60,16 +63,29 @@ class Chooser:
                 self._computed.clear()
             self._computed.discard(name)
             self._tickets.append(ticket)
+            self._line.append(ticket)
         return ticket
 
+    @contextmanager
+    def turn(self, ticket: Ticket) -> Iterator[None]:
+        """Around the choice and transfer of a chunk: one at a time, in the order asked for. Whoever waits here must have been
+        given to threads in that order too."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._line[0] is ticket)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._line.popleft()
+                self._lock.notify_all()
+
     def choose(self, ticket: Ticket) -> str:
-        """The codec to fetch the chunk in, which is the next to be transferred. Raises Dearer when it should be computed."""
+        """The codec to fetch the chunk in, whose turn it is. Raises Dearer when it should be computed."""
         with self._lock:
             if ticket.parent in self._computed:
                 self._computed.add(ticket.name)
                 raise Dearer("a chunk before it is computed, so it is too")
-            rest = [ticket, *(other for other in self._tickets if other is not ticket and not other.taken)]
-            ticket.taken = True
+            rest = list(self._line)
             busy = sum(self._seconds_of(other.codec, other) for other in self._tickets if other.codec)
             options = [self._option(codec, loss, rest) for codec, (loss, _) in ticket.offers.items()]
             compute_s = tuple(one.compute_s for one in rest)

@@ -132,6 +132,8 @@ def _encode(values: Floats, bins: float, form: str) -> bytes:
         others = np.arange(tokens) % GROUP > 0
         return coded + stream.encode((rows - np.repeat(base, GROUP, 0)[:tokens])[others], steps)
     scale = np.abs(rows).max(1).astype("<f2")
+    if not np.isfinite(scale).all():
+        raise ValueError("KV beyond what float16 holds cannot be scaled by it")
     divided = rows / np.maximum(scale.astype(np.float32), 1e-6)[:, None]
     relative = (steps / np.sqrt(np.square(scale.astype(np.float32)).mean())).astype(np.float32)
     scales: bytes = scale.tobytes()
@@ -140,7 +142,7 @@ def _encode(values: Floats, bins: float, form: str) -> bytes:
 
 def _spread(rows: Floats, heads: int) -> Floats:
     """Root of the mean variance of a channel, float32 [heads]."""
-    spread: Floats = np.sqrt(rows.var(0).reshape(heads, -1).mean(1))
+    spread: Floats = np.sqrt(rows.var(0, dtype=np.float64).reshape(heads, -1).mean(1)).astype(np.float32)
     return spread
 
 
