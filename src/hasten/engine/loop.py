@@ -159,6 +159,13 @@ class Engine:
             out += self.step()
         return out
 
+    def tend(self) -> bool:
+        """Between requests: let transfers that are over be followed by what comes after them, as writing to disk does; whether
+        any is still under way."""
+        with self._lock:
+            self.ledger.settle()
+            return self.ledger.moving
+
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
             loading = self.ledger.loading
