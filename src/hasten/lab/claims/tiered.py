@@ -59,8 +59,8 @@ def run(setting: Setting) -> Outcome:
         samples=samples,
         guards=held,
         notes=[
-            f"virtual: {requests} requests a round at {virtual.rate:.1f} a second, {LOAD:.0%} of what dropping sustains; working "
-            f"sets of {' and '.join(f'{size / 1e9:.0f} GB' for size in virtual.sets)}",
+            f"virtual: {requests} requests a round at {virtual.rate:.1f} a second, {LOAD:.0%} of what dropping sustains; "
+            f"working sets of {' and '.join(f'{size / 1e9:.0f} GB' for size in virtual.sets)}",
             note,
         ],
         details={

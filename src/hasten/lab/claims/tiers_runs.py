@@ -170,8 +170,8 @@ def real(requests: int, rounds: int, quick: bool, tell: Callable[[str, float], N
             calibration_s=3.0 if quick else 6.0,
         )
     note = (
-        f"for real: the built-in model, {requests} requests a round at {point.rate:.1f} a second, lengths scaled to a context of "
-        f"{REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
+        f"for real: the built-in model, {requests} requests a round at {point.rate:.1f} a second, lengths scaled to a context "
+        f"of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
     )
     return point, note
 
