@@ -24,6 +24,7 @@ COSTS = CostModel(
     copy_s=1e-3,
     copy_token_s=3e-5,
 )
+BLOCK_BYTES = 1000
 MODEL = SimulatedModel(name="test", vocabulary=1000, max_length=400)
 
 
@@ -31,7 +32,9 @@ def engine(single: bool, blocks: int, with_: tuple[str, ...] = (), host_blocks: 
     values = {"kv.block_size": 8, "scheduling.max_tokens": 64, "scheduling.max_rows": 6}
     values |= {name.replace("__", "."): value for name, value in settings.items()}
     config = EngineConfig.build(with_=with_, set_=values)
-    return simulated_engine(config, MODEL, COSTS, blocks=blocks, host_blocks=host_blocks, single_steps=single)
+    return simulated_engine(
+        config, MODEL, COSTS, blocks=blocks, host_blocks=host_blocks, single_steps=single, block_bytes=BLOCK_BYTES
+    )
 
 
 def drive(engine: Engine, arrivals: list[tuple[float, int, int, int]]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
@@ -73,7 +76,8 @@ def test_events_equal_single_steps(seed: int) -> None:
     with_ = [
         (), ("whole-prompts",), ("priority",), ("static-batches:rows=3:window_s=0.2",), (trace, "fastswitch"),
         (trace, "follow-order:transfers=sync"), ("priority-trace", "block-groups:group=4"),
-    ][seed % 7]  # fmt: skip
+        ("tiered:host_bytes=40000:chunk=16:disk=d:disk_bytes=100000:disk_rate=1e6",),
+    ][seed % 8]  # fmt: skip
     host_blocks = int(random.choice([0, 30]))
     extra = {"kv__host_bytes": 1} if host_blocks else {}
     together = engine(False, blocks, with_, host_blocks, **extra)
@@ -85,6 +89,34 @@ def test_events_equal_single_steps(seed: int) -> None:
     assert out == expected_out
     assert together.events.counts == alone.events.counts
     assert together.clock.now() == alone.clock.now()
+
+
+def test_what_is_loaded_takes_the_time_stated_and_saves_the_rest() -> None:
+    """Three prompts in turn, of which the pool holds one: from host memory, or from a disk of a known rate."""
+    took, computed = {}, {}
+    for name, knobs in {
+        "dropped": "prefix-tree",
+        "host": "tiered:host_bytes=200000:chunk=16",
+        "disk": "tiered:host_bytes=20000:chunk=16:disk=d:disk_bytes=200000:disk_rate=2e6",
+    }.items():
+        one = engine(False, 24, (knobs,))
+        for i in range(9):
+            prompt = np.arange(1 + i % 3, 150)
+            one.add(Request(id=str(i), prompt=prompt, sampling=SamplingParams(max_tokens=4, ignore_eos=True)))
+            began = one.clock.now()
+            one.run()
+            took[name] = one.clock.now() - began
+            while one.tend():
+                one.clock.advance(1e-3)
+            one.clock.advance(1.0)
+            one.tend()
+        columns = one.events.columns()
+        computed[name] = columns["a"][columns["kind"] == Kind.STEP].sum()
+        one.ledger.audit()
+    assert computed["host"] == computed["disk"] < 0.5 * computed["dropped"]
+    assert took["host"] < took["disk"] < took["dropped"]
+    # Copies to the pool begin when the first chunk is read; then the slower of both links sets the pace.
+    assert took["disk"] - took["host"] > 0.9 * 2 * BLOCK_BYTES / 2e6
 
 
 def test_steps_are_taken_together() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence as Seq
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
-from hasten.engine.kv.base import Ints, Load, Readiness, ReuseKey, Tier, Tiered
+from hasten.engine.kv.base import Ints, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
+from hasten.engine.loads import Loads
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
 from hasten.engine.sequence import Finish, Sequence, State
@@ -77,12 +77,9 @@ class Ledger:
         self._numbers = count()
         self._opened: dict[int, int] = {}
         """Tokens that a look-up found here for sequences that have not started."""
-        self._found: dict[int, Load] = {}
-        """What it found beyond, in slower tiers, of those."""
-        self._loads: dict[int, Load] = {}
-        """Under way, of sequences that are loading."""
-        self._spans: dict[int, int] = {}
-        """Tokens of either."""
+        self.loads = Loads()
+        self._reuse: Reuse | None = None
+        self._known_tiers: Tiered | None = None
 
     # -- birth ----------------------------------------------------------------------------------------------------------
 
@@ -174,11 +171,11 @@ class Ledger:
         if reuse is None or not seq.reusable or group.prompt_scores is not None:
             return seq.remaining
         for found in reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
-            if found.start != seq.view.length or seq.id in self._found or found.readiness is Readiness.RECOMPUTE:
+            if found.start != seq.view.length or found.readiness is Readiness.RECOMPUTE:
                 raise AssertionError("spans beyond a leading one need partial prefill, which this engine lacks")
             self.books.link(seq.view, found.runs)
             if found.load is not None:
-                self._found[seq.id], self._spans[seq.id] = found.load, found.stop - found.start
+                self.loads.found(seq, found.load, found.stop - found.start)
         seq.todo = [(seq.view.length, seq.length)]
         self._opened[seq.id] = seq.view.length
         return seq.remaining
@@ -186,13 +183,10 @@ class Ledger:
     def load(self, seq: Sequence) -> bool:
         """The sequence was planned. If some of the KV that was looked up for it must be fetched first, that begins now and it
         cannot run before it has ended; whether that is so."""
-        load = self._found.pop(seq.id, None)
-        if load is None:
+        if not self.loads.begin(seq):
             return False
         del self._opened[seq.id]
-        self._loads[seq.id] = load
         self._become(seq, State.LOADING)
-        load.begin()
         return True
 
     def start(self, seq: Sequence) -> None:
@@ -214,17 +208,10 @@ class Ledger:
             if id in planned:
                 continue
             seq = self.sequences[id]
-            self._unopen(seq)
+            del self._opened[id]
+            self.loads.forget(seq)
             self._release(seq)
             self._restart(seq)
-
-    def _unopen(self, seq: Sequence) -> None:
-        """What was looked up for it is not wanted."""
-        self._opened.pop(seq.id, None)
-        load = self._found.pop(seq.id, None)
-        if load is not None:
-            del self._spans[seq.id]
-            load.abandon()
 
     def cache(self, seq: Sequence) -> None:
         """Offer the sequence's computed KV for reuse."""
@@ -253,28 +240,21 @@ class Ledger:
     @property
     def moving(self) -> bool:
         """Some KV is on the way between tiers."""
-        if self._loads or (self.transfers is not None and self.transfers.moves):
+        if self.loads or (self.transfers is not None and self.transfers.moves):
             return True
         return self._tiers is not None and self._tiers.moving
 
     @property
     def _tiers(self) -> Tiered | None:
-        return self.books.reuse if isinstance(self.books.reuse, Tiered) else None
-
-    @property
-    def loading(self) -> bool:
-        """Some sequence waits for KV that is fetched for it."""
-        return bool(self._loads)
-
-    @property
-    def loads_end_s(self) -> float:
-        """Engine time when it is worth looking after them again (`Handle.ends_s`)."""
-        return min((load.ends_s for load in self._loads.values()), default=-inf)
+        reuse = self.books.reuse
+        if reuse is not self._reuse:  # asking a protocol takes microseconds, and this is asked several times a step
+            self._reuse, self._known_tiers = reuse, reuse if isinstance(reuse, Tiered) else None
+        return self._known_tiers
 
     def stirs(self) -> bool:
         """There is something for `settle` to do. Changes nothing."""
         moves = list(self.transfers.moves.values()) if self.transfers is not None else []
-        return any(load.stirs() for load in list(self._loads.values())) or any(move.handle.done() for move in moves)
+        return self.loads.stirs() or any(move.handle.done() for move in moves)
 
     # -- yielding and coming back ---------------------------------------------------------------------------------------
 
@@ -330,27 +310,23 @@ class Ledger:
             if wait or move.handle.done():
                 self._end(move)
             wait = False
-        tiers, loads = self._tiers, list(self._loads.items())
-        busy = bool(moves or loads)
+        tiers = self._tiers
+        busy = bool(moves or self.loads)
         if tiers is not None:
             began = self.clock.now()
             busy |= tiers.settle(wait and not busy)
             self.waited_s += self.clock.now() - began if wait else 0.0
-        for id, load in loads:
-            if load.done():
-                self._loaded(self.sequences[id])
+        for id in self.loads.done():
+            self._loaded(self.sequences[id])
         return busy
 
     def _loaded(self, seq: Sequence) -> None:
         """What was fetched for it is there, as far as it came: it goes on behind that."""
-        load = self._loads.pop(seq.id)
-        before = seq.view.length
-        first = before - self._spans.pop(seq.id)
-        there = first + load.end()
+        came, missing = self.loads.end(seq)
+        there = seq.view.length - missing
         self.truncate(seq, there)
         seq.todo = [(there, seq.length)]
-        now = self.clock.now()
-        self.events.add(now, Kind.LOADED, seq.id, there - first, before - there)
+        self.events.add(self.clock.now(), Kind.LOADED, seq.id, came, missing)
         self._become(seq, State.RUNNING)
         if seq.cancelled is not None:
             self.close(seq, seq.cancelled)
@@ -414,13 +390,13 @@ class Ledger:
         if self.moves(seq):
             seq.cancelled = reason
             return
-        if seq.id in self._loads:
+        if seq in self.loads:
             seq.cancelled = reason
-            self._loads[seq.id].cancel()
-            if self._loads[seq.id].done():
+            if self.loads.cancel(seq):
                 self._loaded(seq)
             return
-        self._unopen(seq)
+        self._opened.pop(seq.id, None)
+        self.loads.forget(seq)
         if seq.state is State.SWAPPED:
             self._lose(seq)
         else:
@@ -471,8 +447,7 @@ class Ledger:
         pool.audit()
         if self.transfers is not None:
             self.transfers.audit(self.sequences.values())
-        assert self._found.keys() | self._loads.keys() == self._spans.keys(), "a load is forgotten"
-        assert self._loads.keys() <= self._in[State.LOADING].keys(), "a sequence that loads is in another state"
+        self.loads.audit(self._opened, self._in[State.LOADING])
         if self._tiers is not None:
             self._tiers.audit()
 

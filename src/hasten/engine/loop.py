@@ -159,9 +159,16 @@ class Engine:
             out += self.step()
         return out
 
+    def tend(self) -> bool:
+        """Between requests: let transfers that are over be followed by what comes after them, as writing to disk does; whether
+        any is still under way."""
+        with self._lock:
+            self.ledger.settle()
+            return self.ledger.moving
+
     def _nothing_planned(self, plan: StepPlan, began: float, until_s: float) -> None:
         with self._lock:
-            loading = self.ledger.loading
+            loading = bool(self.ledger.loads)
             if (loading and self._planner.moved) or (not loading and self.ledger.settle(wait=True)):
                 return
             if self.outbox or self._planner.moved:
@@ -176,7 +183,7 @@ class Engine:
                 stuck = next(iter(self.ledger.sequences.values()))
                 self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
         if loading:  # somebody else may come before it is here
-            self.clock.wait(min(self.ledger.loads_end_s, until_s), lambda: len(self._inbox) > 0 or self.ledger.stirs())
+            self.clock.wait(min(self.ledger.loads.ends_s, until_s), lambda: len(self._inbox) > 0 or self.ledger.stirs())
         elif waits:  # the policy holds its sequences back on purpose
             assert plan.replan_at is not None
             self.clock.wait(min(plan.replan_at, until_s), lambda: len(self._inbox) > 0)

@@ -90,6 +90,8 @@ def _serve(engine: Any, link: Connection) -> None:
     while True:
         if not engine.unfinished and not commands:
             link.send(("out", [], engine.stats()))
+            while engine.tend() and not commands:
+                wake.wait(1e-3)
             wake.wait()
         wake.clear()
         while commands:

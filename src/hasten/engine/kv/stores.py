@@ -13,7 +13,6 @@ from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
 from hasten.engine.kv.peer import Peer
 from hasten.engine.kv.retention import Retention
-from hasten.engine.kv.wire import split_address
 from hasten.engine.technique import ConfigError
 
 if TYPE_CHECKING:
@@ -56,10 +55,11 @@ def make_stores(
         token = options.peer_token or os.environ.get(TOKEN, "")
         if not token:
             raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
-        split_address(options.peer)
+        if not 0 < options.peer_port < 65536:
+            raise ConfigError(f"tiered: peer_port={options.peer_port}: ports are numbers from 1 to 65535")
         stores.append(
             Peer(
-                options.peer,
+                f"{options.peer}:{options.peer_port}",
                 token,
                 second,
                 price=seconds,

@@ -27,7 +27,8 @@ class Options:
     """Folder of block files; empty: none."""
     disk_bytes: int = 16 << 30
     peer: str = ""
-    """host:port of a process that serves its folder; empty: none."""
+    """Host of a process that serves its folder; empty: none."""
+    peer_port: int = 8471
     peer_token: str = ""
     """What it knows its clients by; empty: what HASTEN_CACHE_TOKEN says."""
     chunk: int = 256

@@ -38,6 +38,9 @@ class _EngineState(Collector):
         ("hasten_engine_tokens", "Output tokens the engine committed", "tokens_total"),
         ("hasten_prefix_hit_tokens", "Prompt tokens whose KV was found in the cache", "prefix_hit_tokens"),
         ("hasten_preemptions", "Sequences that lost their KV for others", "preempted_total"),
+        ("hasten_kv_chunks_loaded", "Chunks of KV brought back from slower tiers", "chunks_found"),
+        ("hasten_kv_chunks_from_stores", "Those of them that came from disk or a peer", "chunks_from_stores"),
+        ("hasten_kv_loads_failed", "Chunks that were to be loaded and had to be computed", "loads_failed"),
     )
 
     def __init__(self, engine: HasStats) -> None:
