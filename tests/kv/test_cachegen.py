@@ -155,7 +155,8 @@ def server(folder: Path) -> Iterator[PeerServer]:
 
 
 def from_peer(server: PeerServer, *knobs: str) -> tuple[list[int], int, dict[str, float]]:
-    llm = engine(f"peer={server.address}", f"peer_token={TOKEN}", *knobs)
+    host, port = server.address.split(":")
+    llm = engine(f"peer={host}", f"peer_port={port}", f"peer_token={TOKEN}", *knobs)
     cache = llm.parts.books.reuse
     assert cache._stores[0].reachable.wait(5)
     tokens, reused = answer(llm)

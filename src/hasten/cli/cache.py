@@ -133,11 +133,11 @@ def drop(
 def serve(
     disk: Disk,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8790,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8471,
     token: Token = None,
     writable: Annotated[bool, typer.Option("--writable", help="Clients may send and drop chunks.")] = False,
 ) -> None:
-    """Serve a folder to engines with tiered:peer=HOST:PORT, until interrupted."""
+    """Serve a folder to engines with tiered:peer=HOST:peer_port=PORT, until interrupted."""
     from hasten.engine.kv.peer import PeerServer
 
     try:

@@ -243,14 +243,8 @@ def read_file(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[str, An
 
 
 def parse_with(text: str) -> tuple[str, dict[str, str]]:
-    """`name:knob=value:knob=value` -> (name, knobs). A value may hold colons, as a host:port does, but nothing with a =."""
-    name, *pieces = text.strip().split(":")
-    knobs: list[str] = []
-    for piece in pieces:
-        if knobs and "=" not in piece:
-            knobs[-1] += f":{piece}"
-        else:
-            knobs.append(piece)
+    """`name:knob=value:knob=value` -> (name, knobs)."""
+    name, *knobs = text.strip().split(":")
     return name, dict(_split(knob) for knob in knobs)
 
 

@@ -238,7 +238,11 @@ class Peer:
             finally:
                 self._chooser.over(ticket)
 
-        return submit(self._workers, None, 0, work)
+        try:
+            return submit(self._workers, None, 0, work)
+        except RuntimeError:  # it was closed
+            self._chooser.over(ticket)
+            raise
 
     def _transferred(self, wanted: Head, ticket: Ticket) -> tuple[Codec, Head, bytes]:
         if time.monotonic() < self._down_until:

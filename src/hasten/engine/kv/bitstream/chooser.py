@@ -76,7 +76,7 @@ class Chooser:
             yield
         finally:
             with self._lock:
-                self._line.popleft()
+                self._line.remove(ticket)
                 self._lock.notify_all()
 
     def choose(self, ticket: Ticket) -> str:
@@ -126,6 +126,9 @@ class Chooser:
     def over(self, ticket: Ticket) -> None:
         with self._lock:
             self._tickets.remove(ticket)
+            if ticket in self._line:  # it was never transferred
+                self._line.remove(ticket)
+                self._lock.notify_all()
 
     def seconds(self, nbytes: int) -> float:
         """Predicted, until `nbytes` more would be here: behind all that was asked for, in its smallest form."""
