@@ -32,7 +32,7 @@ Disk = Annotated[
 Token = Annotated[str | None, typer.Option(help=f"The token that both sides know; ${TOKEN} if left out.")]
 Codecs = Annotated[
     list[str] | None,
-    typer.Option("--codec", metavar="NAME", help="raw, cachegen, or cachegen-0 (finest) to cachegen-3. Repeatable."),
+    typer.Option("--codec", metavar="NAME", help="raw, cachegen, or cachegen-0 (finest) to cachegen-2. Repeatable."),
 ]
 Prefix = Annotated[str, typer.Option("--chunk-name", metavar="HEX", help="Only chunks whose name begins so (see list).")]
 

@@ -29,7 +29,7 @@ class Trace:
         self.seconds = sum(seconds for seconds, _ in steps)
 
     @classmethod
-    def drawn(cls, seed: int, steps: int = 24, seconds: float = 1.5, least: float = 8, most: float = 1000) -> Trace:
+    def drawn(cls, seed: int, steps: int = 24, seconds: float = 1.5, least: float = 2, most: float = 1000) -> Trace:
         """Bandwidths between `least` and `most` megabits a second, evenly over their logarithms; every next one is drawn
         towards the one before it, as they change on real links."""
         rng = random.Random(seed)

@@ -13,10 +13,10 @@ class Level:
     values: float
 
 
-LEVELS = (Level(0.35, 0.7), Level(0.6, 1.2), Level(0.85, 1.7), Level(1.2, 2.4))
-"""From the finest on. Values bear bins twice as coarse as keys do, whose errors decide where attention goes."""
+LEVELS = (Level(0.25, 1.0), Level(0.4, 1.5), Level(0.6, 1.9))
+"""From the finest on. Values bear far coarser bins than keys, whose errors decide where attention goes."""
 DEFAULT = 1
-DEPTH = (0.75, 1.0, 1.25)
+DEPTH = (0.6, 1.0, 1.4)
 """What bins are multiplied with in the first, second and last third of the sites: what is lost early harms all that follows."""
 
 
