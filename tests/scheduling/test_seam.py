@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Watching(FCFS):
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         assert sequence is not None, "the books know whom the event concerns"
         workflow = view.workflow(sequence)
-        self.seen.append((event.kind, sequence.request.id, len(workflow.live), len(workflow.ended)))
+        self.seen.append((event.kind, sequence.request.id, len(workflow.live), workflow.ended))
         stale, self.stale = self.stale, []
         return stale
 
@@ -80,8 +81,7 @@ def test_a_workflow_remembers_its_calls_and_service() -> None:
     engine.add(call("b", "w", "act", tokens=5, n=2))
     engine.run()
     assert all(workflow is kept[0] for workflow in kept)
-    ended = [(c.request, c.stage, c.prompt_tokens, c.output_tokens, c.ok) for c in kept[0].ended]
-    assert ended == [("a", "plan", 10, 3, True), ("b", "act", 10, 5, True), ("b", "act", 10, 5, True)]
+    assert (kept[0].ended, kept[0].ended_prompt, kept[0].ended_output) == (3, 30, 3 + 5 + 5)
     assert kept[0].service == (10 + 2) + (10 + 4) + 4, "the prompt of n sequences is computed once, a last token never"
 
 
@@ -105,6 +105,33 @@ def test_old_idle_workflows_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         engine.add(call(str(number), f"w{number}"))
         engine.run()
     assert len(known) == 3
+
+
+def test_what_failed_counts_as_service_only() -> None:
+    engine = make_engine()
+    for id in "ab":
+        engine.add(call(id, "w", tokens=20))
+    for _ in range(3):
+        engine.step()
+    engine.cancel("a")
+    engine.step()
+    (seq,) = engine.ledger.sequences.values()
+    workflow = engine._planner.workflow(seq)
+    assert (workflow.ended, workflow.ended_prompt, workflow.ended_output) == (1, 0, 0)
+    assert workflow.ended_service > 10
+
+
+def test_a_name_that_is_used_for_ever_takes_no_more_memory() -> None:
+    order = Watching()
+    engine = make_engine(order=order)
+    kept = engine._planner._workflows
+    for number in range(5):
+        engine.add(call(str(number), "w"))
+        engine.run()
+    (workflow,) = kept._idle.values()
+    assert workflow.ended == 5
+    values = [getattr(workflow, field.name) for field in fields(workflow)]
+    assert not any(value for value in values if not isinstance(value, int | float | str)), "numbers and names, nothing a call"
 
 
 def test_keys_named_stale_are_asked_again() -> None:
