@@ -14,9 +14,13 @@ from tests.engine.fake import make_engine
 from hasten.engine.events import Event, EventLog, Kind
 from hasten.engine.request import AppContext, Request, SamplingParams
 from hasten.engine.scheduling import workflows
-from hasten.engine.scheduling.base import Hint, View
+from hasten.engine.scheduling.base import Direction, Hint, StepPlan, Transfer, View
 from hasten.engine.scheduling.fcfs import FCFS
-from hasten.engine.sequence import Sequence
+from hasten.engine.scheduling.newest_yields import NewestYields
+from hasten.engine.scheduling.newest_yields import Options as ResidencyOptions
+from hasten.engine.scheduling.stall_free import Options as BatchingOptions
+from hasten.engine.scheduling.stall_free import StallFree
+from hasten.engine.sequence import Sequence, State
 
 
 def call(id: str, workflow: str = "", stage: str = "", *, tokens: int = 4, prompt: int = 10, n: int = 1) -> Request:
@@ -166,6 +170,38 @@ def test_keys_that_are_no_numbers_go_last() -> None:
     for id in "abc":
         engine.add(call(id))
     assert [delta.request_id for delta in engine.run() if delta.last] == ["b", "c", "a"]
+
+
+class BringsBackAtOnce(NewestYields):
+    """Swaps everybody out once, and steps wait for those that come back."""
+
+    swapped = False
+
+    def ahead(self, view: View, ranked: Seq[Sequence]) -> list[Transfer]:
+        if not self.swapped:
+            self.swapped = bool(view.in_state(State.RUNNING))
+            return [Transfer(seq, Direction.OUT, False) for seq in view.in_state(State.RUNNING)]
+        return [Transfer(seq, Direction.IN, False) for seq in view.in_state(State.SWAPPED)]
+
+    def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]:
+        return []
+
+
+def test_who_ends_while_the_step_waits_for_it_is_not_planned() -> None:
+    engine = make_engine(
+        host_blocks=40, residency=BringsBackAtOnce(ResidencyOptions()), batching=StallFree(BatchingOptions(preempt=True))
+    )
+    engine.add(call("lost", tokens=20))
+    engine.step()
+    (seq,) = engine.ledger.sequences.values()
+    seq.recomputable = False
+    engine.step()
+    engine.add(call("other", tokens=20))
+    engine.executor.fail_copies = 1.0  # type: ignore[attr-defined]
+    deltas = engine.run()
+    assert [(d.request_id, bool(d.error)) for d in deltas if d.last] == [("lost", True), ("other", False)]
+    assert not engine.events.counts[Kind.PLAN_REFUSED]
+    engine.ledger.audit()
 
 
 def test_hints_reach_whoever_asked_for_them() -> None:
