@@ -85,7 +85,7 @@ def test_a_workflow_remembers_its_calls_and_service() -> None:
     engine.add(call("b", "w", "act", tokens=5, n=2))
     engine.run()
     assert all(workflow is kept[0] for workflow in kept)
-    assert (kept[0].ended, kept[0].ended_prompt, kept[0].ended_output) == (3, 30, 3 + 5 + 5)
+    assert (kept[0].ended, kept[0].prompt_tokens, kept[0].output_tokens) == (3, 30, 13)
     assert kept[0].service == (10 + 2) + (10 + 4) + 4, "the prompt of n sequences is computed once, a last token never"
 
 
@@ -121,7 +121,7 @@ def test_what_failed_counts_as_service_only() -> None:
     engine.step()
     (seq,) = engine.ledger.sequences.values()
     workflow = engine._planner.workflow(seq)
-    assert (workflow.ended, workflow.ended_prompt, workflow.ended_output) == (1, 0, 0)
+    assert (workflow.ended, workflow.prompt_tokens, workflow.output_tokens) == (1, 0, 0)
     assert workflow.ended_service > 10
 
 

@@ -84,12 +84,12 @@ class RankYields(newest_yields.NewestYields):
 
 def _promised(plan: StepPlan, view: View) -> int:
     """Blocks that prompts which are begun will need after this step."""
-    now = {work.sequence.id: work.count for work in plan.work}
-    promised = 0
-    for seq in view.in_state(State.WAITING, State.RUNNING):
-        if seq.id in now or (seq.state is State.RUNNING and not seq.decoding):
-            count = now.get(seq.id, 0)
-            promised += view.blocks_needed(seq, seq.remaining) - (view.blocks_needed(seq, count) if count else 0)
+    planned = {work.sequence.id for work in plan.work}
+    begun = [seq for seq in view.in_state(State.RUNNING) if seq.id not in planned and not seq.decoding]
+    promised = sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
+    for work in plan.work:
+        seq = work.sequence
+        promised += view.blocks_needed(seq, seq.remaining) - view.blocks_needed(seq, work.count)
     return promised
 
 

@@ -134,7 +134,7 @@ class Standings:
             self._count += 1
             group = self._groups[key] = self._by_number[self._count] = Group(self._count, key)
             workflow = view.workflow(seq)
-            group.ended = workflow.ended_prompt + self._weight * workflow.ended_output
+            group.ended = workflow.prompt_tokens + self._weight * workflow.output_tokens
         group.rows[seq.id] = row
         return group.number
 

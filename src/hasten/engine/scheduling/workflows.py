@@ -22,7 +22,7 @@ _Key = tuple[str, str, str]
 @dataclass(slots=True)
 class Workflow:
     """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of the calls that are over, sums
-    over their sequences: `ended` how many, `ended_service` tokens computed for them, `ended_prompt` and `ended_output` tokens of
+    over their sequences: `ended` how many, `ended_service` tokens computed for them, `prompt_tokens` and `output_tokens` tokens of
     those that ended well. (Sums, not the calls: a name may be used for ever.)"""
 
     application: str
@@ -31,8 +31,8 @@ class Workflow:
     live: dict[int, Sequence] = field(default_factory=dict)
     ended: int = 0
     ended_service: int = 0
-    ended_prompt: int = 0
-    ended_output: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
     @property
     def service(self) -> int:
@@ -72,8 +72,8 @@ class Workflows:
         workflow.ended += 1
         workflow.ended_service += sequence.service
         if ok:
-            workflow.ended_prompt += sequence.prompt_length
-            workflow.ended_output += sequence.output_length
+            workflow.prompt_tokens += sequence.prompt_length
+            workflow.output_tokens += sequence.output_length
         if workflow.live:
             return
         del self._live[key]
