@@ -62,6 +62,17 @@ def holders(view: View) -> list[Sequence]:
     return held
 
 
+def promised(plan: StepPlan, view: View) -> int:
+    """Blocks that prompts which are begun will need after this step."""
+    planned = {work.sequence.id for work in plan.work}
+    begun = [seq for seq in view.in_state(State.RUNNING) if seq.id not in planned and not seq.decoding]
+    blocks = sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
+    for work in plan.work:
+        seq = work.sequence
+        blocks += view.blocks_needed(seq, seq.remaining) - view.blocks_needed(seq, work.count)
+    return blocks
+
+
 def victims(
     ranked: Seq[Sequence], short: int, claimant: Sequence, view: View, tenure: Tenure, spared: Collection[int] = ()
 ) -> list[Sequence]:
