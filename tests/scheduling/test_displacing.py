@@ -185,6 +185,11 @@ def test_bad_knobs_are_refused() -> None:
         config = EngineConfig.build(with_=[f"{name}:hold=-1"])
         with pytest.raises(ConfigError, match="hold must be a number of tokens from 0 on"):
             config.make(name)
+    for name in ("stall-free", "sarathi-serve", "newest-yields", "rank-yields"):
+        with pytest.raises(ConfigError, match="watermark must be a share from 0 to below 1, got 1"):
+            EngineConfig.build(with_=[f"{name}:watermark=1"]).make(name)
+    with pytest.raises(ConfigError, match="swap_from must be a number of tokens from 0 on"):
+        EngineConfig.build(with_=["newest-yields:swap_from=-1"]).make("newest-yields")
 
 
 @pytest.mark.parametrize("fits", [True, False], ids=["displaces", "blocked"])
