@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence as Seq
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,16 @@ def test_presets_switch_it_on_for_all_parts() -> None:
     assert config.make("stall-free", parts)._options.preempt
     assert config.make("rank-yields", parts)._preempt
     assert not EngineConfig.build().make("stall-free")._options.preempt
+
+
+@pytest.mark.parametrize("how", [{"scheduling.preempt": True}, {}])
+def test_a_residency_that_takes_memory_from_nobody_is_refused(how: dict[str, bool]) -> None:
+    config = EngineConfig.build(with_=["splitfuse" if how else "splitfuse:preempt=true"], set_=how)
+    context = SimpleNamespace(config=config)
+    with pytest.raises(ConfigError, match="preempt and reset-on-deadlock cannot work together"):
+        config.make("splitfuse", context)
+    config.set("scheduling.residency", "rank-yields")
+    assert config.make("splitfuse", context)
 
 
 def test_bad_knobs_are_refused() -> None:

@@ -340,11 +340,11 @@ def test_a_better_rank_takes_memory_and_gives_it_back() -> None:
 
 def test_a_prompt_that_leaves_half_way_gives_up_what_it_was_promised_too() -> None:
     policy = FollowOrder(Options(swap_from=1))
-    engine = make_engine(
-        residency=policy, order=Priority(), blocks=24, host_blocks=60, reuse=False, tokens=128, max_length=150
-    )
+    engine = make_engine(residency=policy, order=Priority(), blocks=24, host_blocks=60, reuse=False, tokens=128, max_length=150)
     runs, begun, urgent = (
-        Request(id=str(priority), prompt=np.arange(prompt) % VOCABULARY, sampling=SamplingParams(max_tokens=40), priority=priority)
+        Request(
+            id=str(priority), prompt=np.arange(prompt) % VOCABULARY, sampling=SamplingParams(max_tokens=40), priority=priority
+        )
         for priority, prompt in ((1, 40), (2, 100), (0, 80))
     )
     view = engine._planner

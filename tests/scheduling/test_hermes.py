@@ -19,7 +19,7 @@ from hasten.engine.executors.cost import CostModel
 from hasten.engine.loop import Engine
 from hasten.engine.request import SLO, AppContext, Request, SamplingParams
 from hasten.engine.scheduling.base import Hint
-from hasten.engine.scheduling.demand import application
+from hasten.engine.scheduling.demand import application as applications
 from hasten.engine.scheduling.demand.graph import MOST_UNITS, DemandGraph
 from hasten.engine.scheduling.demand.runs import Run, Visit
 from hasten.engine.scheduling.demand.store import Demand
@@ -148,7 +148,9 @@ def test_a_unit_whose_calls_were_cancelled_at_once_is_no_fault(caplog: pytest.Lo
     engine.add(call("x", "short", "only"))
     engine.step()
     engine.add(call("a", "?", "first", "w", tokens=100))
-    engine.add(replace(call("b", "?", "second", "w"), app=AppContext(application="?", workflow="w", stage="second", parents=("a",))))
+    engine.add(
+        replace(call("b", "?", "second", "w"), app=AppContext(application="?", workflow="w", stage="second", parents=("a",)))
+    )
     engine.add(call("c", "?", "only", tokens=20))
     engine.cancel("b")
     assert ends(engine) == ["b", "x", "a", "c"], "the run has been given nothing and needs no more that is known"
@@ -189,7 +191,7 @@ def test_each_of_n_sequences_reads_the_whole_prompt() -> None:
 
 
 def test_idle_applications_are_forgotten_though_one_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "KEPT", 5)
+    monkeypatch.setattr(applications, "KEPT", 5)
     order = hermes()
     engine = make_engine(order=order)
     engine.add(call("long", "long", "first", "w", tokens=150))

@@ -51,8 +51,18 @@ class Tenure:
 
 
 def preempts(context: Any, options: Any) -> Any:
-    """The knobs with `preempt` also where the engine's configuration has it (`scheduling.preempt`, which presets set)."""
-    return replace(options, preempt=True) if context is not None and context.config.scheduling.preempt else options
+    """The knobs with `preempt` also where the engine's configuration has it (`scheduling.preempt`, which presets set). Raises
+    ValueError beside a residency that would not carry out what the batching counts on."""
+    if context is None:
+        return options
+    scheduling = context.config.scheduling
+    options = replace(options, preempt=options.preempt or scheduling.preempt)
+    if options.preempt and scheduling.residency == "reset-on-deadlock":
+        raise ValueError(
+            "preempt and reset-on-deadlock cannot work together: the one takes the memory of whoever ranks worse, the other "
+            "takes it from nobody while anything runs, so both sides would wait; set scheduling.residency=rank-yields"
+        )
+    return options
 
 
 def holders(view: View) -> list[Sequence]:

@@ -21,9 +21,9 @@ _Key = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Workflow:
-    """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of the calls that are over, sums
-    over their sequences: `ended` how many, `ended_service` tokens computed for them, `prompt_tokens` and `output_tokens` tokens of
-    those that ended well. (Sums, not the calls: a name may be used for ever.)"""
+    """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of those that are over (sums, since
+    a name may be used for ever): `ended`: how many; `ended_service`: tokens computed for them; `prompt_tokens`, `output_tokens`:
+    of those that ended well."""
 
     application: str
     id: str
