@@ -132,7 +132,8 @@ class FairShare:
         name = sequence.request.tenant
         tenant = self.tenants.get(name)
         if tenant is None:
-            tenant = self.tenants[name] = self.idle.pop(name, None) or Tenant(self._weights.get(name, 1.0))
+            tenant = self.idle.pop(name) if name in self.idle else Tenant(self._weights.get(name, 1.0))
+            self.tenants[name] = tenant
         return tenant
 
     def _came(self, sequence: Sequence) -> None:

@@ -21,9 +21,9 @@ _Key = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Workflow:
-    """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of those that are over (sums, since
-    a name may be used for ever): `ended`: how many; `ended_service`: tokens computed for them; `prompt_tokens`, `output_tokens`:
-    of those that ended well."""
+    """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of those that are over, as sums
+    since a name may be used for ever: `ended`, how many; `ended_service`, tokens computed for them; `prompt_tokens` and
+    `output_tokens` of those that ended well."""
 
     application: str
     id: str
@@ -62,7 +62,9 @@ class Workflows:
         key = _key(sequence)
         workflow = self._live.get(key)
         if workflow is None:
-            workflow = self._live[key] = self._idle.pop(key, None) or Workflow(key[1], key[2], sequence.arrival_s)
+            known = key in self._idle
+            workflow = self._idle.pop(key) if known else Workflow(key[1], key[2], sequence.arrival_s)
+            self._live[key] = workflow
         workflow.live[sequence.id] = sequence
 
     def went(self, sequence: Sequence, ok: bool) -> None:
