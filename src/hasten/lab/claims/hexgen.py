@@ -145,8 +145,8 @@ def _round(
             samples["nearest"].append(at[NEAREST] / at[BOTH])
     tell("the rate that keeps the deadline", 0.8)
     rates = {name: _rate(fleet, name, test, full, deadline_s, 3 if quick else 6) for name in (BASE, NEAREST, BOTH)}
-    samples["throughput"].append(rates[BOTH] / rates[BASE] if rates[BASE] else np.inf)
-    samples["throughput-nearest"].append(rates[BOTH] / rates[NEAREST] if rates[NEAREST] else np.inf)
+    samples["throughput"].append(rates[BOTH] / rates[BASE])
+    samples["throughput-nearest"].append(rates[BOTH] / rates[NEAREST])
     return {
         "saturation": full, "deadline_s": deadline_s, "alpha": choice.alpha, "tuning_s": choice.tried, "tested_s": grid_s,
         "p95_s": took, "within deadline": kept, "rate": rates,
@@ -154,7 +154,8 @@ def _round(
 
 
 def _rate(fleet: Fleet, name: str, test: Workload, full: float, deadline_s: float, most: int) -> float:
-    """Requests per second up to which 95 % of the workflows keep the deadline."""
+    """Requests per second up to which 95 % of the workflows keep the deadline. A 16th of the first rate tried stands for less
+    than that, so that a ratio to it is too low rather than infinite."""
     from hasten.lab.bench.saturation import Probe, search
     from hasten.lab.workloads.transform import scale_load
 
@@ -162,7 +163,8 @@ def _rate(fleet: Fleet, name: str, test: Workload, full: float, deadline_s: floa
         done = completions(fleet.replay(name, scale_load(test, rate)))
         return Probe(rate, float((done <= deadline_s).mean()))
 
-    return search(measure, full / 2, attainment=SHARE / 100, tolerance=0.05, most=most).rate
+    start = full / 2
+    return max(start / 16, search(measure, start, attainment=SHARE / 100, tolerance=0.05, most=most).rate)
 
 
 def completions(run: Run) -> Any:
