@@ -14,11 +14,13 @@ from tests.engine.fake import make_engine
 from tests.scheduling.asks import asking, ends
 
 from hasten.engine.config import EngineConfig
+from hasten.engine.events import Event, Kind
 from hasten.engine.request import SLO
 from hasten.engine.scheduling import gain
 from hasten.engine.scheduling.gain import Prices, Standing
 from hasten.engine.scheduling.goodput_density import GoodputDensity, Options
 from hasten.engine.scheduling.objectives import NEVER_S
+from hasten.engine.scheduling.pace import Pace
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import ConfigError
 
@@ -196,7 +198,8 @@ def test_lengths_are_looked_up_again_as_tokens_appear() -> None:
     assert all(b - a >= max(16, a // 4) for a, b in pairwise(looks))
 
 
-def test_a_swapped_sequence_pays_for_its_copy() -> None:
+def test_a_swapped_sequence_pays_for_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.fake.Handle.seconds", 0.02)
     engine = make_engine(
         blocks=10, host_blocks=30, rows=3, order=GoodputDensity(Options(frame=1)), reuse=False, swap_from=1, max_length=80
     )
@@ -241,3 +244,12 @@ def test_bad_knobs_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             EngineConfig.build(with_=[f"goodput-density:{knob}"]).make("goodput-density")
+
+
+def test_what_a_block_takes_to_copy_is_the_copying_alone() -> None:
+    pace = Pace(4)
+    pace.learn(Event(1.0, Kind.SWAPPED, 7, 0, 3))  # all of it lies there already: nothing is copied, no transfer ends
+    pace.learn(Event(100.0, Kind.TRANSFER_DONE, 7, 3, 0.6))  # and long after that it comes back
+    assert pace.block_copy_s == pytest.approx(0.2)
+    pace.learn(Event(101.0, Kind.TRANSFER_DONE, 8, 0, 0.0))
+    assert pace.block_copy_s == pytest.approx(0.2), "a copy of nothing says nothing"

@@ -125,6 +125,42 @@ def test_without_deadline_or_graph_there_still_is_an_order() -> None:
     engine.run()
 
 
+def test_calls_of_their_own_leave_nothing_behind_and_push_no_workflow_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.engine.scheduling.hexgen.KEPT", 2)
+    order = HexGen(Options(step_tokens=STEP_TOKENS), DEMAND)
+    engine = engine_with(order)
+    engine.add(call("a", "plan", "w", deadline_s=9.0))
+    engine.run()
+    for id in "bcde":
+        engine.add(call(id, "write", ""))
+        engine.run()
+    assert [progress.seen for progress in order._all.values()] == [{"plan": 1}]
+    assert not order._of
+
+
+def test_a_stage_that_always_begins_with_another_is_as_long_as_the_two_are() -> None:
+    demand = Demand({"sql": DemandGraph("sql", ((visit("check+write", (16, 9), (16, 11)),),))})
+    order = HexGen(Options(step_tokens=STEP_TOKENS), demand)
+    engine = engine_with(order)
+    engine.add(call("a", "write", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.add(call("b", "check", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.step()
+    for id in "ab":  # all of the deadline less 10 tokens and the prompt, not the 5 tokens that a call may have
+        assert key(engine, id) == pytest.approx(2.0 - (1 + 10) * STEP_S)
+
+
+def test_urgency_follows_the_pace_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with(HexGen(Options(step_tokens=STEP_TOKENS), DEMAND))
+    engine.add(call("a", "revise", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.step()
+    monkeypatch.setattr(engine.executor, "price", lambda shape: 2e-3 * shape.tokens)  # it turns out to be slower
+    now = engine.clock.now()
+    engine.add(call("b", "revise", "v", deadline_s=2.0, arrival_s=now))
+    engine.step()
+    share = SECONDS["revise"] / (1.5 * SECONDS["revise"] + SECONDS["plan"] + SECONDS["write"])
+    assert key(engine, "b") == pytest.approx(now + 2.0 * share - 2 * SECONDS["revise"])
+
+
 @pytest.mark.parametrize("knobs", [{"slack": 0.0}, {"slack": math.inf}, {"step_tokens": 0}])
 def test_bad_knobs_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"hexgen: {next(iter(knobs))}"):
