@@ -44,7 +44,7 @@ class Watching(FCFS):
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         assert sequence is not None, "the books know whom the event concerns"
         workflow = view.workflow(sequence)
-        self.seen.append((event.kind, sequence.request.id, len(workflow.live), workflow.ended))
+        self.seen.append((event.kind, sequence.request.id, len(workflow.live), len(workflow.ended)))
         stale, self.stale = self.stale, []
         return stale
 
@@ -80,7 +80,8 @@ def test_a_workflow_remembers_its_calls_and_service() -> None:
     engine.add(call("b", "w", "act", tokens=5, n=2))
     engine.run()
     assert all(workflow is kept[0] for workflow in kept)
-    assert (kept[0].ended, kept[0].prompt_tokens, kept[0].output_tokens) == (3, 30, 13)
+    ended = [(c.request, c.stage, c.prompt_tokens, c.output_tokens, c.ok) for c in kept[0].ended]
+    assert ended == [("a", "plan", 10, 3, True), ("b", "act", 10, 5, True), ("b", "act", 10, 5, True)]
     assert kept[0].service == (10 + 2) + (10 + 4) + 4, "the prompt of n sequences is computed once, a last token never"
 
 

@@ -102,7 +102,7 @@ class Planner:
             if self._ageing is not None:
                 self._ageing.came(seq.id, self.now)
         else:
-            self._workflows.went(seq, event.kind is Kind.FINISHED)
+            self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
             self._ranking.went(seq.id)
             if self._ageing is not None:
                 self._ageing.went(seq.id)

@@ -133,8 +133,8 @@ class Standings:
         if group is None:
             self._count += 1
             group = self._groups[key] = self._by_number[self._count] = Group(self._count, key)
-            workflow = view.workflow(seq)
-            group.ended = workflow.prompt_tokens + self._weight * workflow.output_tokens
+            ended = (call for call in view.workflow(seq).ended if call.ok)
+            group.ended = sum(call.prompt_tokens + self._weight * call.output_tokens for call in ended)
         group.rows[seq.id] = row
         return group.number
 

@@ -17,19 +17,32 @@ KEPT = 4096
 """Workflows without a live call that are remembered."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that has ended: what it was, how long its prompt and output were, and when it came and went (engine seconds).
+    `ok`: it ended well."""
+
+    request: str
+    stage: str
+    parents: tuple[str, ...]
+    prompt_tokens: int
+    output_tokens: int
+    arrival_s: float
+    end_s: float
+    ok: bool
+
+
 @dataclass(slots=True)
 class Workflow:
-    """`arrival_s`: of its first call. `live`: unfinished sequences by number. `ended`: how many are over; `prompt_tokens` and
-    `output_tokens`: of those that ended well."""
+    """`arrival_s`: of its first call. `live`: unfinished sequences by number. `ended`: calls that are over, in order of their
+    ends, one for each sequence."""
 
     application: str
     id: str
     arrival_s: float
     live: dict[int, Sequence] = field(default_factory=dict)
-    ended: int = 0
+    ended: list[Call] = field(default_factory=list)
     ended_service: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
 
     @property
     def service(self) -> int:
@@ -62,18 +75,27 @@ class Workflows:
             self._idle -= 1
         workflow.live[sequence.id] = sequence
 
-    def went(self, sequence: Sequence, ok: bool) -> None:
+    def went(self, sequence: Sequence, now: float, ok: bool) -> None:
         key = _key(sequence)
         workflow = self._all[key]
+        request = sequence.request
         del workflow.live[sequence.id]
         workflow.ended_service += sequence.service
-        workflow.ended += 1
-        if ok:
-            workflow.prompt_tokens += sequence.prompt_length
-            workflow.output_tokens += sequence.output_length
+        workflow.ended.append(
+            Call(
+                request.id,
+                request.app.stage,
+                request.app.parents,
+                sequence.prompt_length,
+                sequence.output_length,
+                sequence.arrival_s,
+                now,
+                ok,
+            )
+        )
         if workflow.live:
             return
-        if not sequence.request.app.workflow:
+        if not request.app.workflow:
             del self._all[key]
             return
         self._all.move_to_end(key)
