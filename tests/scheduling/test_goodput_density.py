@@ -31,6 +31,7 @@ def standing(count: int = 1, **columns: Any) -> Standing:
     fields = {name: np.zeros(count) for name in Standing.__dataclass_fields__}
     fields["left"] += 1
     fields["deadline_s"] += NEVER_S
+    fields["wait_s"] += NEVER_S
     fields["first_s"] += NEVER_S
     fields["tpot_s"] += NEVER_S
     return Standing(**fields | {name: np.atleast_1d(np.asarray(value, dtype=float)) for name, value in columns.items()})
@@ -86,7 +87,8 @@ def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_
     late = sum(next_s + j * prices.interval_s > due_s + (produced + j) * tpot_s for j in range(int(left)))
     kept = options.output_weight * left * ((left - late) / left) ** options.penalty
     if produced == 0:
-        kept += seq.prompt_length * min(1.0, (due_s - seq.arrival_s) / (next_s - seq.arrival_s)) ** options.penalty
+        wait_s = slo.ttft_s if slo.ttft_s is not None else options.best_effort_s
+        kept += seq.prompt_length * min(1.0, wait_s / (next_s - seq.arrival_s)) ** options.penalty
     return kept, now_s + taken_s, cost
 
 
@@ -161,6 +163,22 @@ def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any
         lost = max(0.0, now - later)
         want = (lost + early * (now - lost)) / cost
         np.testing.assert_allclose(-view.order_key(seq), want, rtol=1e-6, atol=1e-9 * now / cost)
+
+
+def test_a_stream_that_only_says_its_pace_is_not_put_off_for_ever() -> None:
+    """Whatever comes later loses more by waiting, until its first token has been waited for long enough."""
+    order = GoodputDensity(Options(frame=1, early=0.0, best_effort_s=5.0))
+    engine = make_engine(rows=1, order=order, reuse=False)
+    engine.add(asking("pace", SLO(tpot_s=10.0)))
+    engine._inbox.empty_into(engine.ledger)
+    view = engine._planner
+    keys = []
+    for _ in range(2):
+        view._ranking.touch_all()
+        view._ranked()
+        keys.append(view.order_key(view.sequences[0]))
+        engine.clock.sleep(5.0)
+    assert keys[0] == 0.0 and keys[1] < 0.0
 
 
 def test_what_others_have_put_into_a_workflow_counts() -> None:

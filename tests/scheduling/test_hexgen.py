@@ -16,8 +16,10 @@ from hasten.engine.scheduling.demand.runs import Visit
 from hasten.engine.scheduling.demand.store import Demand
 from hasten.engine.scheduling.hexgen import HexGen, Options
 from hasten.lab.planning.alpha import Drift
-from hasten.serving.cluster.base import EngineView, FleetView
+from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView
 from hasten.serving.cluster.hexgen import HexGenDispatcher
+from hasten.serving.cluster.least_outstanding import LeastOutstanding
+from hasten.serving.cluster.round_robin import RoundRobin
 
 STEP_TOKENS = 16
 STEP_S = 1e-3 * STEP_TOKENS  # as the fake executor prices a step
@@ -204,6 +206,17 @@ def test_work_comes_off_when_it_comes_back() -> None:
     assert dispatcher.assign(call("c", "plan", "w"), view) == 1
     with pytest.raises(ValueError, match="alpha"):
         HexGenDispatcher(1.5)
+
+
+@pytest.mark.parametrize("dispatcher", [RoundRobin(), LeastOutstanding(), HexGenDispatcher(0.5, DEMAND)])
+def test_engines_are_called_by_their_numbers(dispatcher: Dispatcher) -> None:
+    engines = [EngineView(3), EngineView(7)]
+    given = set()
+    for id in "ab":
+        number = dispatcher.assign(call(id, "plan", "w"), FleetView(0.0, engines))
+        next(engine for engine in engines if engine.number == number).outstanding += 1
+        given.add(number)
+    assert given == {3, 7}
 
 
 # -- tuning again --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ token); the default `per=work` divides by seconds *of the engine*, prompt includ
 sequence shares its steps with others and a long prompt takes more of them than its answer. The predicted share on schedule is
 ours (`gain`), and so is the sharper `penalty`: the paper's 1 leaves a request that is late by half its deadline two thirds of
 its worth, while a whole response that misses its deadline counts for nothing in token goodput. A request without objectives
-is taken to want its whole answer within `best_effort_s`.
+is taken to want its whole answer within `best_effort_s`, a stream that only says its pace the first token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Options:
     early: float = field(default=0.1, metadata={"search": (1.0,)})
     """What that part of a gain counts for which another frame's wait would not cost. 1: as much as the rest, as published."""
     best_effort_s: float = 60.0
-    """The deadline of a request without objectives."""
+    """The deadline of a request without objectives, and of the first token of one that only has `tpot_s`."""
 
 
 class GoodputDensity:
