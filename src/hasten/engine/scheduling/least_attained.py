@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from hasten.engine.technique import Technique
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    quantum: int = 400
+    quantum: int = field(default=400, metadata={"search": (100, 1600)})
     """Tokens of a class: service up to the same multiple of it counts as equal."""
 
 

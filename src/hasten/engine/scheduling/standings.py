@@ -99,6 +99,7 @@ class Standings:
             "arrival_s": seq.arrival_s,
             "begin_s": begin_s(seq, view),
             "deadline_s": due_s,
+            "wait_s": seq.arrival_s + (slo.ttft_s if slo.ttft_s is not None else self._best_effort_s),
             "first_s": first_token_s(seq),
             "tpot_s": slo.tpot_s if slo.tpot_s is not None else NEVER_S,
             "prompt": seq.prompt_length,
