@@ -38,8 +38,8 @@ def sides(predictor: str, chunk: int) -> list[Side]:
 
 
 _MANY_SERVERS = (
-    "an engine that decodes a hundred sequences at once is a system of many servers: most of a long answer's latency is its own "
-    "decoding, which no order shortens, and the mean is made of long answers; short ones gain most (the picture)"
+    "an engine that decodes a hundred sequences at once is a system of many servers: most of a long answer's latency is its "
+    "own decoding, which no order shortens, and the mean is made of long answers; short ones gain most (the picture)"
 )
 
 
