@@ -60,6 +60,19 @@ def test_rate_is_the_entropy() -> None:
     assert bits / 8 <= len(stream) <= 1.01 * bits / 8 + 4 * entropy.LANES
 
 
+def test_another_coder_needs_as_many_bytes() -> None:
+    constriction = pytest.importorskip("constriction")
+    rng = np.random.default_rng(7)
+    symbols, counts = world(rng, 1000, 40, 24)
+    other = constriction.stream.stack.AnsCoder()
+    for channel in range(40):
+        shares = np.diff(counts[:, channel].astype(np.float32)) / entropy.TOTAL
+        model = constriction.stream.model.Categorical(shares, perfect=False)
+        other.encode_reverse(symbols[:, channel].astype(np.int32), model)
+    mine = len(entropy.encode(symbols, counts)) - 4 * entropy.LANES  # the states, of which the other coder has one
+    assert mine == pytest.approx(other.num_bits() / 8, rel=0.005)
+
+
 def test_values_from_levels() -> None:
     rng = np.random.default_rng(2)
     rows, channels, alphabet, together = 21, 40, 9, 4

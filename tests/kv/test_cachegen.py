@@ -60,7 +60,7 @@ def test_planes_come_back_nearly(dtype: torch.dtype) -> None:
         back = coder.decode(payload, head)
         assert [plane.dtype for plane in back] == [plane.dtype for plane in planes]
         errors.append(max(np.abs(floats(a) - floats(b)).max() for a, b in zip(planes, back, strict=True)))
-    assert errors == sorted(errors) and errors[0] < 0.6 and codec(RAW).loss == 0
+    assert errors == sorted(errors) and errors[0] < 0.75 and codec(RAW).loss == 0
 
 
 def test_no_payload_is_longer_than_is_said() -> None:
@@ -193,7 +193,7 @@ def test_where_the_link_is_slow_the_rest_is_computed(
     found, reused, counts = from_peer(server, "first_token_s=0.001")
     assert found == tokens
     assert reused == 2 * 64 < length - 64 and len(chosen) == 2
-    assert counts["loads_failed"] == (length - 1) // 64 - 2
+    assert counts["chunks_computed_instead"] == (length - 1) // 64 - 2 and not counts["loads_failed"]
 
 
 # -- the choice ---------------------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Arrivals:
         self.parts: dict[bytes, Part] = {}
         """Asked for and not over, by chunk."""
         self.failed = 0
+        self.dearer = 0
+        """Parts that are computed after all, because that takes less time by now."""
 
     def ask(self, part: Part) -> None:
         """From now on others may share it."""
@@ -112,6 +114,8 @@ class Arrivals:
             except Dearer as error:
                 part.store = None  # which has it still
                 self._lose(part, error)
+                self.failed -= 1
+                self.dearer += 1
                 return
             except Exception as error:
                 self._lose(part, error)

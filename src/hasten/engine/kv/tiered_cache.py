@@ -322,7 +322,12 @@ class TieredCache:
         self._offer(entry)
 
     def counts(self) -> dict[str, float]:
-        return {**self._counts, "loads_failed": self._arrivals.failed, "host_evicted": self._host.gave_up}
+        return {
+            **self._counts,
+            "loads_failed": self._arrivals.failed,
+            "chunks_computed_instead": self._arrivals.dearer,
+            "host_evicted": self._host.gave_up,
+        }
 
     def audit(self) -> None:
         self._host.audit()

@@ -1,5 +1,5 @@
 // The decoder, compiled once for each instruction set: the including file names VARIANT and the BYTES of its vectors, and may bring a
-// faster `refill`.
+// faster `refill` and `find`.
 
 #include "tables.h"
 
@@ -28,6 +28,7 @@ inline __attribute__((always_inline)) bool refill(uint32_t *state, const uint16_
 }
 #endif
 
+#ifndef HAS_FIND
 // For each lane the symbol of [start, stop) that its slot lies in: as many edges as the slot has passed.
 inline __attribute__((always_inline)) void find(const uint16_t *edge, int64_t width, int64_t alphabet, const uint16_t *slots, uint16_t
 *symbols,
@@ -48,6 +49,7 @@ inline __attribute__((always_inline)) void find(const uint16_t *edge, int64_t wi
         std::memcpy(stops + part, &stop, BYTES);
     }
 }
+#endif
 
 int64_t decode(const Decode *a) {
     Tables tables;

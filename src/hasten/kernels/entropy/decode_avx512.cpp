@@ -7,6 +7,7 @@
 #define VARIANT avx512
 #define BYTES 64
 #define HAS_REFILL
+#define HAS_FIND
 
 namespace avx512 {
 
@@ -23,6 +24,34 @@ inline __attribute__((always_inline)) bool refill(uint32_t *state, const uint16_
         next += taken;
     }
     return true;
+}
+
+// For each lane the symbol of [start, stop) that its slot lies in. Edges that all lanes have passed are skipped eight at a time, and the
+// first that none has passed is the last: lanes lie together around the middle of their distributions.
+inline __attribute__((always_inline)) void find(const uint16_t *edge, int64_t width, int64_t alphabet, const uint16_t *slots, uint16_t
+*symbols,
+                                                uint16_t *starts, uint16_t *stops) {
+    const __m512i slot = _mm512_load_si512(slots), one = _mm512_set1_epi16(1);
+    __m512i start = _mm512_setzero_si512(), stop = _mm512_set1_epi16(TOTAL);
+    int64_t s = 0;
+    while (s + 8 < alphabet) {
+        const __m512i e = _mm512_loadu_si512(edge + (s + 7) * width);
+        if (_mm512_cmplt_epu16_mask(slot, e)) break;
+        start = e;
+        s += 8;
+    }
+    __m512i symbol = _mm512_set1_epi16(short(s));
+    for (const uint16_t *from = edge + s * width; ++s < alphabet; from += width) {
+        const __m512i e = _mm512_loadu_si512(from);
+        const __mmask32 passed = _mm512_cmpge_epu16_mask(slot, e);
+        symbol = _mm512_mask_add_epi16(symbol, passed, symbol, one);
+        start = _mm512_mask_mov_epi16(start, passed, e);
+        stop = _mm512_mask_min_epu16(stop, ~passed, stop, e);
+        if (!passed) break;
+    }
+    _mm512_store_si512(symbols, symbol);
+    _mm512_store_si512(starts, start);
+    _mm512_store_si512(stops, stop);
 }
 
 }  // namespace avx512
