@@ -62,6 +62,11 @@ class Memory:
         """Bytes of one block over all sites."""
         return self.nbytes // self.blocks
 
+    @property
+    def host_planes(self) -> list[Tensor]:
+        """Those of the host tier [host_blocks, ...], in the order of `planes`."""
+        return self._host.tensors if self._host is not None else []
+
     def second_pool(self, blocks: int) -> HostPool:
         """One more pool of blocks in host memory."""
         if self._copier is None:

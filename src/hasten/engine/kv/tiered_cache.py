@@ -153,7 +153,6 @@ class TieredCache:
         if last * size <= held or len(tokens) < span:
             return []
         pieces: list[_Piece] = []
-        load_s = 0.0
         for head in self._heads(key, tokens, len(tokens) // span)[held // span :]:
             skip = max(0, held - head.start) // size
             count = min(self._chunk, last - head.start // size) - skip
@@ -161,11 +160,10 @@ class TieredCache:
             if piece is None:
                 break
             pieces.append(piece)
-            load_s += self._load_s(piece)
             if piece.count < count:
                 break
         stop = held + size * sum(piece.count for piece in pieces)
-        return pieces if load_s <= self._margin * self._seconds(held, stop - held) else []
+        return pieces if self._load_s(pieces) <= self._margin * self._seconds(held, stop - held) else []
 
     def _source(self, head: Head, skip: int, count: int) -> _Piece | None:
         """Where the chunk is: on its way already, in host memory, or in a store."""
@@ -179,14 +177,14 @@ class TieredCache:
         store = next((store for store in self._stores if store.holds(head.name) is not None), None)
         return _Piece(head, skip, count, store=store) if store is not None else None
 
-    def _load_s(self, piece: _Piece) -> float:
-        """Predicted, of bringing it."""
-        if piece.part is not None:
-            return 0.0
-        seconds = piece.count * self._second.block_bytes * self._byte_s
-        if piece.store is not None:
-            seconds += piece.store.seconds(piece.store.holds(piece.head.name) or 0)
-        return seconds
+    def _load_s(self, pieces: Seq[_Piece]) -> float:
+        """Predicted, of bringing them. Stores and the copies to the pool work at the same time: the slowest says how long."""
+        new = [piece for piece in pieces if piece.part is None]
+        slowest = sum(piece.count for piece in new) * self._second.block_bytes * self._byte_s
+        for store in self._stores:
+            nbytes = sum(store.holds(piece.head.name) or 0 for piece in new if piece.store is store)
+            slowest = max(slowest, store.seconds(nbytes) if nbytes else 0.0)
+        return slowest
 
     def _found(self, pieces: Seq[_Piece], held: int, length: int) -> Found | None:
         """The span behind `held`, in blocks that are taken for it, if the whole prompt has memory."""

@@ -22,21 +22,24 @@ CONTEXT = 8192
 POOL_SHARE = 0.25
 """Of the working set, that the pool holds."""
 LOAD = 0.7
-DISK_RATE = 5e9
-"""Bytes per second of the simulated disk: a PCIe 4 drive reads 7e9 at best (assumed: 70 % of that)."""
-FIRST = 2000
-"""Requests of the trace that are left out at its beginning."""
+DISK_RATE = 12e9
+"""Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
 REAL_CONTEXT = 2000
 ROOM, DROP, HOST, DISK, COST = "all the memory", "dropping", "host", "host and disk", "cost-aware"
 
 
-def trace(requests: int, first: int, context: int = CONTEXT) -> Workload:
-    """`requests` successive requests from number `first` on. All lengths of the trace are scaled by the one factor with which
-    its longest request fits `context`."""
+def trace(parts: int, part: int, context: int = CONTEXT) -> Workload:
+    """Every `parts`-th conversation of the trace, from number `part` on: a conversation is what has the same second block (the
+    first is everybody's), so the sample reuses what the whole does. All lengths are scaled by the one factor with which the
+    trace's longest request fits `context`."""
     from hasten.lab.workloads import load
-    from hasten.lab.workloads.transform import cut, fit_context
+    from hasten.lab.workloads.transform import fit_context
 
-    return cut(fit_context(load(TRACE), context), first, first + requests)
+    whole = fit_context(load(TRACE), context)
+    kept = [request for request in whole if request.blocks[:2][-1] % parts == part]
+    first_s = kept[0].arrival_s
+    source = f"{whole.source}; conversations {part} of {parts}"
+    return replace(whole, requests=[replace(r, arrival_s=r.arrival_s - first_s) for r in kept], source=source)
 
 
 def working_set(work: Workload) -> int:
@@ -76,8 +79,8 @@ def roomy(device: Device) -> Device:
     return replace(device, kv_limit_bytes=None)
 
 
-def simulate(requests: int, rounds: int, loads: Sequence[float], tell: Callable[[str, float], None]) -> Simulated:
-    """`rounds` parts of the trace at `LOAD` of what dropping sustains, then the first of them at other `loads`."""
+def simulate(parts: int, rounds: int, loads: Sequence[float], tell: Callable[[str, float], None]) -> Simulated:
+    """`rounds` of `parts` of the trace at `LOAD` of what dropping sustains, then the first of them at other `loads`."""
     from hasten.lab.bench.metrics import summary
     from hasten.lab.claims.virtual import Virtual, h100
     from hasten.lab.workloads.transform import scale_load
@@ -86,7 +89,7 @@ def simulate(requests: int, rounds: int, loads: Sequence[float], tell: Callable[
     found = Simulated()
     total = rounds + len(loads)
     for number in range(rounds):
-        work = trace(requests, FIRST + number * requests)
+        work = trace(parts, number)
         size = working_set(work) * device.kv_token_bytes
         found.sets.append(size)
         # The tiers get some room for what does not fill its chunk.
@@ -144,24 +147,23 @@ def guards(seed: int) -> list[Guard]:
     ]
 
 
-def real(requests: int, rounds: int, quick: bool, tell: Callable[[str, float], None]) -> tuple[Point, str]:
+def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None]) -> tuple[Point, str]:
     """The built-in model on this machine with real copies and a real disk: dropping against both kinds of tiers, measured and
     predicted."""
     from hasten.lab.claims.virtual import REAL, real_point
 
-    work = trace(requests * rounds, FIRST, REAL_CONTEXT)
-    parts = [trace(requests, FIRST + number * requests, REAL_CONTEXT) for number in range(rounds)]
-    size_tokens = max(working_set(part) for part in parts)
+    works = [trace(parts, number, REAL_CONTEXT) for number in range(rounds)]
+    size_tokens = max(working_set(work) for work in works)
     token_bytes = _token_bytes(REAL)
     # The longest request must fit, or nobody can run it.
-    longest = max(request.prompt_tokens + request.output_tokens for request in work) + 100
+    longest = max(request.prompt_tokens + request.output_tokens for work in works for request in work) + 100
     pool = int(max(POOL_SHARE * size_tokens, longest) * token_bytes)
     whole = int(1.3 * size_tokens * token_bytes)
     with tempfile.TemporaryDirectory() as folder:
         tried = [side for side in sides(pool, whole, folder, 64) if side.name in (DROP, HOST, DISK)]
         point = real_point(
             tried,
-            lambda number: parts[number % rounds],
+            lambda number: works[number % rounds],
             ["ttft_mean_s", "e2e_mean_s"],
             tell,
             load=LOAD,
@@ -170,8 +172,8 @@ def real(requests: int, rounds: int, quick: bool, tell: Callable[[str, float], N
             calibration_s=3.0 if quick else 6.0,
         )
     note = (
-        f"for real: the built-in model, {requests} requests a round at {point.rate:.1f} a second, lengths scaled to a context "
-        f"of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
+        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths scaled to a "
+        f"context of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
     )
     return point, note
 
