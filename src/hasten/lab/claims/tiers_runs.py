@@ -21,7 +21,7 @@ TRACE = "mooncake-conversation"
 CONTEXT = 8192
 POOL_SHARE = 0.25
 """Of the working set, that the pool holds."""
-LOAD = 0.7
+LOAD = 0.85
 DISK_RATE = 12e9
 """Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
 REAL_CONTEXT = 2000
@@ -42,10 +42,23 @@ def trace(parts: int, part: int, context: int = CONTEXT) -> Workload:
     return replace(whole, requests=[replace(r, arrival_s=r.arrival_s - first_s) for r in kept], source=source)
 
 
-def working_set(work: Workload) -> int:
+def made(work: Workload) -> int:
     """Tokens of all the different KV that a workload makes: equal blocks of prompts once, every output."""
     blocks = {block for request in work for block in request.blocks}
     return len(blocks) * work.block_tokens + sum(request.output_tokens for request in work)
+
+
+def working_set(work: Workload) -> int:
+    """Tokens of prompts' KV that is between its first and its last use, when that is most: what a cache would have to hold that
+    finds everything there is to find and knows what will come."""
+    last = {block: number for number, request in enumerate(work) for block in request.blocks}
+    alive: set[int] = set()
+    most = 0
+    for number, request in enumerate(work):
+        alive.update(request.blocks)
+        most = max(most, len(alive))
+        alive.difference_update(block for block in request.blocks if last[block] == number)
+    return most * work.block_tokens
 
 
 def sides(pool_bytes: int, whole_bytes: int, disk: str, chunk: int) -> list[Side]:
@@ -64,11 +77,13 @@ def sides(pool_bytes: int, whole_bytes: int, disk: str, chunk: int) -> list[Side
 
 @dataclass(slots=True)
 class Simulated:
-    """Rounds on the virtual clock: figures by side, one dict a round. `rate`: requests per second; `sets`: working set of each
-    round, in bytes; `at`: mean TTFT by side and share of the rate that dropping sustains, of one round."""
+    """Rounds on the virtual clock: figures by side, one dict a round. `rate`: requests per second; `sets`, `made`: bytes of
+    each round's working set and of all its KV; `at`: mean TTFT by side and share of the rate that dropping sustains, of one
+    round."""
 
     rate: float = 0.0
     sets: list[float] = field(default_factory=list)
+    made: list[float] = field(default_factory=list)
     figures: list[dict[str, dict[str, float]]] = field(default_factory=list)
     at: dict[str, dict[float, float]] = field(default_factory=dict)
     first: dict[str, Run] = field(default_factory=dict)
@@ -90,10 +105,10 @@ def simulate(parts: int, rounds: int, loads: Sequence[float], tell: Callable[[st
     total = rounds + len(loads)
     for number in range(rounds):
         work = trace(parts, number)
-        size = working_set(work) * device.kv_token_bytes
+        size, whole = working_set(work) * device.kv_token_bytes, made(work) * device.kv_token_bytes
         found.sets.append(size)
-        # The tiers get some room for what does not fill its chunk.
-        virtual = Virtual(sides(int(POOL_SHARE * size), int(1.2 * size), "simulated", 128), device=device)
+        found.made.append(whole)
+        virtual = Virtual(sides(int(POOL_SHARE * size), int(whole), "simulated", 128), device=device)
         tell(f"round {number + 1} of {rounds}", number / total)
         rate = LOAD * virtual.saturation(DROP, work)
         arriving = scale_load(work, rate)
@@ -158,7 +173,7 @@ def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None
     # The longest request must fit, or nobody can run it.
     longest = max(request.prompt_tokens + request.output_tokens for work in works for request in work) + 100
     pool = int(max(POOL_SHARE * size_tokens, longest) * token_bytes)
-    whole = int(1.3 * size_tokens * token_bytes)
+    whole = int(max(map(made, works)) * token_bytes)
     with tempfile.TemporaryDirectory() as folder:
         tried = [side for side in sides(pool, whole, folder, 64) if side.name in (DROP, HOST, DISK)]
         point = real_point(
