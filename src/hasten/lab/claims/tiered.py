@@ -33,7 +33,7 @@ from hasten.lab.claims.tiers_runs import (
 if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
 
-LOADS = (0.3, 0.5, 0.7)
+LOADS = (0.3, 0.5, 0.85)
 
 
 def run(setting: Setting) -> Outcome:

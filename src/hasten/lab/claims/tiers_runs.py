@@ -21,7 +21,7 @@ TRACE = "mooncake-conversation"
 CONTEXT = 8192
 POOL_SHARE = 0.25
 """Of the working set, that the pool holds."""
-LOAD = 0.85
+LOAD = 0.7
 DISK_RATE = 12e9
 """Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
 REAL_CONTEXT = 2000
