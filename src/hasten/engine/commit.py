@@ -89,7 +89,6 @@ class Committer:
         if group.split:
             return [seq]
         group.split = True
-        self._ledger.cache(seq)
         base = seq.seed
         members = [seq] + [self._ledger.fork(seq, mix(base, i)) for i in range(1, seq.request.sampling.n)]
         for member in members:
@@ -145,6 +144,7 @@ class Committer:
         now = self._clock.now()
         if began:
             self._events.add(now, Kind.FIRST_TOKEN, seq.id)
+            self._ledger.cache(seq)  # in the order of the spans, as whoever ends in this step is cached
             self._executor.attention.after_prefill(seq)
         self._events.add(now, Kind.TOKENS, seq.id, len(tokens))
         if span.draft is not None:

@@ -18,7 +18,7 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.clock import Clock
 from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
-from hasten.engine.kv.base import Ints, Readiness, Reuse, ReuseKey, Tier, Tiered
+from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
@@ -173,18 +173,28 @@ class Ledger:
         for found in reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
             if found.start != seq.view.length or found.readiness is Readiness.RECOMPUTE:
                 raise AssertionError("spans beyond a leading one need partial prefill, which this engine lacks")
-            self.books.link(seq.view, found.runs)
             if found.load is not None:
                 self.loads.found(seq, found.load, found.stop - found.start)
-        seq.todo = [(seq.view.length, seq.length)]
+            else:
+                self.books.link(seq.view, found.runs)
+        seq.todo = [(seq.view.length + self.loads.promised(seq), seq.length)]
         self._opened[seq.id] = seq.view.length
         return seq.remaining
 
     def load(self, seq: Sequence) -> bool:
         """The sequence was planned. If some of the KV that was looked up for it must be fetched first, that begins now and it
         cannot run before it has ended; whether that is so."""
-        if not self.loads.begin(seq):
+        if not self.loads.promised(seq):
             return False
+        try:
+            runs = self.loads.begin(seq)
+        except NoBlocks:
+            runs = None
+        if runs is None or not len(runs):  # it is computed
+            seq.todo = [(seq.view.length, seq.length)]
+            return False
+        self.books.link(seq.view, runs)
+        seq.todo = [(seq.view.length, seq.length)]
         del self._opened[seq.id]
         self._become(seq, State.LOADING)
         return True

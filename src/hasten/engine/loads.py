@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from hasten.engine.kv.base import Load
+import numpy as np
+
+from hasten.engine.kv.base import Ints, Load
 from hasten.engine.sequence import Sequence
+
+_NOTHING = np.empty((0, 4), dtype=np.int32)
 
 
 class Loads:
-    """By sequence: what was found for those that have not started, and what is under way for those that wait for it, each with
-    the tokens that it covers at the end of the sequence's view."""
+    """By sequence: what was found for those that have not started, with the tokens that it covers behind their views, and what
+    is under way for those that wait for it, with the tokens that it covers at the ends of their views."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[Load, int]] = {}
@@ -31,20 +35,24 @@ class Loads:
         assert seq.id not in self._found, "a load is the last of what is found"
         self._found[seq.id] = (load, tokens)
 
+    def promised(self, seq: Sequence) -> int:
+        """Tokens that were found for it and that would be fetched before it starts."""
+        return self._found[seq.id][1] if self._found and seq.id in self._found else 0
+
     def forget(self, seq: Sequence) -> None:
         """It will not start after all."""
-        found = self._found.pop(seq.id, None)
-        if found is not None:
-            found[0].abandon()
+        self._found.pop(seq.id, None)
 
-    def begin(self, seq: Sequence) -> bool:
-        """It is to start: whether something must be fetched first. That is under way now."""
+    def begin(self, seq: Sequence) -> Ints:
+        """It is to start: fetch what was found for it. The runs of blocks that are taken for that, none where nothing was found
+        or is there any more. Raises NoBlocks; then it is forgotten."""
         found = self._found.pop(seq.id, None)
         if found is None:
-            return False
-        self._under_way[seq.id] = found
-        found[0].begin()
-        return True
+            return _NOTHING
+        runs = found[0].begin()
+        if len(runs):
+            self._under_way[seq.id] = (found[0], int(runs[:, 2].sum()))
+        return runs
 
     def cancel(self, seq: Sequence) -> bool:
         """Nobody wants it any more; whether nothing writes its blocks already."""

@@ -43,14 +43,14 @@ class Memory:
         self._closing: list[Callable[[], None]] = []
         self.planes: list[Tensor] = []
         self._sites: list[tuple[int, str]] = []
-        for site in model.sites:
+        for number, site in enumerate(model.sites):
             wanted = form.planes(site.kv_heads, site.head_dim, block_size, model.dtype)
             site.form, site.block_size = form, block_size
             site.planes = tuple(
                 well_placed(torch.empty(blocks, *plane.shape, dtype=plane.dtype, device=model.device)) for plane in wanted
             )
             self.planes += site.planes
-            self._sites += [(site.index, plane.name) for plane in wanted]
+            self._sites += [(number, plane.name) for plane in wanted]
         self._host = self.second_pool(host_blocks) if host_blocks else None
 
     @property
@@ -61,6 +61,11 @@ class Memory:
     def block_bytes(self) -> int:
         """Bytes of one block over all sites."""
         return self.nbytes // self.blocks
+
+    @property
+    def host_planes(self) -> list[Tensor]:
+        """Those of the host tier [host_blocks, ...], in the order of `planes`."""
+        return self._host.tensors if self._host is not None else []
 
     def second_pool(self, blocks: int) -> HostPool:
         """One more pool of blocks in host memory."""

@@ -152,6 +152,8 @@ class Steady:
         ending = steps == stretch.longest
         engine.events.extend(_columns(np.array(ids), times[:-1] if ending else times, free, stretch.cached))
         assert isinstance(engine.clock, VirtualClock)
+        engine.clock.advance_to(float(times[-2]))
+        engine.ledger.settle()  # what was over when the last step began is over for those that end with it
         engine.clock.advance_to(float(times[-1]))
         if not ending:
             for seq in stretch.sequences:

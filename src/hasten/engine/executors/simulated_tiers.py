@@ -67,6 +67,8 @@ class SimulatedStore:
         return SimulatedTransfer(self._clock, self._read_free_s, seconds)
 
     def keep(self, head: Head, blocks: Seq[int], facts: Facts) -> SimulatedTransfer | None:
+        if head.name in self._shelf:
+            return None
         entry, _ = self._shelf.add(head, Facts(facts.start, facts.nbytes, facts.seconds, hits=facts.hits))
         if entry is None:
             return None

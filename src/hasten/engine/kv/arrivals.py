@@ -7,10 +7,9 @@ same chunk share its journey and its blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 from math import inf
 
-from hasten.engine.kv.base import Dearer, Handle, Store
+from hasten.engine.kv.base import Dearer, Handle, Ints, Store
 from hasten.engine.kv.blockfile import Head
 from hasten.engine.kv.host import SecondPool, runs_of
 from hasten.engine.kv.host_chunks import HostChunks
@@ -22,7 +21,7 @@ class Part:
     """One chunk, or the piece of it from block `skip` on, and the pool's `blocks` that it goes to. It comes from host memory
     (`entry`, pinned) or from `store`. `users`: loads that want it."""
 
-    __slots__ = ("begun", "blocks", "copying", "entry", "error", "fetching", "head", "over", "skip", "store", "users")
+    __slots__ = ("blocks", "copying", "entry", "error", "fetching", "head", "over", "skip", "store", "users")
 
     def __init__(self, head: Head, blocks: list[int], skip: int, entry: Entry | None, store: Store | None) -> None:
         self.head = head
@@ -31,7 +30,6 @@ class Part:
         self.entry = entry
         self.store = store
         self.users = 0
-        self.begun = False
         self.fetching: Handle | None = None
         self.copying: Handle | None = None
         self.error: str | None = None
@@ -67,21 +65,15 @@ class Arrivals:
         self._arrived = arrived
         self._copied = copied
         self.parts: dict[bytes, Part] = {}
-        """Asked for and not over, by chunk."""
+        """Under way, by chunk."""
         self.failed = 0
         self.dearer = 0
         """Parts that are computed after all, because that takes less time by now."""
 
-    def ask(self, part: Part) -> None:
-        """From now on others may share it."""
+    def begin(self, part: Part) -> None:
+        """Set out. From now on others may share it."""
         assert part.head.name not in self.parts
         self.parts[part.head.name] = part
-
-    def begin(self, part: Part) -> None:
-        """Set out; a part that somebody began before goes on."""
-        if part.begun:
-            return
-        part.begun = True
         if part.entry is None:
             assert part.store is not None
             part.entry = self._host.add(part.head, self._facts(part.head))
@@ -103,7 +95,7 @@ class Arrivals:
 
     def advance(self, part: Part, wait: bool = False) -> None:
         """Take note of what of it is done; `wait`: until all is."""
-        if part.over or not part.begun:
+        if part.over:
             return
         if part.fetching is not None:
             if not (wait or part.fetching.done()):
@@ -144,12 +136,6 @@ class Arrivals:
         for part in list(self.parts.values()):
             self.advance(part)
 
-    def leave(self, part: Part) -> None:
-        """One user fewer; what nobody began and nobody wants is forgotten."""
-        part.users -= 1
-        if not part.users and not part.begun:
-            self._over(part)
-
     def _lose(self, part: Part, error: Exception) -> None:
         """It did not come, or cannot be trusted: nobody is to find it there again."""
         if part.store is not None:
@@ -172,32 +158,25 @@ class Arrivals:
 
 
 class ChunkLoad:
-    """The `Load` of one sequence: parts in the order of its prompt, with the `tokens` of each that its span covers.
-    `begun(parts)` is called when it is."""
+    """The `Load` of one sequence. `start()` takes what it needs and gives (runs, parts in the order of its prompt, tokens of
+    each that it uses)."""
 
-    def __init__(self, arrivals: Arrivals, parts: Seq[Part], tokens: Seq[int], begun: Callable[[Seq[Part]], None]) -> None:
+    def __init__(self, arrivals: Arrivals, start: Callable[[], tuple[Ints, list[Part], list[int]]]) -> None:
         self._arrivals = arrivals
-        self._parts = parts
-        self._tokens = tokens
-        self._begun = begun
+        self._start = start
+        self._parts: list[Part] = []
+        self._tokens: list[int] = []
         self._cancelled = False
-        for part in parts:
-            part.users += 1
 
-    def begin(self) -> None:
-        self._begun(self._parts)
-        for part in self._parts:
-            self._arrivals.begin(part)
-
-    def abandon(self) -> None:
-        for part in self._parts:
-            self._arrivals.leave(part)
+    def begin(self) -> Ints:
+        runs, self._parts, self._tokens = self._start()
+        return runs
 
     def cancel(self) -> None:
         if not self._cancelled:
             self._cancelled = True
             for part in self._parts:
-                self._arrivals.leave(part)
+                part.users -= 1
 
     def done(self) -> bool:
         for part in self._parts:

@@ -71,11 +71,14 @@ class Handle(Protocol):
 
 
 class Load(Protocol):
-    """KV on its way from slower tiers into blocks of the pool that a sequence already holds. Found, it costs nothing yet: it is
-    either begun or abandoned."""
+    """KV that slower tiers hold, to be fetched into the pool for one sequence. Found, it holds and costs nothing: it may be
+    forgotten, and of what was found something may have gone when it is begun."""
 
-    def begin(self) -> None: ...
-    def abandon(self) -> None: ...
+    def begin(self) -> Ints:
+        """Take blocks and start. Their runs, as in `Found.runs`: of fewer tokens than the span where it is not all there any
+        more. Once. Raises NoBlocks, with nothing changed."""
+        ...
+
     def cancel(self) -> None:
         """Nobody wants it any more: what has not set out for the pool stays where it is. `done` may be true at once."""
         ...
@@ -104,9 +107,9 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """KV of tokens [start, stop) of a prompt. READY and LOADING spans name the blocks that hold it, or will, one entry per run
-    of slots: `runs` int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf. `load`: of a
-    LOADING span, which comes last."""
+    """KV of tokens [start, stop) of a prompt. READY spans name the blocks that hold it, one entry per run of slots: `runs`
+    int32 [r, 4] as in `View.runs`. The blocks are already referenced on the caller's behalf. LOADING spans, which come last,
+    hold none: `load` does when it is begun."""
 
     start: int
     stop: int

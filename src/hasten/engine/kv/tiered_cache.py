@@ -33,6 +33,8 @@ from hasten.engine.kv.view import View
 
 Price = Callable[[StepShape], float]
 
+_NOTHING = np.empty((0, 4), dtype=np.int32)
+
 
 @dataclass(slots=True)
 class _Out:
@@ -142,8 +144,11 @@ class TieredCache:
         found = self._device.match(key, tokens, limit)
         held = found[-1].stop if found else 0
         pieces = self._beyond(key, tokens, min(limit, len(tokens) - 1), held)
-        beyond = self._found(pieces, held, len(tokens)) if pieces else None
-        return [*found, beyond] if beyond is not None else found
+        if pieces:
+            stop = held + self._books.pool.block_size * sum(piece.count for piece in pieces)
+            load = ChunkLoad(self._arrivals, lambda: self._start(pieces, held))
+            found.append(Found(held, stop, Readiness.LOADING, _NOTHING, load))
+        return found
 
     def _beyond(self, key: ReuseKey, tokens: Ints, limit: int, held: int) -> list[_Piece]:
         """What slower tiers hold behind the first `held` tokens, where it pays to bring it."""
@@ -153,7 +158,6 @@ class TieredCache:
         if last * size <= held or len(tokens) < span:
             return []
         pieces: list[_Piece] = []
-        load_s = 0.0
         for head in self._heads(key, tokens, len(tokens) // span)[held // span :]:
             skip = max(0, held - head.start) // size
             count = min(self._chunk, last - head.start // size) - skip
@@ -161,11 +165,10 @@ class TieredCache:
             if piece is None:
                 break
             pieces.append(piece)
-            load_s += self._load_s(piece)
             if piece.count < count:
                 break
         stop = held + size * sum(piece.count for piece in pieces)
-        return pieces if load_s <= self._margin * self._seconds(held, stop - held) else []
+        return pieces if self._load_s(pieces) <= self._margin * self._seconds(held, stop - held) else []
 
     def _source(self, head: Head, skip: int, count: int) -> _Piece | None:
         """Where the chunk is: on its way already, in host memory, or in a store."""
@@ -179,58 +182,65 @@ class TieredCache:
         store = next((store for store in self._stores if store.holds(head.name) is not None), None)
         return _Piece(head, skip, count, store=store) if store is not None else None
 
-    def _load_s(self, piece: _Piece) -> float:
-        """Predicted, of bringing it."""
-        if piece.part is not None:
-            return 0.0
-        seconds = piece.count * self._second.block_bytes * self._byte_s
-        if piece.store is not None:
-            seconds += piece.store.seconds(piece.store.holds(piece.head.name) or 0)
-        return seconds
+    def _load_s(self, pieces: Seq[_Piece]) -> float:
+        """Predicted, of bringing them. Stores and the copies to the pool work at the same time: the slowest says how long."""
+        new = [piece for piece in pieces if piece.part is None]
+        slowest = sum(piece.count for piece in new) * self._second.block_bytes * self._byte_s
+        for store in self._stores:
+            nbytes = sum(store.holds(piece.head.name) or 0 for piece in new if piece.store is store)
+            slowest = max(slowest, store.seconds(nbytes) if nbytes else 0.0)
+        return slowest
 
-    def _found(self, pieces: Seq[_Piece], held: int, length: int) -> Found | None:
-        """The span behind `held`, in blocks that are taken for it, if the whole prompt has memory."""
+    def _start(self, found: Seq[_Piece], held: int) -> tuple[Ints, list[Part], list[int]]:
+        """Bring what a look-up has found behind `held` tokens, as far as it is still there: what `ChunkLoad` begins with."""
         pool = self._books.pool
         size = pool.block_size
+        pieces: list[_Piece] = []
+        for piece in found:
+            now = self._source(piece.head, piece.skip, piece.count)
+            if now is None:
+                break
+            pieces.append(now)
+            if now.count < piece.count:
+                break
         shared = [block for piece in pieces if piece.part is not None for block in piece.part.blocks[: piece.count]]
         pool.share(shared)  # first, or taking others might free them
         try:
-            if -(-length // size) - held // size - len(shared) > self._books.available:
-                raise NoBlocks("the whole prompt has no room")
             fresh = self._books.receive(sum(piece.count for piece in pieces) - len(shared))
         except NoBlocks:
             pool.drop(shared)
-            return None
-        blocks: list[int] = []
-        parts: list[Part] = []
-        for piece in pieces:
-            part = piece.part
-            if part is None:
-                part = Part(piece.head, fresh[: piece.count], piece.skip, piece.entry, piece.store)
-                del fresh[: piece.count]
-                if piece.entry is not None:
-                    self._host.pin(piece.entry)
-                self._arrivals.ask(part)
-            part.users += 1
-            parts.append(part)
-            blocks += part.blocks[: piece.count]
-        stop = held + len(blocks) * size
+            raise
+        tick = self._host.shelf.tick()
+        parts = [self._part(piece, fresh) for piece in pieces]
+        for part, piece in zip(parts, pieces, strict=True):  # once all are pinned, or the first might push out the last
+            if piece.part is None:
+                self._arrivals.begin(part)
+            self._use(part, tick)
+        blocks = [block for part, piece in zip(parts, pieces, strict=True) for block in part.blocks[: piece.count]]
         runs = np.empty((len(blocks), 4), dtype=np.int32)
         runs[:, 0], runs[:, 1], runs[:, 2] = blocks, 0, size
-        runs[:, 3] = np.arange(held, stop, size)
-        load = ChunkLoad(self._arrivals, parts, [piece.count * size for piece in pieces], self._begun)
-        return Found(held, stop, Readiness.LOADING, runs, load)
+        runs[:, 3] = np.arange(held, held + len(blocks) * size, size)
+        return runs, parts, [piece.count * size for piece in pieces]
 
-    def _begun(self, parts: Seq[Part]) -> None:
-        """A look-up led to a load: what it found counts as used."""
-        tick = self._host.shelf.tick()
-        for part in parts:
-            self._counts["chunks_found"] += 1
-            if part.entry is not None:
-                self._host.shelf.used_again(part.entry, tick, found=True)
-                self._offer(part.entry)
-            for store in self._stores:
-                store.used(part.head.name)
+    def _part(self, piece: _Piece, fresh: list[int]) -> Part:
+        """The part that brings a piece; what is not on its way yet takes its blocks from `fresh`."""
+        part = piece.part
+        if part is None:
+            part = Part(piece.head, fresh[: piece.count], piece.skip, piece.entry, piece.store)
+            del fresh[: piece.count]
+            if piece.entry is not None:
+                self._host.pin(piece.entry)
+        part.users += 1
+        return part
+
+    def _use(self, part: Part, tick: int) -> None:
+        """A look-up led to it: that counts as used wherever it lies."""
+        self._counts["chunks_found"] += 1
+        if part.entry is not None and part.entry.ready:
+            self._host.shelf.used_again(part.entry, tick, found=True)
+            self._offer(part.entry)
+        for store in self._stores:
+            store.used(part.head.name)
 
     # -- keeping --------------------------------------------------------------------------------------------------------
 
@@ -279,7 +289,7 @@ class TieredCache:
 
     @property
     def moving(self) -> bool:
-        return bool(self._outs) or any(part.begun for part in self._arrivals.parts.values())
+        return bool(self._outs or self._arrivals.parts)
 
     def settle(self, wait: bool = False) -> bool:
         under_way = bool(self._outs)
@@ -338,8 +348,6 @@ class TieredCache:
         pins.update(part.entry for part in self._arrivals.parts.values() if part.entry is not None)
         for entry in self._host.everything():
             assert entry.pins == pins[entry], "a chunk is held by nobody, or by somebody unknown"
-        for part in self._arrivals.parts.values():
-            assert part.begun or part.users, "nobody wants it and nobody began it"
 
     def close(self) -> None:
         """Wait for what is under way, and for the stores to have what they were given."""

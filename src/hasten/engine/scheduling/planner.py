@@ -156,11 +156,11 @@ class Planner:
             last = sequence.view.last_run()
             room = self.block_size - last[1] - last[2] if last is not None else 0
             return -(-max(0, tokens - room) // self.block_size)
-        return self._ledger.books.blocks_needed(sequence.view, tokens)
+        return self._ledger.books.blocks_needed(sequence.view, self._ledger.loads.promised(sequence) + tokens)
 
     def blocks_for(self, works: Iterable[Work]) -> int:
-        needed = self._ledger.books.blocks_needed
-        return sum([needed(work.sequence.view, work.count + work.drafts) for work in works])
+        needed, promised = self._ledger.books.blocks_needed, self._ledger.loads.promised
+        return sum([needed(work.sequence.view, promised(work.sequence) + work.count + work.drafts) for work in works])
 
     def blocks_freed(self, sequence: Sequence) -> int:
         pool = self._ledger.books.pool

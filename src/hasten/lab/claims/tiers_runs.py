@@ -22,27 +22,43 @@ CONTEXT = 8192
 POOL_SHARE = 0.25
 """Of the working set, that the pool holds."""
 LOAD = 0.7
-DISK_RATE = 5e9
-"""Bytes per second of the simulated disk: a PCIe 4 drive reads 7e9 at best (assumed: 70 % of that)."""
-FIRST = 2000
-"""Requests of the trace that are left out at its beginning."""
+DISK_RATE = 12e9
+"""Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
 REAL_CONTEXT = 2000
 ROOM, DROP, HOST, DISK, COST = "all the memory", "dropping", "host", "host and disk", "cost-aware"
 
 
-def trace(requests: int, first: int, context: int = CONTEXT) -> Workload:
-    """`requests` successive requests from number `first` on. All lengths of the trace are scaled by the one factor with which
-    its longest request fits `context`."""
+def trace(parts: int, part: int, context: int = CONTEXT) -> Workload:
+    """Every `parts`-th conversation of the trace, from number `part` on: a conversation is what has the same second block (the
+    first is everybody's), so the sample reuses what the whole does. All lengths are scaled by the one factor with which the
+    trace's longest request fits `context`."""
     from hasten.lab.workloads import load
-    from hasten.lab.workloads.transform import cut, fit_context
+    from hasten.lab.workloads.transform import fit_context
 
-    return cut(fit_context(load(TRACE), context), first, first + requests)
+    whole = fit_context(load(TRACE), context)
+    kept = [request for request in whole if request.blocks[:2][-1] % parts == part]
+    first_s = kept[0].arrival_s
+    source = f"{whole.source}; conversations {part} of {parts}"
+    return replace(whole, requests=[replace(r, arrival_s=r.arrival_s - first_s) for r in kept], source=source)
 
 
-def working_set(work: Workload) -> int:
+def made(work: Workload) -> int:
     """Tokens of all the different KV that a workload makes: equal blocks of prompts once, every output."""
     blocks = {block for request in work for block in request.blocks}
     return len(blocks) * work.block_tokens + sum(request.output_tokens for request in work)
+
+
+def working_set(work: Workload) -> int:
+    """Tokens of prompts' KV that is between its first and its last use, when that is most: what a cache would have to hold that
+    finds everything there is to find and knows what will come."""
+    last = {block: number for number, request in enumerate(work) for block in request.blocks}
+    alive: set[int] = set()
+    most = 0
+    for number, request in enumerate(work):
+        alive.update(request.blocks)
+        most = max(most, len(alive))
+        alive.difference_update(block for block in request.blocks if last[block] == number)
+    return most * work.block_tokens
 
 
 def sides(pool_bytes: int, whole_bytes: int, disk: str, chunk: int) -> list[Side]:
@@ -61,11 +77,13 @@ def sides(pool_bytes: int, whole_bytes: int, disk: str, chunk: int) -> list[Side
 
 @dataclass(slots=True)
 class Simulated:
-    """Rounds on the virtual clock: figures by side, one dict a round. `rate`: requests per second; `sets`: working set of each
-    round, in bytes; `at`: mean TTFT by side and share of the rate that dropping sustains, of one round."""
+    """Rounds on the virtual clock: figures by side, one dict a round. `rate`: requests per second; `sets`, `made`: bytes of
+    each round's working set and of all its KV; `at`: mean TTFT by side and share of the rate that dropping sustains, of one
+    round."""
 
     rate: float = 0.0
     sets: list[float] = field(default_factory=list)
+    made: list[float] = field(default_factory=list)
     figures: list[dict[str, dict[str, float]]] = field(default_factory=list)
     at: dict[str, dict[float, float]] = field(default_factory=dict)
     first: dict[str, Run] = field(default_factory=dict)
@@ -76,8 +94,8 @@ def roomy(device: Device) -> Device:
     return replace(device, kv_limit_bytes=None)
 
 
-def simulate(requests: int, rounds: int, loads: Sequence[float], tell: Callable[[str, float], None]) -> Simulated:
-    """`rounds` parts of the trace at `LOAD` of what dropping sustains, then the first of them at other `loads`."""
+def simulate(parts: int, rounds: int, loads: Sequence[float], tell: Callable[[str, float], None]) -> Simulated:
+    """`rounds` of `parts` of the trace at `LOAD` of what dropping sustains, then the first of them at other `loads`."""
     from hasten.lab.bench.metrics import summary
     from hasten.lab.claims.virtual import Virtual, h100
     from hasten.lab.workloads.transform import scale_load
@@ -86,11 +104,11 @@ def simulate(requests: int, rounds: int, loads: Sequence[float], tell: Callable[
     found = Simulated()
     total = rounds + len(loads)
     for number in range(rounds):
-        work = trace(requests, FIRST + number * requests)
-        size = working_set(work) * device.kv_token_bytes
+        work = trace(parts, number)
+        size, whole = working_set(work) * device.kv_token_bytes, made(work) * device.kv_token_bytes
         found.sets.append(size)
-        # The tiers get some room for what does not fill its chunk.
-        virtual = Virtual(sides(int(POOL_SHARE * size), int(1.2 * size), "simulated", 128), device=device)
+        found.made.append(whole)
+        virtual = Virtual(sides(int(POOL_SHARE * size), int(whole), "simulated", 128), device=device)
         tell(f"round {number + 1} of {rounds}", number / total)
         rate = LOAD * virtual.saturation(DROP, work)
         arriving = scale_load(work, rate)
@@ -144,24 +162,23 @@ def guards(seed: int) -> list[Guard]:
     ]
 
 
-def real(requests: int, rounds: int, quick: bool, tell: Callable[[str, float], None]) -> tuple[Point, str]:
+def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None]) -> tuple[Point, str]:
     """The built-in model on this machine with real copies and a real disk: dropping against both kinds of tiers, measured and
     predicted."""
     from hasten.lab.claims.virtual import REAL, real_point
 
-    work = trace(requests * rounds, FIRST, REAL_CONTEXT)
-    parts = [trace(requests, FIRST + number * requests, REAL_CONTEXT) for number in range(rounds)]
-    size_tokens = max(working_set(part) for part in parts)
+    works = [trace(parts, number, REAL_CONTEXT) for number in range(rounds)]
+    size_tokens = max(working_set(work) for work in works)
     token_bytes = _token_bytes(REAL)
     # The longest request must fit, or nobody can run it.
-    longest = max(request.prompt_tokens + request.output_tokens for request in work) + 100
+    longest = max(request.prompt_tokens + request.output_tokens for work in works for request in work) + 100
     pool = int(max(POOL_SHARE * size_tokens, longest) * token_bytes)
-    whole = int(1.3 * size_tokens * token_bytes)
+    whole = int(max(map(made, works)) * token_bytes)
     with tempfile.TemporaryDirectory() as folder:
         tried = [side for side in sides(pool, whole, folder, 64) if side.name in (DROP, HOST, DISK)]
         point = real_point(
             tried,
-            lambda number: parts[number % rounds],
+            lambda number: works[number % rounds],
             ["ttft_mean_s", "e2e_mean_s"],
             tell,
             load=LOAD,
@@ -170,8 +187,8 @@ def real(requests: int, rounds: int, quick: bool, tell: Callable[[str, float], N
             calibration_s=3.0 if quick else 6.0,
         )
     note = (
-        f"for real: the built-in model, {requests} requests a round at {point.rate:.1f} a second, lengths scaled to a context "
-        f"of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
+        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths scaled to a "
+        f"context of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
     )
     return point, note
 
