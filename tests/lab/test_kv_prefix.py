@@ -12,8 +12,10 @@ from hasten.engine.kv.bitstream.streaming import GivenUp
 from hasten.engine.llm import LLM
 from hasten.engine.request import SamplingParams
 from hasten.kernels.entropy.native import PATH
+from hasten.lab.bench import kv_coding, kv_streaming
 from hasten.lab.bench import kv_rounding as rounding
 from hasten.lab.bench.kv_prefix import PrefixLab
+from hasten.lab.bench.kv_quality import Questions
 from hasten.lab.bench.throttled import MEGABIT, SLICE, SocketLink, ThrottledServer, Trace
 
 WORDS = "The number of the quiet river is 7350. The keeper of the golden kettle came from the north, and said so. " * 6
@@ -81,6 +83,15 @@ def test_round_trips_lose_by_their_bits(lab: PrefixLab, tokens: list[int]) -> No
     assert tried(rounding.plain) == (0, 16)
 
 
+def test_answers_and_likelihoods_through_round_trips(lab: PrefixLab) -> None:
+    asked = Questions(lab, {"recall:pairs=6": 3, "tracing:length=256": 2}, 0, 0, lambda what, done: None)
+    plain, coarse = asked.through(rounding.plain), asked.through(rounding.int2)
+    assert {task: len(right) for task, right in plain.right.items()} == {"recall:pairs=6": 3, "tracing:length=256": 2}
+    assert plain.right == asked.through(rounding.plain).right
+    assert coarse.bytes_a_token == asked.weighed(rounding.int2).bytes_a_token == plain.bytes_a_token * 3 / 16
+    assert sum(map(sum, plain.right.values())) > sum(map(sum, coarse.right.values()))
+
+
 # -- the link -----------------------------------------------------------------------------------------------------------
 
 
@@ -127,3 +138,26 @@ def test_a_transfer_given_up_leaves_the_link_usable(server: ThrottledServer) -> 
     server.close()
     with pytest.raises(OSError):
         SocketLink(server.address).get(0, "small", lambda so_far: True)
+
+
+def test_a_stored_prompt_comes_in_every_form(lab: PrefixLab, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not PATH.exists():
+        pytest.skip("the library of entropy coding is not built")
+    monkeypatch.setattr(kv_streaming, "CHUNK", lab.size)
+    prompt = kv_streaming.StoredPrompt(lab, tokens, 8, Trace([(1, 1000 * MEGABIT)]))
+    try:
+        assert prompt.chunks == lab.whole(len(tokens) - 8) // lab.size
+        for name in kv_streaming.FIXED:
+            run = prompt.run([name], 0.0)
+            assert run.streamed.options == [name] * prompt.chunks and not run.streamed.failed
+            assert run.streamed.nbytes == (0 if name == "text" else sum(map(len, prompt.payloads[name])))
+        run = prompt.run(["raw", "level 0", "text"], 0.0, deadline_s=60.0)
+        assert set(run.streamed.options) <= {"raw", "text"}  # there is time, so nothing is lost
+    finally:
+        prompt.close()
+
+
+def test_the_coder_is_near_the_entropy() -> None:
+    if not PATH.exists():
+        pytest.skip("the library of entropy coding is not built")
+    assert 0 < kv_coding.overhead() < 1

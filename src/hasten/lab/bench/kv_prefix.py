@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from hasten.engine.kv.view import View
 from hasten.engine.llm import LLM
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.sequence import Sequence, Span
+from hasten.lab.testbed.evaluate import material_for
+from hasten.lab.testbed.material import Material
 
 Planes = list[npt.NDArray[Any]]
 """Keys and values of site after site, [blocks, kv heads, block size, dim]; bfloat16 as its bit patterns, uint16."""
@@ -31,6 +34,11 @@ class PrefixLab:
         self.cos_sin: npt.NDArray[np.float32] = llm.parts.model.sites[0].cos_sin.numpy()
         self._key = ReuseKey(llm.parts.model.fingerprint)
         self._reuse = self.books.reuse
+
+    @cached_property
+    def material(self) -> Material:
+        """What questions are made of; reading it takes seconds."""
+        return material_for(self.llm)
 
     def whole(self, length: int) -> int:
         """The tokens of as many whole blocks as fit into `length`."""

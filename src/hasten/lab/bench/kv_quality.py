@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hasten.engine.request import SamplingParams
 from hasten.lab.bench.kv_prefix import Planes, PrefixLab
 from hasten.lab.bench.kv_rounding import RoundTrip
-from hasten.lab.testbed.evaluate import draw, material_for, spoken, token_ids
+from hasten.lab.testbed.evaluate import draw, spoken, token_ids
 from hasten.lab.testbed.tasks.base import Example, Task
 from hasten.lab.testbed.tasks.language import KINDS, Language
 from hasten.lab.testbed.tasks.registry import find, notation
@@ -53,7 +53,7 @@ class Questions:
 
     def __init__(self, lab: PrefixLab, tasks: Mapping[str, int], texts: int, seed: int, progress: Progress) -> None:
         self._lab = lab
-        material = material_for(lab.llm)
+        material = lab.material
         asked: list[tuple[Task | None, Example | None, list[int], int]] = []
         for name, count in tasks.items():
             task = find(name)

@@ -29,11 +29,11 @@ def over_trace(lab: PrefixLab, setting: Setting) -> Outcome:
     """Samples, guards, notes and pictures of this part of the claim."""
     from hasten.lab.bench.kv_streaming import StoredPrompt
     from hasten.lab.bench.throttled import Trace
-    from hasten.lab.testbed.evaluate import material_for, token_ids
+    from hasten.lab.testbed.evaluate import token_ids
     from hasten.lab.testbed.tasks.registry import find
 
     length, points, rounds = (4000, 3, 1) if setting.quick else (7800, 8, 3)
-    example = find(f"recall:pairs=16,length={length}").example(random.Random(setting.seed), "held-out", material_for(lab.llm))
+    example = find(f"recall:pairs=16,length={length}").example(random.Random(setting.seed), "held-out", lab.material)
     trace = Trace.drawn(TRACE_SEED)
     prompt = StoredPrompt(lab, token_ids(lab.llm, example.prompt), 72, trace)
     try:
