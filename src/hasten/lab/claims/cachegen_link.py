@@ -32,12 +32,12 @@ def over_trace(lab: PrefixLab, setting: Setting) -> Outcome:
     from hasten.lab.testbed.evaluate import token_ids
     from hasten.lab.testbed.tasks.registry import find
 
-    length, points, rounds = (4000, 3, 1) if setting.quick else (7800, 8, 3)
+    length, parts, rounds = (4000, (1 / 3, 2 / 3), 3) if setting.quick else (7800, [i / 8 for i in range(8)], 3)
     example = find(f"recall:pairs=16,length={length}").example(random.Random(setting.seed), "held-out", lab.material)
     trace = Trace.drawn(TRACE_SEED)
     prompt = StoredPrompt(lab, token_ids(lab.llm, example.prompt), 72, trace)
     try:
-        return _measure(prompt, trace, [trace.seconds * i / points for i in range(points)], rounds, setting)
+        return _measure(prompt, trace, [trace.seconds * part for part in parts], rounds, setting)
     finally:
         prompt.close()
 
