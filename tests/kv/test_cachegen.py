@@ -124,12 +124,13 @@ def plain() -> tuple[list[int], int]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prompt's KV as raw chunks and in all levels, as `hasten cache warm` stores it."""
-    from hasten.cli.cache_work import warmed
+    from hasten.cli.cache_work import opened, warmed
     from hasten.cli.options import Asked
 
     path = tmp_path_factory.mktemp("stored")
     codecs = [RAW, *(f"cachegen-{level}" for level in range(len(levels.LEVELS)))]
-    warmed(Asked(None, None, ["model.dtype=bfloat16"]), PROMPT, path, 64, codecs, lambda done, total: None)
+    llm = opened(Asked(None, None, ["model.dtype=bfloat16"]), path, 64, codecs, progress=False)
+    warmed(llm, PROMPT, path, 64, codecs, lambda done, total: None)
     return path
 
 

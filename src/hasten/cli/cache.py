@@ -51,12 +51,13 @@ def warm(
     """Compute a text's KV and store it, whole chunk by whole chunk, in one or more forms.
 
     An engine finds it for prompts that begin with the text, tokenised as it is, and with the same --with and --set."""
-    from hasten.cli.cache_work import warmed
+    from hasten.cli.cache_work import opened, warmed
 
     words = _read(text)
     wanted = codecs or ["cachegen"]
+    llm = opened(options.Asked(model, with_, set_, file=config), disk, chunk, wanted, progress=sys.stderr.isatty())
     with _bar("computing") as tell:
-        done = warmed(options.Asked(model, with_, set_, file=config), words, disk, chunk, wanted, tell)
+        done = warmed(llm, words, disk, chunk, wanted, tell)
     _say(f"{done.stored:,} of {done.tokens:,} tokens stored in {done.chunks} chunks of {chunk}, {_size(done.nbytes)} in all")
     if done.stored < done.tokens:
         _say("what lies behind the last whole chunk is computed when it is asked for")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hasten.cli.options import Asked
 from hasten.engine.kv.base import ReuseKey
@@ -14,6 +15,9 @@ from hasten.engine.kv.folder import Folder, Stored
 from hasten.engine.kv.wire import PeerClient
 from hasten.engine.request import BadRequest, SamplingParams
 from hasten.engine.technique import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.engine.llm import LLM
 
 MOST_CHUNK_BYTES = 1 << 30
 Tell = Callable[[int, int], None]
@@ -29,18 +33,29 @@ class Warmed:
     nbytes: int
 
 
-def warmed(asked: Asked, text: str, disk: Path, chunk: int, codecs: Sequence[str], tell: Tell) -> Warmed:
-    """Compute the KV of `text` and have its whole chunks of `chunk` tokens in the folder `disk`, in every form of `codecs`.
-    Raises ConfigError, and BadRequest for a text that is too long or too short."""
+def opened(asked: Asked, disk: Path, chunk: int, codecs: Sequence[str], *, progress: bool) -> LLM:
+    """An engine that writes chunks of `chunk` tokens to the folder `disk`, raw, and whose KV all of `codecs` can code. Raises
+    ConfigError."""
+    coders = [codec(name) for name in codecs]
+    _made(disk)
+    tiers = f"tiered:disk={disk}:chunk={chunk}"
+    llm = replace(asked, with_=[*(asked.with_ or []), tiers]).load(progress=progress)
+    try:
+        for coder in coders:
+            coder.prepare(llm.parts)
+    except ConfigError:
+        llm.engine.executor.close()
+        raise
+    return llm
+
+
+def warmed(llm: LLM, text: str, disk: Path, chunk: int, codecs: Sequence[str], tell: Tell) -> Warmed:
+    """Compute the KV of `text` by an engine that was `opened` so, and have its whole chunks in the folder in every form of
+    `codecs`; the engine is closed. Raises ConfigError, and BadRequest for a text that is too long or too short."""
     import numpy as np
 
-    coders = {name: codec(name) for name in codecs}
     folder = _made(disk)
-    tiers = f"tiered:disk={disk}:chunk={chunk}"
-    llm = replace(asked, with_=[*(asked.with_ or []), tiers]).load(progress=False)
     try:
-        for coder in coders.values():
-            coder.prepare(llm.parts)
         tokens = llm.tokenizer.encode(text)
         block = llm.config.kv.block_size
         size = max(1, chunk // block) * block
