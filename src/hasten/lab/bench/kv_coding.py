@@ -14,8 +14,8 @@ from hasten.engine.kv.bitstream import chunk, levels, normal
 from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
 from hasten.kernels import entropy
 
-SITES, HEADS, DIM, TOKENS = 4, 8, 128, 1536
-"""Four layers of Qwen3-0.6B: 8,192 numbers a token, in bfloat16."""
+SITES, HEADS, DIM, TOKENS = 2, 8, 128, 1536
+"""Two layers of Qwen3-0.6B: 4,096 numbers a token, in bfloat16."""
 GIGABIT = 1e9 / 8
 
 

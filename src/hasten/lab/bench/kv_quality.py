@@ -20,6 +20,7 @@ QUESTION = 72
 CONTEXT, CONTINUATION = 1536, 384
 """Tokens of a text that are read from the cache, and of which the likelihood is taken."""
 TOGETHER = 16
+WEIGHED = 4
 
 Progress = Callable[[str, float], None]
 
@@ -96,9 +97,10 @@ class Questions:
             lab.forget()
         return Quality(nbytes / sum_tokens, right, nats / max(tokens_read, 1))
 
-    def weighed(self, trip: RoundTrip) -> Quality:
-        """Its bytes alone."""
-        return Quality(sum(trip(one.planes)[1] for one in self.asked) / sum(one.cached for one in self.asked))
+    def weighed(self, trip: RoundTrip) -> float:
+        """Bytes a token, of a few prefixes."""
+        few = self.asked[:WEIGHED]
+        return sum(trip(one.planes)[1] for one in few) / sum(one.cached for one in few)
 
     def _groups(self) -> Iterator[list[Asked]]:
         """Some at a time, no two of which begin alike: those would share KV."""

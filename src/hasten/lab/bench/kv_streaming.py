@@ -43,7 +43,7 @@ class StoredPrompt:
     """`tokens`: prefix and question. The prefix, whole chunks of CHUNK tokens and a shorter last one, is stored in every form;
     what decoding and computing take was measured beforehand, as a server would know."""
 
-    def __init__(self, lab: PrefixLab, tokens: Sequence[int], question: int, trace: Trace) -> None:
+    def __init__(self, lab: PrefixLab, tokens: Sequence[int], question: int, trace: Trace, repeats: int = 3) -> None:
         self._lab = lab
         self._tokens = list(tokens)
         prefix = lab.whole(len(tokens) - question)
@@ -56,7 +56,7 @@ class StoredPrompt:
         for level, name in enumerate(LEVEL_NAMES):
             self.payloads[name] = [self._encode(i, level) for i in range(len(self.ends))]
         self._server = ThrottledServer(self.payloads, trace)
-        self.options, self.tail_s = self._measure()
+        self.options, self.tail_s = self._measure(repeats)
         self.bandwidth = trace.rate(0)
         """What the next prompt assumes: that of the last transfer."""
 
@@ -121,13 +121,13 @@ class StoredPrompt:
     def _question(self) -> None:
         self._lab.llm.generate([self._tokens], SamplingParams(max_tokens=1, temperature=0))
 
-    def _measure(self) -> tuple[list[Option], float]:
-        """Seconds of decoding and computing each chunk, and of the question; the median of three."""
+    def _measure(self, repeats: int) -> tuple[list[Option], float]:
+        """Seconds of decoding and computing each chunk, and of the question; the median of `repeats`."""
         options, tails = [], []
         losses = {RAW: 0, TEXT: 0, INT8: 1} | {name: 2 + i for i, name in enumerate(LEVEL_NAMES)}
         for name in FIXED:
             took: list[list[float]] = [[] for _ in self.ends]
-            for _ in range(3):
+            for _ in range(repeats):
                 self._lab.forget()
                 for index in range(self.chunks):
                     work = self._worker(name)

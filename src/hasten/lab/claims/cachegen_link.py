@@ -35,7 +35,7 @@ def over_trace(lab: PrefixLab, setting: Setting) -> Outcome:
     length, parts, rounds = (4000, (1 / 3, 2 / 3), 3) if setting.quick else (7800, [i / 8 for i in range(8)], 3)
     example = find(f"recall:pairs=16,length={length}").example(random.Random(setting.seed), "held-out", lab.material)
     trace = Trace.drawn(TRACE_SEED)
-    prompt = StoredPrompt(lab, token_ids(lab.llm, example.prompt), 72, trace)
+    prompt = StoredPrompt(lab, token_ids(lab.llm, example.prompt), 72, trace, 1 if setting.quick else 3)
     try:
         return _measure(prompt, trace, [trace.seconds * part for part in parts], rounds, setting)
     finally:
