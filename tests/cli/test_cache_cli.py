@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hasten.cli.cache import app
+from hasten.engine.kv.bitstream.native import PATH
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.peer import PeerServer
 from hasten.engine.request import BadRequest
 from hasten.engine.technique import ConfigError
-from hasten.kernels.entropy.native import PATH
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="the library of entropy coding is not built")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.kernels import entropy
-from hasten.kernels.entropy import CorruptStream, reference
-from hasten.kernels.entropy.native import library
+from hasten.engine.kv.bitstream import entropy, reference
+from hasten.engine.kv.bitstream.entropy import CorruptStream
+from hasten.engine.kv.bitstream.native import library
 
 try:
     VARIANTS = range(library().hasten_entropy_variants())

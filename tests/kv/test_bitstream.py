@@ -9,11 +9,11 @@ import pytest
 import torch
 import xxhash
 
-from hasten.engine.kv.bitstream import chunk, levels, normal, stream
+from hasten.engine.kv.bitstream import chunk, entropy, levels, normal, stream
+from hasten.engine.kv.bitstream.entropy import CorruptStream
+from hasten.engine.kv.bitstream.native import PATH
 from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
-from hasten.kernels import ReferenceKernels, entropy
-from hasten.kernels.entropy import CorruptStream
-from hasten.kernels.entropy.native import PATH
+from hasten.kernels import ReferenceKernels
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="the library of entropy coding is not built")
 

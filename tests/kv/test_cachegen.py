@@ -15,6 +15,7 @@ from hasten.engine.executors.local import LocalExecutor
 from hasten.engine.kv.base import Dearer, ReuseKey
 from hasten.engine.kv.bitstream import levels
 from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
+from hasten.engine.kv.bitstream.native import PATH
 from hasten.engine.kv.blockfile import Head, Plane, Planes, Unusable, name_after, root
 from hasten.engine.kv.codecs import RAW, accepts, codec
 from hasten.engine.kv.folder import Folder
@@ -22,7 +23,6 @@ from hasten.engine.kv.peer import PeerServer
 from hasten.engine.llm import LLM
 from hasten.engine.request import SamplingParams
 from hasten.engine.technique import ConfigError
-from hasten.kernels.entropy.native import PATH
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason="the library of entropy coding is not built")
 

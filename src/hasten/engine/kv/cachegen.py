@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.kv.bitstream import chunk, levels
+from hasten.engine.kv.bitstream.entropy import CorruptStream
+from hasten.engine.kv.bitstream.native import library
 from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
 from hasten.engine.kv.blockfile import Head, Planes, Unusable
 from hasten.engine.technique import ConfigError, Technique
-from hasten.kernels.entropy import CorruptStream
-from hasten.kernels.entropy.native import library
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-// Entropy coding of small integers by channel (engine/kv/cachegen/native.py). Functions return what they say, or a negative Fault.
+// Entropy coding of small integers by channel (engine/kv/bitstream/native.py). Functions return what they say, or a negative Fault.
 #pragma once
 
 #include <cstdint>

@@ -10,9 +10,8 @@ from statistics import median
 
 import numpy as np
 
-from hasten.engine.kv.bitstream import chunk, levels, normal
+from hasten.engine.kv.bitstream import chunk, entropy, levels, normal
 from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
-from hasten.kernels import entropy
 
 SITES, HEADS, DIM, TOKENS = 2, 8, 128, 1536
 """Two layers of Qwen3-0.6B: 4,096 numbers a token, in bfloat16."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import xxhash
 
 from hasten.engine.kv.bitstream import levels, stream
-from hasten.kernels.entropy import CorruptStream
+from hasten.engine.kv.bitstream.entropy import CorruptStream
 
 Floats = npt.NDArray[np.float32]
 Site = tuple[Floats, Floats]

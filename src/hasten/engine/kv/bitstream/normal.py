@@ -11,7 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from hasten.kernels.entropy import TOTAL
+from hasten.engine.kv.bitstream.entropy import TOTAL
 
 FINE = 256
 """Entries of the table for a standard deviation."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hasten.kernels import entropy
+from hasten.engine.kv.bitstream import entropy
 
 Floats = npt.NDArray[np.float32]
 Plane = npt.NDArray[Any]

@@ -11,9 +11,8 @@ from struct import Struct
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.kv.bitstream import normal
-from hasten.kernels import entropy
-from hasten.kernels.entropy import CorruptStream
+from hasten.engine.kv.bitstream import entropy, normal
+from hasten.engine.kv.bitstream.entropy import CorruptStream
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Finds and loads the native library of entropy coding, built from the C++ beside this file."""
+"""Finds and loads the native library of entropy coding, built from the C++ in kernels/entropy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ctypes
 import functools
 from pathlib import Path
 
+import hasten  # not hasten.kernels, which imports torch
+
 INTERFACE = 1
-PATH = Path(__file__).with_name("libhasten_entropy.so")
+PATH = Path(hasten.__path__[0], "kernels", "entropy", "libhasten_entropy.so")
 _FAULTS = {
     -1: "counts must begin with 0, rise in every channel and end with their total",
     -2: "the arguments do not fit each other",

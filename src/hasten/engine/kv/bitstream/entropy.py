@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hasten.kernels.entropy.native import CorruptStream, check, library
+from hasten.engine.kv.bitstream.native import CorruptStream, check, library
 
 __all__ = ["KINDS", "LANES", "PRECISION", "TOTAL", "CorruptStream", "cumulative", "decode", "encode", "place"]
 
@@ -151,4 +151,5 @@ def _shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
 
 
 def _address(array: npt.NDArray[Any] | None) -> int:
-    return 0 if array is None else array.ctypes.data
+    address: int = 0 if array is None else array.ctypes.data
+    return address
