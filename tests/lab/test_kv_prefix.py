@@ -84,9 +84,9 @@ def test_round_trips_lose_by_their_bits(lab: PrefixLab, tokens: list[int]) -> No
 
 
 def test_answers_and_likelihoods_through_round_trips(lab: PrefixLab) -> None:
-    asked = Questions(lab, {"recall:pairs=16": 3, "tracing:length=400": 2}, 1, 0, lambda what, done: None)
+    asked = Questions(lab, {"recall:pairs=12": 3, "tracing:length=400": 2}, 1, 0, lambda what, done: None)
     plain, coarse = asked.through(rounding.plain), asked.through(rounding.int2)
-    assert {task: len(right) for task, right in plain.right.items()} == {"recall:pairs=16": 3, "tracing:length=400": 2}
+    assert {task: len(right) for task, right in plain.right.items()} == {"recall:pairs=12": 3, "tracing:length=400": 2}
     assert plain.right == asked.through(rounding.plain).right
     assert coarse.bytes_a_token == asked.weighed(rounding.int2) == plain.bytes_a_token * 3 / 16
     assert len(asked.asked) > 5  # and texts

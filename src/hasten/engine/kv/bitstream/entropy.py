@@ -142,7 +142,8 @@ def _contiguous(array: npt.NDArray[Number], dtype: type[Number]) -> npt.NDArray[
 def _alphabet(counts: npt.NDArray[Any], channels: int) -> int:
     if counts.ndim != 2 or counts.shape[1] != channels or counts.shape[0] < 3:
         raise ValueError(f"counts [alphabet + 1, {channels}] are needed, got {list(counts.shape)}")
-    return counts.shape[0] - 1
+    alphabet: int = counts.shape[0] - 1
+    return alphabet
 
 
 def _shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
