@@ -22,7 +22,7 @@ from hasten.lab.claims.tiers_runs import (
     HOST,
     LOAD,
     POOL_SHARE,
-    REAL_CONTEXT,
+    REAL_FACTOR,
     ROOM,
     Simulated,
     guards,
@@ -111,7 +111,7 @@ CLAIM = Claim(
     "engine's own",
     workload=f"one in four conversations of the Mooncake trace, lengths scaled to a context of {CONTEXT}, at {LOAD:.0%} of "
     f"what dropping sustains; KV memory {POOL_SHARE:.0%} of the working set; Llama-3 8B on a simulated H100, whose host link "
-    f"gives 51 GB/s, with a disk of {DISK_RATE / 1e9:g} GB/s; for real the built-in model, lengths scaled to {REAL_CONTEXT}",
+    f"gives 51 GB/s, with a disk of {DISK_RATE / 1e9:g} GB/s; for real the built-in model, lengths x {REAL_FACTOR:g}",
     baseline="the same pool with the prefix tree alone (the default): what it evicts is computed again",
     technique="tiered in chunks of 128 tokens (64 for real): host memory for the whole working set, or for as much as the pool "
     "with all of it on disk",
