@@ -25,8 +25,8 @@ LOAD = 0.7
 DISK_RATE = 12e9
 """Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
 REAL_FACTOR, REAL_LONGEST = 1 / 8, 1900
-"""For real lengths are scaled by the factor, and requests that are longer then are left out: scaled until the longest fits, most
-would be shorter than a chunk."""
+"""For real lengths are scaled by the factor, and requests that are longer then are left out: scaled until the longest fits,
+most would be shorter than a chunk."""
 ROOM, DROP, HOST, DISK, COST = "all the memory", "dropping", "host", "host and disk", "cost-aware"
 
 
@@ -195,8 +195,8 @@ def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None
             calibration_s=3.0 if quick else 6.0,
         )
     note = (
-        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths x {REAL_FACTOR:g} "
-        f"and none beyond {REAL_LONGEST} tokens; {pool / 1e6:.0f} MB of KV of a working set of "
+        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths x "
+        f"{REAL_FACTOR:g} and none beyond {REAL_LONGEST} tokens; {pool / 1e6:.0f} MB of KV of a working set of "
         f"{size_tokens * token_bytes / 1e6:.0f} MB"
     )
     return point, note
