@@ -129,12 +129,20 @@ def simulate(parts: int, rounds: int, loads: Sequence[float], tell: Callable[[st
     return found
 
 
-def guards(seed: int) -> list[Guard]:
+def guards(seed: int, count: int) -> list[Guard]:
     """Equal tokens whatever tier KV comes from, and after a restart."""
     from hasten.lab.workloads.conversations import conversations
 
     work = conversations(
-        rate=20.0, conversations=16, turns=3, message=60, answer=40, think_s=0.2, longest=600, system=96, seed=seed
+        rate=20.0,
+        conversations=count,
+        turns=3,
+        message=60,
+        answer=40,
+        think_s=0.2,
+        longest=600,
+        system=96,
+        seed=seed,
     )
     common = ("executor.threads=1", "model.max_length=1024", "kv.block_size=16")
     tight = ("kv.memory_bytes=2000000",)
