@@ -24,19 +24,23 @@ POOL_SHARE = 0.25
 LOAD = 0.7
 DISK_RATE = 12e9
 """Bytes per second of the simulated disk: a PCIe 5 drive reads 14e9 at best (assumed: 85 % of that)."""
-REAL_CONTEXT = 2000
+REAL_FACTOR, REAL_LONGEST = 1 / 8, 1900
+"""For real lengths are scaled by the factor, and requests that are longer then are left out: scaled until the longest fits,
+most would be shorter than a chunk."""
 ROOM, DROP, HOST, DISK, COST = "all the memory", "dropping", "host", "host and disk", "cost-aware"
 
 
-def trace(parts: int, part: int, context: int = CONTEXT) -> Workload:
+def trace(parts: int, part: int, *, real: bool = False) -> Workload:
     """Every `parts`-th conversation of the trace, from number `part` on: a conversation is what has the same second block (the
     first is everybody's), so the sample reuses what the whole does. All lengths are scaled by the one factor with which the
-    trace's longest request fits `context`."""
+    trace's longest request fits `CONTEXT`, or as said of `REAL_FACTOR`."""
     from hasten.lab.workloads import load
-    from hasten.lab.workloads.transform import fit_context
+    from hasten.lab.workloads.transform import fit_context, scale_lengths
 
-    whole = fit_context(load(TRACE), context)
+    whole = scale_lengths(load(TRACE), REAL_FACTOR) if real else fit_context(load(TRACE), CONTEXT)
     kept = [request for request in whole if request.blocks[:2][-1] % parts == part]
+    if real:
+        kept = [request for request in kept if request.prompt_tokens + request.output_tokens <= REAL_LONGEST]
     first_s = kept[0].arrival_s
     source = f"{whole.source}; conversations {part} of {parts}"
     return replace(whole, requests=[replace(r, arrival_s=r.arrival_s - first_s) for r in kept], source=source)
@@ -125,17 +129,25 @@ def simulate(parts: int, rounds: int, loads: Sequence[float], tell: Callable[[st
     return found
 
 
-def guards(seed: int) -> list[Guard]:
+def guards(seed: int, count: int) -> list[Guard]:
     """Equal tokens whatever tier KV comes from, and after a restart."""
     from hasten.lab.workloads.conversations import conversations
 
     work = conversations(
-        rate=20.0, conversations=10, turns=3, message=60, answer=40, think_s=0.2, longest=900, system=96, seed=seed
+        rate=20.0,
+        conversations=count,
+        turns=3,
+        message=60,
+        answer=40,
+        think_s=0.2,
+        longest=600,
+        system=96,
+        seed=seed,
     )
     common = ("executor.threads=1", "model.max_length=1024", "kv.block_size=16")
-    tight = ("kv.memory_bytes=5000000",)
+    tight = ("kv.memory_bytes=2000000",)
     with tempfile.TemporaryDirectory() as folder:
-        tiers = f"tiered:chunk=64:margin=1e9:host_bytes=3000000:disk={folder}"
+        tiers = f"tiered:chunk=64:margin=1e9:host_bytes=1600000:disk={folder}"
         tried = [
             Side(ROOM, (), ("kv.memory_bytes=100000000",)),
             Side(DROP, (), tight),
@@ -151,9 +163,13 @@ def guards(seed: int) -> list[Guard]:
         files = len(list(Path(folder).glob("*.kv")))
         again = equal_tokens([tried[0], Side("restarted", (tiers,), tight)], work, common=common, attend=attend)
         second = counts["restarted"].stats()
-    moved = f"{first['chunks_found']:.0f} chunks came back, {first.get('chunks_from_stores', 0):.0f} of them from disk"
+    moved = f"{first.get('chunks_found', 0):.0f} chunks came back, {first.get('chunks_from_stores', 0):.0f} of them from disk"
     return [
-        Guard("equal tokens from host memory and disk", tokens.held and first["chunks_found"] > 0, f"{tokens.detail}; {moved}"),
+        Guard(
+            "equal tokens from host memory and disk",
+            tokens.held and first.get("chunks_found", 0) > 0,
+            f"{tokens.detail}; {moved}",
+        ),
         Guard(
             "equal tokens after a restart",
             again.held and second.get("chunks_from_stores", 0) > 0,
@@ -167,7 +183,7 @@ def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None
     predicted."""
     from hasten.lab.claims.virtual import REAL, real_point
 
-    works = [trace(parts, number, REAL_CONTEXT) for number in range(rounds)]
+    works = [trace(parts, number, real=True) for number in range(rounds)]
     size_tokens = max(working_set(work) for work in works)
     token_bytes = _token_bytes(REAL)
     # The longest request must fit, or nobody can run it.
@@ -187,8 +203,9 @@ def real(parts: int, rounds: int, quick: bool, tell: Callable[[str, float], None
             calibration_s=3.0 if quick else 6.0,
         )
     note = (
-        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths scaled to a "
-        f"context of {REAL_CONTEXT}; {pool / 1e6:.0f} MB of KV of a working set of {size_tokens * token_bytes / 1e6:.0f} MB"
+        f"for real: the built-in model, {len(works[0])} requests a round at {point.rate:.1f} a second, lengths x "
+        f"{REAL_FACTOR:g} and none beyond {REAL_LONGEST} tokens; {pool / 1e6:.0f} MB of KV of a working set of "
+        f"{size_tokens * token_bytes / 1e6:.0f} MB"
     )
     return point, note
 
