@@ -38,6 +38,7 @@ class CpuKernels(CacheKernels):
         self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
 
     def _bind(self, find: Callable[[str], Callable[[bytes], int]]) -> None:
+        self._attention_alone = find("attention_alone")
         self._attention, self._merge, self._rope_and_store = find("attention"), find("merge"), find("rope_and_store")
         self._rms_norm, self._add_rms_norm, self._act_mul = find("rms_norm"), find("add_rms_norm"), find("act_mul")
         self._copy_blocks, self._linear, self._sample = find("copy_blocks"), find("linear"), find("sample")
@@ -54,6 +55,12 @@ class CpuKernels(CacheKernels):
                 yield tape
             finally:
                 self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
+
+    def alone(self) -> CpuKernels:
+        """The same kernels, but attention is the calling thread's alone: for measuring what it takes."""
+        other = CpuKernels(self.name)
+        other._attention = other._attention_alone
+        return other
 
     def cut(self, tape: Tape) -> Segment:
         """What a tape recorded since the last cut, ready to run."""

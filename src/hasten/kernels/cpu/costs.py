@@ -1,0 +1,111 @@
+"""What attention takes on one thread of this machine: a table T(query rows, keys), measured once per process and shape."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hasten.kernels.base import ViewIndex
+from hasten.kernels.cpu import CpuKernels
+from hasten.kernels.forest import REST, TILE, Forest
+
+ROWS = (1, 2, 4, 8, 16, 64, 256)
+KEYS = (32, 256, 2048)
+REPEATS = 3
+POOL_BYTES = 32 << 20
+"""Of keys, and as many of values: measurements go round in it, so that they read from memory as a step does."""
+PIECES = 8
+
+
+class AttentionCosts:
+    """The measured table, interpolated linearly in both directions; beyond its end time grows in proportion. Measured when
+    first asked: 0.1 s, once for each kernel library, dtype, head dimension and block size."""
+
+    def __init__(self, kernels: CpuKernels, dtype: torch.dtype, dim: int, block_size: int) -> None:
+        self._of = (kernels.name, dtype, dim, block_size)
+
+    @property
+    def merge(self) -> float:
+        """Seconds for one more partial result of a query row: written, read and merged."""
+        return _measured(*self._of)[1]
+
+    def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]:
+        """T of numbers of query rows (of one KV head) and of keys, or arrays of them."""
+        table, _ = _measured(*self._of)
+        r, k = np.broadcast_arrays(np.asarray(rows, dtype=np.float64), np.asarray(keys, dtype=np.float64))
+        by_rows = np.stack([_along(KEYS, line, k) for line in table])  # [len(ROWS), ...]
+        grid = np.array(ROWS, dtype=np.float64)
+        at = np.clip(np.searchsorted(grid, r) - 1, 0, len(grid) - 2)
+        low, high = (np.take_along_axis(by_rows, (at + i)[None], 0)[0] for i in (0, 1))
+        share = (np.minimum(r, grid[-1]) - grid[at]) / (grid[at + 1] - grid[at])
+        result: npt.NDArray[np.float64] = (low + (high - low) * share) * np.maximum(1.0, r / grid[-1])
+        return result
+
+
+def _along(grid: tuple[int, ...], values: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    inside: npt.NDArray[np.float64] = np.interp(at, grid, values)
+    return inside * np.maximum(1.0, at / grid[-1])
+
+
+@functools.cache
+def _measured(name: str, dtype: torch.dtype, dim: int, block_size: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Seconds [len(ROWS), len(KEYS)], and those of one merge."""
+    bench = _Bench(CpuKernels(name).alone(), dtype, dim, block_size)
+    table = np.array([[bench.seconds(rows, keys) for keys in KEYS] for rows in ROWS])
+    # More rows or keys never take less time: what noise says otherwise is not to be planned by.
+    table = np.maximum.accumulate(np.maximum.accumulate(table, 0), 1)
+    rows = ROWS[-2]
+    cut = bench.seconds(rows, PIECES * TILE, PIECES) - bench.seconds(rows, PIECES * TILE)
+    return table, max(cut / (PIECES * rows), 1e-9)
+
+
+class _Bench:
+    def __init__(self, kernels: CpuKernels, dtype: torch.dtype, dim: int, block_size: int) -> None:
+        blocks = max(POOL_BYTES // (block_size * dim * dtype.itemsize), 2 * -(-KEYS[-1] // block_size))
+        self._k, self._v = (torch.full((blocks, 1, block_size, dim), 0.01, dtype=dtype) for _ in range(2))
+        self._kernels, self._size, self._next = kernels, block_size, 0
+        self._q = torch.full((ROWS[-1], 1, dim), 0.01, dtype=dtype)
+        self._out = torch.empty_like(self._q)
+
+    def seconds(self, rows: int, keys: int, pieces: int = 1) -> float:
+        """Of `rows` queries over `keys` keys: the least of some calls, each over other keys."""
+        least = np.inf
+        for _ in range(REPEATS + 1):  # the first finds code and scratch cold
+            index = self._index(rows, keys, pieces)
+            self._kernels.prepare(index)
+            began = time.perf_counter()
+            self._kernels.attention(self._q[:rows], self._k, self._v, index, 0.1, self._rows(rows))
+            least = min(least, time.perf_counter() - began)
+        return float(least)
+
+    def _rows(self, rows: int) -> Tensor:
+        return self._out[:rows]
+
+    def _index(self, rows: int, keys: int, pieces: int) -> ViewIndex:
+        count = -(-keys // self._size)
+        if self._next + count > len(self._k):
+            self._next = 0
+        runs = np.zeros((count, 4), dtype=np.int32)
+        runs[:, 0] = np.arange(self._next, self._next + count)
+        runs[:, 2] = self._size
+        runs[-1, 2] = keys - (count - 1) * self._size
+        self._next += count
+        index = ViewIndex.from_numpy(np.array([0, rows]), np.zeros(rows), runs, np.array([0, count]))
+        if pieces > 1:
+            tiles = keys // TILE // pieces
+            ends = [*range(tiles, tiles * pieces, tiles), REST]
+            every = np.arange(rows, dtype=np.int32)
+            index.forest = Forest(
+                np.array([[0, 0, REST, 0, REST, 0, rows]], dtype=np.int32),
+                every,
+                np.array([[0, tiles * i, end] for i, end in enumerate(ends)], dtype=np.int32),
+                np.arange(rows + 1, dtype=np.int32),
+                np.stack([np.zeros_like(every), every], 1),
+            )
+        return index
