@@ -82,8 +82,8 @@ def attend(
     for number, first_tile, end_tile in forest.tasks.tolist():
         node = forest.nodes[number]
         tokens = torch.from_numpy(forest.rows[node[5] : node[6]].astype(np.int64)).to(device)
-        block, slot, position = _entries(runs_of(host, node))
-        own = _own_tokens(index, int(node[0])) if node[4] == REST else 0
+        block, slot, position = entries_of(runs_of(host, node))
+        own = own_tokens(index, int(node[0])) if node[4] == REST else 0
         low, high = first_tile * TILE, len(block) if end_tile == REST else end_tile * TILE
         seen = _visible(index, int(node[0]), own, tokens, torch.from_numpy(position).to(device), window)[:, low:high]
         at = (torch.from_numpy(block[low:high]).to(device), slice(None), torch.from_numpy(slot[low:high]).to(device))
@@ -108,14 +108,14 @@ def attend(
         lse.copy_((most + torch.log(mass)).flatten(1, 2))
 
 
-def _entries(runs: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def entries_of(runs: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Block, slot and position of every entry of runs [n, 4]."""
     block, first, count, position = (column.astype(np.int64) for column in runs.T)
     within = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
     return np.repeat(block, count), np.repeat(first, count) + within, np.repeat(position, count) + within
 
 
-def _own_tokens(index: ViewIndex, span: int) -> int:
+def own_tokens(index: ViewIndex, span: int) -> int:
     """The tokens of a tree span; 0 where the span is none."""
     host = index.on_host()
     if host.is_tree is None or not host.is_tree[span]:

@@ -20,13 +20,17 @@ row, rows in parallel, since a path is a handful of nodes.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hasten.engine.attention.forest import Costs, ForestPlanner, ReadingCosts
 from hasten.engine.attention.paged import PagedAttention
+from hasten.engine.executors.step import Site, Step
 from hasten.engine.technique import Technique
 from hasten.kernels import Kernels, ViewIndex
 from hasten.kernels.cpu import CpuKernels
@@ -48,6 +52,25 @@ class FlashForgeAttention(PagedAttention):
     def before_step(self, index: ViewIndex) -> None:
         if self._planner is not None:
             index.forest = self._planner.plan(index.on_host())
+
+    def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        forest, on_gpu = step.index.forest, _on_gpu() if q.is_cuda else None
+        if forest is None or on_gpu is None:
+            return super().attend(site, q, k, v, step)
+        step.kernels.rope_and_store(q, k, v, site.cos_sin, step.index.positions, step.slots, site.k, site.v)
+        out = step.empty(*q.shape)
+        on_gpu(forest, q, site.k, site.v, step.index, site.scale, out, window=site.window)
+        return out.view(q.shape[0], -1)
+
+
+@functools.cache
+def _on_gpu() -> Callable[..., None] | None:
+    """The Triton kernel, None where Triton is not installed."""
+    try:
+        from hasten.kernels.triton.forest import attention
+    except ImportError:
+        return None
+    return attention
 
 
 def make(context: Any, options: FlashForgeOptions) -> FlashForgeAttention:
