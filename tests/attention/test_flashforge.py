@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence as Seq
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.kernels.forests import Free
 
 from hasten.engine.attention import flashforge
 from hasten.engine.attention.flashforge import FlashForgeAttention
-from hasten.engine.attention.forest import ForestPlanner, ReadingCosts, cut, find_nodes
+from hasten.engine.attention.forest import ReadingCosts, cut, find_nodes
+from hasten.engine.attention.forest_planner import ForestPlanner
 from hasten.engine.build import Built
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.sequence import Draft, Sequence
@@ -139,7 +141,7 @@ def test_tasks_cover_their_nodes_and_balance(sizes: list[tuple[int, int]], heads
     for node, (_, entries) in enumerate(sizes):
         pieces = sorted((begin, end) for n, begin, end in tasks if n == node)
         assert pieces[0][0] == 0 and pieces[-1][1] == REST
-        assert all(end == begin for (_, end), (begin, _) in zip(pieces, pieces[1:], strict=False))
+        assert all(end == begin for (_, end), (begin, _) in pairwise(pieces))
         assert len(pieces) <= max(1, -(-entries // 256))
     if workers == 1:
         assert len(tasks) == len(sizes)
@@ -196,37 +198,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+def asked(count: int) -> list[Request]:
+    sampling = SamplingParams(max_tokens=count, logprobs=3, ignore_eos=True, temperature=0)
+    return [Request(id=str(i), prompt=np.array(p), sampling=sampling) for i, p in enumerate(prompts())]
+
+
+def prepare(built: Built) -> None:
+    """Compute what the prompts share, so that they find it even if they come all at once."""
+    tiny.run(built, [Request(id="first", prompt=np.array(prompts()[2]), sampling=SamplingParams(max_tokens=1))])
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_prompts_give_the_plain_tokens(family: str, native: bool, tmp_path: Path, eager: None) -> None:
     path = tiny.folder(tmp_path, **FAMILIES[family])
     plain = tiny.engine(path, with_=("paged",), kv__reuse=None)
     other = tiny.engine(path, with_=("flashforge",), kv__block_size=8, executor__native=native)
-    tiny.run(other, [Request(id="first", prompt=np.array(p), sampling=SamplingParams(max_tokens=1)) for p in prompts()[2:3]])
+    prepare(other)
     tiny.assert_exact(plain, other, prompts(), 40)
     assert Watched.forests > 30
 
 
 def test_recorded_steps_give_the_same_bits(tmp_path: Path, eager: None) -> None:
     path = tiny.folder(tmp_path)
-    asked = [
-        Request(id=str(i), prompt=np.array(p), sampling=SamplingParams(max_tokens=20, logprobs=3, ignore_eos=True, temperature=0))
-        for i, p in enumerate(prompts())
-    ]
 
     def outputs(built: Built) -> list[Any]:
-        return [(key, [(d.tokens, d.logprobs) for d in deltas]) for key, deltas in tiny.run(built, asked).items()]
+        return [(key, [(d.tokens, d.logprobs) for d in deltas]) for key, deltas in tiny.run(built, asked(20)).items()]
 
-    with_plan, without = (tiny.engine(path, with_=("flashforge",), executor__native=native) for native in (True, False))
+    with_plan, without = (
+        tiny.engine(path, with_=("flashforge",), kv__block_size=8, executor__native=native) for native in (True, False)
+    )
+    prepare(with_plan)
+    prepare(without)
     assert outputs(with_plan) == outputs(without)
     assert Watched.forests > 0
 
 
 def test_forks_share_their_prompt(tmp_path: Path, eager: None) -> None:
     path = tiny.folder(tmp_path)
-    one = Request(
-        id="n", prompt=np.array(prompts()[0]), sampling=SamplingParams(n=4, max_tokens=30, temperature=1.0, seed=3, ignore_eos=True)
-    )
+    sampling = SamplingParams(n=4, max_tokens=30, temperature=1.0, seed=3, ignore_eos=True)
+    one = Request(id="n", prompt=np.array(prompts()[0]), sampling=sampling)
     plain, other = (tiny.engine(path, with_=(name,)) for name in ("paged", "flashforge"))
     want, got = ({k: tiny.tokens(v) for k, v in tiny.run(built, [one]).items()} for built in (plain, other))
     assert want == got and len(want) == 4
@@ -260,20 +271,18 @@ class Guesses:
 
 def test_drafted_trees_cross_shared_nodes(tmp_path: Path, eager: None) -> None:
     path = tiny.folder(tmp_path)
-    asked = [
-        Request(id=str(i), prompt=np.array(p), sampling=SamplingParams(max_tokens=30, ignore_eos=True, temperature=0))
-        for i, p in enumerate(prompts())
-    ]
-    plain, other = (tiny.engine(path, with_=(name,)) for name in ("paged", "flashforge"))
-    want = {key[0]: tiny.tokens(deltas) for key, deltas in tiny.run(plain, asked).items()}
+    plain, other = (tiny.engine(path, with_=(name,), kv__block_size=8) for name in ("paged", "flashforge"))
+    prepare(other)
+    want = {key[0]: tiny.tokens(deltas) for key, deltas in tiny.run(plain, asked(30)).items()}
     guesses: Any = Guesses(want)
     other.engine._planner._budget = other.engine._spans._proposer = guesses
-    got = {key[0]: tiny.tokens(deltas) for key, deltas in tiny.run(other, asked).items()}
+    got = {key[0]: tiny.tokens(deltas) for key, deltas in tiny.run(other, asked(30)).items()}
     assert want == got
     assert Watched.forests > 5
 
 
 def test_deterministic_engines_take_the_plain_kernel(tmp_path: Path, eager: None) -> None:
     built = tiny.engine(tiny.folder(tmp_path), with_=("flashforge",), executor__deterministic=True)
-    tiny.run(built, [Request(id=str(i), prompt=np.array(p), sampling=SamplingParams(max_tokens=5)) for i, p in enumerate(prompts())])
+    prepare(built)
+    tiny.run(built, asked(5))
     assert isinstance(built.parts.executor.attention, Watched) and Watched.forests == 0  # type: ignore[union-attr]

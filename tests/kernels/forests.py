@@ -35,8 +35,8 @@ def make_forest_world(
     weighted: bool = False,
     trees: bool = False,
 ) -> World:
-    """`spans` spans of 1 to `widest` tokens at the leaves of a random tree of up to `levels` shared stretches of up to `longest`
-    entries, some of them empty, some with positions that restart."""
+    """`spans` spans of 1 to `widest` tokens at the leaves of a random tree of up to `levels` shared stretches of up to
+    `longest` entries, some of them empty, some with positions that restart."""
     used: list[np.ndarray] = []
     free = iter(range(10**6))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kernels.forests import Free, make_forest_world
 from tests.kernels.worlds import World, naive_attention, poisoned, run
 
-from hasten.engine.attention.forest import ForestPlanner
+from hasten.engine.attention.forest_planner import ForestPlanner
 from hasten.kernels import ReferenceKernels, ViewIndex
 from hasten.kernels.cpu.costs import AttentionCosts
 from hasten.kernels.forest import REST, TILE

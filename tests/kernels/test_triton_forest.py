@@ -1,8 +1,8 @@
-"""The Triton kernels, interpreted on the CPU, against the reference."""
+"""The Triton kernels, interpreted on the CPU (`tests/conftest.py` says so to Triton), against the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,12 +17,10 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
-def attention() -> Iterator[Callable[..., None]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined
-        from hasten.kernels.triton import forest
+def attention() -> Callable[..., None]:
+    from hasten.kernels.triton import forest
 
-        yield forest.attention
+    return forest.attention
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,9 +1,9 @@
 """A forest: which parts of the views of a step are the same, so that attention reads them once for all who share them.
 
-A *node* is a stretch of runs and the rows that read it: a shared one ends where some of them part, a leaf is what a span has to
-itself and grows with its view. Every row has a *path* of nodes that make up its view, the leaf last. A node is computed as *tasks*,
-each some of its tiles of TILE entries. Each gives for its rows a partial result; a row's partial results merge exactly, as
-those over any disjoint sets of keys do.
+A *node* is a stretch of runs and the rows that read it: a shared one ends where some of them part, a leaf is what a span has
+to itself and grows with its view. Every row has a *path* of nodes that make up its view, the leaf last. A node is computed as
+*tasks*, each some of its tiles of TILE entries. Each gives for its rows a partial result; a row's partial results merge
+exactly, as those over any disjoint sets of keys do.
 """
 
 from __future__ import annotations

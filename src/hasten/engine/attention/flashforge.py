@@ -1,10 +1,10 @@
 """FlashForge: shared-prefix attention in decode, over a tree of all that sequences share. Exact.
 
 FlashForge: Ultra-Efficient Prefix-Aware Attention for LLM Decoding (2025; also published as CoDec). Sequences that begin
-alike read the same keys and values, and a kernel that goes sequence by sequence fetches them from memory once for each. Here the
-step's views form a forest (`forest.py`): every shared run of blocks is a node that is read once, for the stacked query rows of
-all sequences that cross it; each row's partial results, one for each node of its path, are then merged by their log-sum-exp.
-Nodes are cut into tasks by a measured table of what a task takes, and begun longest first.
+alike read the same keys and values, and a kernel that goes sequence by sequence fetches them from memory once for each. Here
+the step's views form a forest (`forest.py`): every shared run of blocks is a node that is read once, for the stacked query
+rows of all sequences that cross it; each row's partial results, one for each node of its path, are then merged by their
+log-sum-exp. Nodes are cut into tasks by a measured table of what a task takes, and begun longest first.
 
 Cost: a step without sharing pays for a look at the first block of each view and takes the plain paged kernel. With sharing it
 pays for comparing the shared runs (the plan itself is kept until the tree changes) and saves reading a node of n members n - 1
@@ -13,9 +13,9 @@ times. A node stays only where the table says that it pays.
 It serves common prompts, forks (n > 1) and drafted trees, whose rows cross the shared nodes together; windows and log-weights
 too. Deterministic engines take the plain paged kernel: here a row's order of summation depends on who shares with it.
 
-Beyond the paper's description: the table is measured by the engine itself, not offline; several cuts are tried on it instead
-of solving for the best; the least-loaded worker is whoever is free, not whoever the table says; partial results are merged row by
-row, rows in parallel, since a path is a handful of nodes.
+Where this differs from the paper: the table is measured by the engine itself, not offline; several cuts are tried on it
+instead of solving for the best; the least-loaded worker is whoever is free, not whoever the table says; partial results are
+merged row by row, rows in parallel, since a path is a handful of nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.engine.attention.forest import Costs, ForestPlanner, ReadingCosts
+from hasten.engine.attention.forest import Costs, ReadingCosts
+from hasten.engine.attention.forest_planner import ForestPlanner
 from hasten.engine.attention.paged import PagedAttention
 from hasten.engine.executors.step import Site, Step
 from hasten.engine.technique import Technique

@@ -44,8 +44,14 @@ QUANTIZED_ROWS = Struct("13qd").pack
 SAMPLE = Struct("11q").pack
 APPLY_MASK = Struct("9q").pack
 
-_RETURNS_NOTHING = ("attention", "attention_alone", "merge", "rms_norm", "add_rms_norm", "act_mul", "linear", "quantized_linear")
-_RETURNS_INTEGER = ("measure_views", "check_forest", "kv_bytes", "rope_and_store", "copy_blocks", "sample", "run_plan", "quantized_rows", "apply_mask")
+_RETURNS_NOTHING = (
+    *("attention", "attention_alone", "merge", "rms_norm", "add_rms_norm", "act_mul"),
+    *("linear", "quantized_linear"),
+)
+_RETURNS_INTEGER = (
+    *("measure_views", "check_forest", "kv_bytes", "rope_and_store", "copy_blocks", "sample", "run_plan"),
+    *("quantized_rows", "apply_mask"),
+)
 
 
 @functools.cache

@@ -62,9 +62,7 @@ def _task(
         seen = position[None] <= at[:, None]
         if tree < node_end:
             is_own = there & (own >= 0)
-            word = tl.load(
-                ancestors + token[:, None] * words + own[None] // 64, inside[:, None] & is_own[None], 0
-            )
+            word = tl.load(ancestors + token[:, None] * words + own[None] // 64, inside[:, None] & is_own[None], 0)
             seen = tl.where(is_own[None], (word >> (own[None] % 64) & 1) != 0, seen)
         seen = seen & (position[None] > at[:, None] - window) & there[None]
         scores = tl.where(seen, scores, float("-inf"))

@@ -7,113 +7,26 @@ compared through the whole engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
-from hasten.lab.claims.flashforge_steps import SIZE, Shared, apart, common_prompt, of_trace, skewed_tree
+from hasten.lab.claims.flashforge_sides import Bench, Steps
+from hasten.lab.claims.flashforge_steps import SIZE, apart, common_prompt, of_trace, skewed_tree
 from hasten.lab.claims.sides import share
 
 if TYPE_CHECKING:
-    from hasten.engine.attention.forest import ForestPlanner
     from hasten.kernels.cpu import CpuKernels
 
-HEADS, KV_HEADS, DIM = 16, 8, 128
+HEADS, KV_HEADS = 16, 8
 """Of Qwen3-0.6B."""
-CALLS = 3
-"""Of a side in a round."""
 SCALE = 16
 """The trace's lengths are divided by this: its blocks of 512 tokens become blocks of 32."""
 MEMORY = 5 << 30
 FIRST = 1000
 """Of the trace: where its windows begin."""
-
-
-class Bench:
-    """One layer's KV in float32 and the calls over it."""
-
-    def __init__(self, kernels: CpuKernels, heads: int, kv_heads: int, blocks: int) -> None:
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        self.kernels, self.heads, self.kv_heads = kernels, heads, kv_heads
-        self._k, self._v = (torch.randn(blocks, kv_heads, SIZE, DIM, generator=generator) for _ in range(2))
-        self._q = torch.randn(64, heads, DIM, generator=generator)
-
-    def planner(self, *, split: bool = True) -> ForestPlanner:
-        import torch
-
-        from hasten.engine.attention.flashforge import costs_of
-        from hasten.engine.attention.forest import ForestPlanner
-
-        costs = costs_of(self.kernels, torch.float32, DIM, SIZE)
-        return ForestPlanner(costs, self.heads, self.kv_heads, torch.get_num_threads(), split=split)
-
-    def call(self, step: Shared, planner: ForestPlanner | None) -> tuple[float, int, Any]:
-        """Seconds, bytes of KV that were read, output; the index and its forest are there before, as in all layers but one."""
-        import torch
-
-        index = step.index()
-        if planner is not None:
-            index.forest = planner.plan(index.on_host())
-            if index.forest is None:
-                raise RuntimeError("a step that shares was given no forest")
-        self.kernels.prepare(index)
-        q = self._q[: len(step.lengths)]
-        out = torch.empty_like(q)
-        before, began = self.kernels.kv_bytes(), time.perf_counter()
-        self.kernels.attention(q, self._k, self._v, index, DIM**-0.5, out)
-        return time.perf_counter() - began, self.kernels.kv_bytes() - before, out
-
-    def compare(self, step: Shared, sides: dict[str, ForestPlanner | None]) -> dict[str, tuple[float, int, Any]]:
-        """The median call of each side, taken in turns; its bytes and output."""
-        calls: dict[str, list[tuple[float, int, Any]]] = {name: [] for name in sides}
-        for turn in range(CALLS):
-            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-                calls[name].append(self.call(step, sides[name]))
-        return {name: (median(s for s, _, _ in of), of[-1][1], of[-1][2]) for name, of in calls.items()}
-
-
-class Steps:
-    """Whole decode steps over random weights: two executors, one model and one KV pool."""
-
-    def __init__(self, model: str | None, settings: tuple[str, ...]) -> None:
-        from hasten.engine.attention.flashforge import FlashForgeOptions, make
-        from hasten.engine.attention.paged import PagedAttention
-        from hasten.engine.build import build
-        from hasten.engine.config import EngineConfig
-        from hasten.engine.executors.local import LocalExecutor
-
-        self._parts = parts = build(EngineConfig.build(model, set_=[f"kv.block_size={SIZE}", *settings])).parts
-        for site in parts.model.sites:
-            site.k.fill_(0.01)
-            site.v.fill_(0.01)
-        policies = {"paged": PagedAttention(), "flashforge": make(parts, FlashForgeOptions())}
-        self._executors = {
-            name: LocalExecutor(parts.memory, parts.kernels, policy, parts.depth) for name, policy in policies.items()
-        }
-        self.blocks = parts.books.pool.blocks
-
-    def seconds(self, step: Shared, turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-        """The median step of each side, taken in turns."""
-        if step.blocks > self.blocks:
-            raise RuntimeError(f"a step needs {step.blocks} blocks of {SIZE} tokens, the pool has {self.blocks}")
-        batch = step.batch(self._parts.model.vocabulary)
-        took: dict[str, list[float]] = {name: [] for name in self._executors}
-        for turn in range(turns + 1):
-            for name in list(took)[:: 1 if turn % 2 == 0 else -1]:
-                began = clock()
-                self._executors[name].submit(batch).wait()
-                if turn:  # the first records the step and measures the costs
-                    took[name].append(clock() - began)
-        return {name: median(of) for name, of in took.items()}
-
-    def close(self) -> None:
-        assert self._parts.executor is not None
-        self._parts.executor.close()
 
 
 def run(setting: Setting) -> Outcome:
@@ -133,9 +46,9 @@ def run(setting: Setting) -> Outcome:
         samples=samples,
         guards=guards,
         shortfall={
-            "trace": "requests of the conversation trace that decode at the same time share one block of 512 tokens, the system "
-            f"prompt: without it {100 * (1 - 1 / median(shares)):.0f} % fewer keys would be read at best; what a conversation "
-            "shares with its earlier turns is not being decoded then",
+            "trace": "requests of the conversation trace that decode at the same time share one block of 512 tokens, the "
+            f"system prompt: read once, {100 * (1 - 1 / median(shares)):.0f} % fewer keys are read; what a conversation shares "
+            "with its own earlier turns is not being decoded any more",
             "cost": "the rounds differ by more than the cost itself; the interval says how much",
         },
         notes=[
@@ -222,7 +135,7 @@ def _steps(setting: Setting, samples: dict[str, list[float]], details: dict[str,
 
 
 def _equal_tokens(setting: Setting, progress: Any) -> Guard:
-    """Greedy tokens through the engine, float32, plain attention against flashforge, the first difference of a request a tie."""
+    """Greedy tokens through the engine, float32, paged against flashforge: where a request's first differ, it is a tie."""
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
     from hasten.engine.request import Request, SamplingParams
@@ -275,7 +188,9 @@ def _equal_tokens(setting: Setting, progress: Any) -> Guard:
             ties += 1
         else:
             wrong += 1
-    detail = f"{len(requests)} requests of {tokens} tokens, {forests} steps with a forest, {ties} tied, {wrong} unequal; float32"
+    detail = (
+        f"{len(requests)} requests of {tokens} tokens, {forests} steps with a forest, {ties} ties, {wrong} unequal; float32"
+    )
     return Guard("equal tokens", not wrong and forests > 0, detail)
 
 
@@ -283,9 +198,9 @@ CLAIM = Claim(
     name="flashforge",
     title="Shared keys read once",
     paper="FlashForge: Ultra-Efficient Prefix-Aware Attention for LLM Decoding (2025)",
-    workload="32 decoding requests that share a prompt of 8,192 tokens, 128 to 512 tokens of their own, or a skewed tree of three "
-    "levels (6,144, 512 to 2,048, 256 to 1,024 tokens); attention of one layer of Qwen3-0.6B in float32, and whole steps of its "
-    "shape in bfloat16 (random weights), also for windows of Mooncake's conversation trace",
+    workload="32 decoding requests that share a prompt of 8,192 tokens, 128 to 512 tokens of their own, or a skewed tree of "
+    "three levels (6,144, 512 to 2,048, 256 to 1,024 tokens); attention of one layer of Qwen3-0.6B in float32, and whole steps "
+    "of its shape in bfloat16 (random weights), also for windows of Mooncake's conversation trace",
     baseline="paged attention, request by request, the same kernels",
     technique="flashforge, costs measured in the process",
     requirements=(
@@ -320,11 +235,16 @@ CLAIM = Claim(
             at_least=1.5,
         ),
         Requirement(
-            name="trace", what="whole decode step, windows of Mooncake's conversation trace, paged over flashforge", unit="x",
+            name="trace",
+            what="whole decode step, windows of Mooncake's conversation trace, paged over flashforge",
+            unit="x",
             at_least=1.0,
         ),
         Requirement(
-            name="answers", what="the same with 4 answers to a prompt at a time", unit="x", at_least=1.1,
+            name="answers",
+            what="the same with 4 answers to a prompt at a time",
+            unit="x",
+            at_least=1.1,
         ),
         Requirement(name="cost", what="more CPU time of a step when nothing is shared", unit="%", at_most=3.0),
     ),

@@ -1,5 +1,5 @@
-"""Steps whose sequences share prefixes, made without computing any prompt: views over a KV pool of made-up contents, for the claim
-`flashforge`. What a step takes does not depend on what the keys are."""
+"""Steps whose sequences share prefixes, made without computing any prompt: views over a KV pool of made-up contents, for the
+claim `flashforge`. What a step takes does not depend on what the keys are."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def common_prompt(rng: np.random.Generator, requests: int = 32, prefix: int = 81
 
 
 def skewed_tree(rng: np.random.Generator, requests: int = 32) -> Shared:
-    """Its second: three levels of shared nodes, half of the requests below the longest of each level, a quarter below the next."""
+    """Its second: three levels of shared nodes, half of the requests below the longest of the second, a quarter below the
+    next, three quarters of each below the longer one of the third."""
     tokens: dict[Hashable, int] = {"root": 6144}
     paths = []
     for number in range(requests):
