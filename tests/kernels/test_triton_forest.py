@@ -28,7 +28,7 @@ def test_interpreted_kernels_are_the_reference(seed: int, attention: Callable[..
     rng = np.random.default_rng(seed)
     dtype = torch.float32 if seed % 3 else torch.bfloat16
     plain = make_forest_world(
-        rng, dtype, kv_heads=1 + seed % 2, group=(1, 2, 7)[seed % 3], dim=(24, 64)[seed % 2], spans=4, longest=280, widest=4,
+        rng, dtype, kv_heads=1 + seed % 2, group=(1, 2, 7)[seed % 3], dim=(24, 64)[seed % 2], spans=9, longest=200, widest=4,
         window=(None, 100)[seed // 3], weighted=seed % 2 == 0, trees=seed % 2 == 1,
     )  # fmt: skip
     expected, expected_lse = run(ReferenceKernels(), plain)

@@ -73,7 +73,7 @@ class KVConfig(Section):
 
 
 class AttentionConfig(Section):
-    policy: str = "paged"
+    policy: str = "flashforge"
 
 
 class DecodingConfig(Section):

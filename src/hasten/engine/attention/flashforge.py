@@ -42,6 +42,8 @@ from hasten.kernels.cpu.costs import AttentionCosts
 class FlashForgeOptions:
     split: bool = True
     """Cut long nodes into tasks. False shows what that is worth."""
+    gpu: bool = False
+    """Plan for a GPU too. Its kernels were only ever run in Triton's interpreter, so they wait to be asked for."""
 
 
 class FlashForgeAttention(PagedAttention):
@@ -75,7 +77,7 @@ def _on_gpu() -> Callable[..., None] | None:
 
 
 def make(context: Any, options: FlashForgeOptions) -> FlashForgeAttention:
-    if context.config.executor.deterministic:
+    if context.config.executor.deterministic or (context.model.device.type != "cpu" and not options.gpu):
         return FlashForgeAttention(None)
     site = context.model.sites[0]
     costs = costs_of(context.kernels, context.model.dtype, site.head_dim, context.config.kv.block_size)
@@ -93,6 +95,7 @@ TECHNIQUE = Technique(
     seam="attention",
     summary="keys that sequences share are read once for all of them",
     exact=True,
+    default=True,
     sets={"attention.policy": "flashforge"},
     make=make,
     options=FlashForgeOptions,

@@ -113,13 +113,19 @@ def apart(rng: np.random.Generator, requests: int = 32, length: int = 512) -> Sh
     return shared([[]] * requests, {}, rng.integers(length // 2, 3 * length // 2, requests).tolist())
 
 
+LONGEST = 32768
+"""Tokens of the trace's requests that are used."""
+
+
 def of_trace(first: int, requests: int, scale: int, answers: int = 1) -> Shared:
-    """Requests number `first` and following of Mooncake's conversation trace, all decoding at once, each prompt in as many
-    `answers` at a time. A block of the trace (512 tokens) becomes 512 / `scale` tokens; of each answer half is there."""
+    """Requests number `first` and following of Mooncake's conversation trace but the longest, all decoding at once, each
+    prompt in as many `answers` at a time. A block of the trace (512 tokens) becomes 512 / `scale` tokens; of each answer half
+    is there."""
     from hasten.lab.workloads.data import find
     from hasten.lab.workloads.mooncake import BLOCK_TOKENS, load
 
-    some = load(find("mooncake-conversation.jsonl")).requests[first : first + requests]
+    usable = [one for one in load(find("mooncake-conversation.jsonl")) if one.prompt_tokens <= LONGEST]
+    some = usable[first : first + requests]
     paths: list[list[Hashable]] = []
     private = []
     tokens: dict[Hashable, int] = {}
