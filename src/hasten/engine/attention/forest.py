@@ -20,11 +20,16 @@ FINENESS = (1, 2, 4, 8)
 
 
 class Costs(Protocol):
-    """What a task takes: T(query rows, keys), and what it takes to merge one partial result of a query row, in seconds."""
+    """Of tasks and partial results."""
 
-    merge: float
+    @property
+    def merge(self) -> float:
+        """Seconds for one partial result of a query row."""
+        ...
 
-    def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]: ...
+    def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]:
+        """T: what a task of so many query rows and keys takes, for numbers or arrays of them."""
+        ...
 
 
 class ReadingCosts:

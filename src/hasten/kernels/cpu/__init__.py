@@ -11,6 +11,7 @@ would read or write foreign memory) touch each property of a tensor once: a look
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -56,11 +57,20 @@ class CpuKernels(CacheKernels):
             finally:
                 self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
 
-    def alone(self) -> CpuKernels:
-        """The same kernels, but attention is the calling thread's alone: for measuring what it takes."""
-        other = CpuKernels(self.name)
-        other._attention = other._attention_alone
-        return other
+    def timed(self) -> tuple[CpuKernels, Callable[[], float]]:
+        """The same kernels, but attention is computed by the calling thread alone; and the seconds that its last call took,
+        without those of checking its arguments."""
+        other, seconds = CpuKernels(self.name), 0.0
+
+        def attention(arguments: bytes) -> int:
+            nonlocal seconds
+            began = time.perf_counter()
+            self._attention_alone(arguments)
+            seconds = time.perf_counter() - began
+            return 0
+
+        other._attention = attention
+        return other, lambda: seconds
 
     def cut(self, tape: Tape) -> Segment:
         """What a tape recorded since the last cut, ready to run."""

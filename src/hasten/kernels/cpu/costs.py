@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from hasten.kernels.base import ViewIndex
 from hasten.kernels.cpu import CpuKernels
-from hasten.kernels.forest import REST, TILE, Forest
+from hasten.kernels.forest import REST, Forest
 
 ROWS = (1, 2, 4, 8, 16, 64, 256)
 KEYS = (32, 256, 2048)
@@ -56,56 +54,55 @@ def _along(grid: tuple[int, ...], values: npt.NDArray[np.float64], at: npt.NDArr
 @functools.cache
 def _measured(name: str, dtype: torch.dtype, dim: int, block_size: int) -> tuple[npt.NDArray[np.float64], float]:
     """Seconds [len(ROWS), len(KEYS)], and those of one merge."""
-    bench = _Bench(CpuKernels(name).alone(), dtype, dim, block_size)
+    bench = _Bench(CpuKernels(name), dtype, dim, block_size)
     table = np.array([[bench.seconds(rows, keys) for keys in KEYS] for rows in ROWS])
     # More rows or keys never take less time: what noise says otherwise is not to be planned by.
     table = np.maximum.accumulate(np.maximum.accumulate(table, 0), 1)
-    rows = ROWS[-2]
-    cut = bench.seconds(rows, PIECES * TILE, PIECES) - bench.seconds(rows, PIECES * TILE)
-    return table, max(cut / (PIECES * rows), 1e-9)
+    rows, keys = ROWS[-2], KEYS[0]
+    left = bench.seconds(rows, PIECES * keys, PIECES) - PIECES * bench.seconds(rows, keys)
+    return table, max(left / (PIECES * rows), 1e-9)
 
 
 class _Bench:
     def __init__(self, kernels: CpuKernels, dtype: torch.dtype, dim: int, block_size: int) -> None:
         blocks = max(POOL_BYTES // (block_size * dim * dtype.itemsize), 2 * -(-KEYS[-1] // block_size))
         self._k, self._v = (torch.full((blocks, 1, block_size, dim), 0.01, dtype=dtype) for _ in range(2))
-        self._kernels, self._size, self._next = kernels, block_size, 0
+        self._kernels, self._took = kernels.timed()
+        self._size, self._next = block_size, 0
         self._q = torch.full((ROWS[-1], 1, dim), 0.01, dtype=dtype)
         self._out = torch.empty_like(self._q)
 
     def seconds(self, rows: int, keys: int, pieces: int = 1) -> float:
-        """Of `rows` queries over `keys` keys: the least of some calls, each over other keys."""
+        """Of `rows` queries over `keys` keys, in so many nodes: the least of some calls, each over other keys."""
         least = np.inf
         for _ in range(REPEATS + 1):  # the first finds code and scratch cold
             index = self._index(rows, keys, pieces)
-            self._kernels.prepare(index)
-            began = time.perf_counter()
-            self._kernels.attention(self._q[:rows], self._k, self._v, index, 0.1, self._rows(rows))
-            least = min(least, time.perf_counter() - began)
+            self._kernels.attention(self._q[:rows], self._k, self._v, index, 0.1, self._out[:rows])
+            least = min(least, self._took())
         return float(least)
 
-    def _rows(self, rows: int) -> Tensor:
-        return self._out[:rows]
-
     def _index(self, rows: int, keys: int, pieces: int) -> ViewIndex:
-        count = -(-keys // self._size)
+        each = -(-keys // pieces // self._size)  # blocks of a piece
+        count = each * pieces
         if self._next + count > len(self._k):
             self._next = 0
         runs = np.zeros((count, 4), dtype=np.int32)
         runs[:, 0] = np.arange(self._next, self._next + count)
         runs[:, 2] = self._size
-        runs[-1, 2] = keys - (count - 1) * self._size
+        runs[each - 1 :: each, 2] = keys // pieces - (each - 1) * self._size
         self._next += count
         index = ViewIndex.from_numpy(np.array([0, rows]), np.zeros(rows), runs, np.array([0, count]))
-        if pieces > 1:
-            tiles = keys // TILE // pieces
-            ends = [*range(tiles, tiles * pieces, tiles), REST]
-            every = np.arange(rows, dtype=np.int32)
+        if pieces > 1:  # a path of nodes under the same rows, each a task
+            numbers, every = np.arange(pieces), np.arange(rows)
+            nodes = np.zeros((pieces, 7), dtype=np.int32)
+            nodes[:, 1], nodes[:, 2] = numbers * each, (numbers + 1) * each
+            nodes[:, 3], nodes[:, 4], nodes[:, 6] = numbers * (keys // pieces), keys // pieces, rows
+            nodes[-1, [2, 4]] = REST
             index.forest = Forest(
-                np.array([[0, 0, REST, 0, REST, 0, rows]], dtype=np.int32),
-                every,
-                np.array([[0, tiles * i, end] for i, end in enumerate(ends)], dtype=np.int32),
-                np.arange(rows + 1, dtype=np.int32),
-                np.stack([np.zeros_like(every), every], 1),
+                nodes,
+                every.astype(np.int32),
+                np.stack([numbers, 0 * numbers, numbers * 0 + REST], 1).astype(np.int32),
+                (np.arange(rows + 1) * pieces).astype(np.int32),
+                np.stack([np.tile(numbers, rows), np.repeat(every, pieces)], 1).astype(np.int32),
             )
         return index

@@ -29,7 +29,7 @@ def _task(
     q, k_cache, v_cache, log_weight, sums, tops, masses, tasks, rows, slots, entry_positions, positions, ancestors,
     q_stride, scale, window, words,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, WEIGHTED: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, WEIGHTED: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     task = tasks + tl.program_id(0) * 7
     first, end, tree = tl.load(task), tl.load(task + 1), tl.load(task + 2)  # entries; where the tree's own tokens begin
@@ -44,6 +44,8 @@ def _task(
     at = tl.load(positions + token, inside, 0)
     d = tl.arange(0, WIDTH)
     query = tl.load(q + token[:, None] * q_stride + query_head[:, None] * DIM + d, inside[:, None] & (d < DIM), 0.0)
+    if WIDEN:
+        query = query.to(tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     mass = tl.zeros([ROWS], tl.float32)
     total = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -55,6 +57,8 @@ def _task(
         where = ((slot // SIZE * KV_HEADS + head) * SIZE + slot % SIZE)[:, None] * DIM + d
         wanted = there[:, None] & (d < DIM)
         keys = tl.load(k_cache + where, wanted, 0.0)
+        if WIDEN:
+            keys = keys.to(tl.float32)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee").to(tl.float32) * scale
         if WEIGHTED:
             scores += tl.load(log_weight + slot, there, 0.0)
@@ -71,6 +75,8 @@ def _task(
         p = tl.exp(scores - base[:, None])
         keep = tl.exp(top - base)
         values = tl.load(v_cache + where, wanted, 0.0)
+        if WIDEN:
+            values = values.to(tl.float32)
         mass = mass * keep + tl.sum(p, 1)
         total = total * keep[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee").to(tl.float32)
         top = joined
@@ -151,6 +157,7 @@ def attention(
         index.ancestors if words else flat.slots,
         q.stride(0), scale, window if window is not None else 1 << 30, words,
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, WIDTH=width, SIZE=size, ROWS=ROWS, KEYS=KEYS, WEIGHTED=log_weight is not None,
+        WIDEN=not q.is_cuda,  # the interpreter multiplies no bfloat16
     )  # fmt: skip
     _merge[(tokens, heads)](
         sums, tops, masses, flat.offsets, flat.parts, out, lse if lse is not None else sums, out.stride(0),

@@ -83,6 +83,7 @@ class Steps:
             name: LocalExecutor(parts.memory, parts.kernels, policy, parts.depth) for name, policy in policies.items()
         }
         self.blocks = parts.books.pool.blocks
+        self._turn = -1
 
     def seconds(self, step: Shared, turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
         """The median step of each side, taken in turns."""
@@ -90,12 +91,13 @@ class Steps:
             raise RuntimeError(f"a step needs {step.blocks} blocks of {SIZE} tokens, the pool has {self.blocks}")
         batch = step.batch(self._parts.model.vocabulary)
         took: dict[str, list[float]] = {name: [] for name in self._executors}
-        for turn in range(turns + 1):
-            for name in list(took)[:: 1 if turn % 2 == 0 else -1]:
+        for _ in range(turns + (self._turn < 0)):
+            for name in list(took)[:: 1 if self._turn % 2 == 0 else -1]:
                 began = clock()
                 self._executors[name].submit(batch).wait()
-                if turn:  # the first records the step and measures the costs
+                if self._turn >= 0:  # the first records the step and measures the costs
                     took[name].append(clock() - began)
+            self._turn += 1
         return {name: median(of) for name, of in took.items()}
 
     def close(self) -> None:
