@@ -91,7 +91,7 @@ class _Bench:
         runs[:, 2] = self._size
         runs[each - 1 :: each, 2] = keys // pieces - (each - 1) * self._size
         self._next += count
-        index = ViewIndex.from_numpy(np.array([0, rows]), np.zeros(rows), runs, np.array([0, count]))
+        index = ViewIndex.from_numpy(np.array([0, rows]), np.full(rows, keys), runs, np.array([0, count]))
         if pieces > 1:  # a path of nodes under the same rows, each a task
             numbers, every = np.arange(pieces), np.arange(rows)
             nodes = np.zeros((pieces, 7), dtype=np.int32)

@@ -54,7 +54,8 @@ def run(setting: Setting) -> Outcome:
         notes=[
             "KV of made-up contents: no prompt is computed, and what a step takes does not depend on what the keys are",
             f"the trace: windows of 32 requests as they follow each other, those of more than {LONGEST} tokens left out, all "
-            f"decoding at once, lengths divided by {SCALE}; with 4 answers a prompt: windows of 8, divided by {SCALE_OF_ANSWERS}",
+            f"decoding at once, lengths divided by {SCALE}; with 4 answers to a prompt: windows of 8, lengths divided by "
+            f"{SCALE_OF_ANSWERS}",
             f"planning anew took {1e3 * median(details['planning_s']):.2f} ms, a step of the same tree "
             f"{1e6 * median(details['keeping_s']):.0f} µs",
         ],
