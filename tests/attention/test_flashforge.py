@@ -113,7 +113,7 @@ def test_what_does_not_pay_is_left() -> None:
     assert planner(Dear()).plan(host_of(views)) is None
 
     class ShortIsDear(Free):
-        merge = 2 * SIZE * 1e-3 / 4 * 1.5  # a node of two spans pays from two blocks on
+        merge = SIZE * 1e-3 / 2  # a block saved twice over is not worth six rows' merging, three blocks are worth four's
 
     assert members(planner(ShortIsDear()).plan(host_of(views))) == [(3 * SIZE, [0, 1])], "what was dropped went below"
 
@@ -123,7 +123,7 @@ def test_long_spans_and_trees_keep_what_is_theirs() -> None:
     host = host_of([[*shared, 3], [*shared, 4], [*shared, 5]], tokens=[40, 1, 2])
     forest = planner().plan(host)
     assert members(forest) == [(3 * SIZE, [40, 41, 42])]
-    assert forest is not None and sum(int(node[0]) == 0 for node in forest.nodes) == 2, "a prompt's rows are computed in pieces"
+    assert forest is not None and sum(int(node[0]) == 0 for node in forest.nodes) > 1, "a prompt's rows are computed in pieces"
     same = host_of([[*shared, 3]] * 2, tokens=[20, 20], trees=(0, 1))
     assert planner().plan(same) is None, "long spans share nothing"
     same = host_of([[*shared, 3]] * 2, tokens=[10, 3], trees=(0, 1))

@@ -24,7 +24,7 @@ class Costs(Protocol):
 
     @property
     def merge(self) -> float:
-        """Seconds for one partial result of a query row."""
+        """Seconds that one more task costs each of its query rows, beyond those for its keys."""
         ...
 
     def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]:
@@ -95,7 +95,8 @@ def worthwhile(nodes: list[Node], tokens: Longs, group: int, costs: Costs) -> li
         first, before = carried.get(node.parent, (node.first, 0))
         entries = node.entries + before
         rows = tokens[node.members] * group
-        alone = float(costs.seconds(rows, np.full(len(rows), entries)).sum())
+        # Alone, the entries would be read by tasks that are there anyway.
+        alone = float((costs.seconds(rows, entries + TILE) - costs.seconds(rows, TILE)).sum())
         together = float(costs.seconds(rows.sum(), entries)) + float(rows.sum()) * costs.merge
         if entries and together < alone:
             place[number] = len(kept)
@@ -120,7 +121,7 @@ def cut(costs_of: list[tuple[int, int]], costs: Costs, heads: int, workers: int,
     best: tuple[float, npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
     for fineness in FINENESS if split and workers > 1 else ():
         parts = np.clip(np.ceil(whole / (fair / fineness)), 1, tiles).astype(np.int64)
-        seconds = costs.seconds(rows, entries / parts) + np.where(parts > 1, rows * costs.merge, 0.0)
+        seconds = costs.seconds(rows, entries / parts)
         makespan = _makespan(seconds, parts * heads, workers)
         if best is None or makespan < best[0]:
             best = makespan, parts, seconds

@@ -7,6 +7,7 @@ goes, or leaves have grown enough to be cut otherwise.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from hasten.engine.attention.forest import Costs, Longs, Node, cut, find_nodes, worthwhile
 from hasten.kernels.base import HostIndex
@@ -14,8 +15,8 @@ from hasten.kernels.forest import REST, Forest
 
 WIDEST = 16
 """Tokens of a span that may share: longer ones (prompts) read their views once for many rows as it is."""
-CHUNK = 64
-"""Query rows of a piece of such a span."""
+CHUNKS = (48, 256)
+"""Query rows of a piece of such a span: the more, the less packing of keys; the fewer, the more pieces for the workers."""
 GROWN = 16
 """Runs by which a view may grow before the forest is cut anew."""
 
@@ -28,7 +29,8 @@ class ForestPlanner:
         self._costs, self._workers, self._split = costs, workers, split
         self._group, self._kv_heads = heads // kv_heads, kv_heads
         self._nodes: list[Node] = []
-        self._spans = self._limits = self._depths = self._branches = np.empty(0, dtype=np.int64)
+        self._limits = self._depths = self._branches = np.empty(0, dtype=np.int64)
+        self._spans: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self._forest: Forest | None = None
         self._of = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
         """Span offsets and numbers of runs for which `_forest` was cut."""
@@ -99,53 +101,68 @@ class ForestPlanner:
 
     def _lay_out(self, host: HostIndex, tokens: Longs) -> Forest:
         lengths = np.diff(np.concatenate([[0], host.runs[:, 2].cumsum()])[host.run_offsets])
-        nodes: list[list[int]] = []
-        rows: list[Longs] = []
-        sizes: list[tuple[int, int]] = []  # query rows and entries
-        paths: list[list[tuple[int, Longs]]] = [[] for _ in tokens]  # of each span: nodes, places of its tokens in them
-        before = [0] * len(self._nodes)
-        at = 0
-        for number, node in enumerate(self._nodes):
-            if node.parent >= 0:
-                before[number] = before[node.parent] + self._nodes[node.parent].entries
-            mine = [np.arange(host.span_offsets[span], host.span_offsets[span + 1]) for span in node.members]
-            count = 0
-            for span, some in zip(node.members, mine, strict=True):
-                paths[span].append((number, np.arange(count, count + len(some))))
-                count += len(some)
-            nodes.append([node.members[0], node.first, node.end, before[number], node.entries, at, at + count])
-            rows += mine
-            sizes.append((count * self._group, node.entries))
-            at += count
-        depths, shared = [0] * len(tokens), [0] * len(tokens)
-        for number, node in enumerate(self._nodes):
+        rows_of = [
+            np.arange(begin, begin + count) for begin, count in zip(host.span_offsets.tolist(), tokens.tolist(), strict=False)
+        ]
+        making = _Making(self._group)
+        paths: list[list[tuple[int, int]]] = [[] for _ in tokens]  # of each span: nodes, the place of its first token in them
+        depths, shared = [0] * len(tokens), [0] * len(tokens)  # of each span: runs and entries of its nodes
+        for node in self._nodes:
+            leader = node.members[0]
+            place, before = 0, shared[leader]
             for span in node.members:
-                depths[span], shared[span] = node.end, before[number] + node.entries
-        leaves: list[list[tuple[int, int, int]]] = [[] for _ in tokens]
-        for span, count in enumerate(tokens.tolist()):
-            chunk = max(1, CHUNK // self._group) if count > WIDEST else max(1, count)
-            for begin in range(0, count, chunk):
-                end = min(begin + chunk, count)
-                leaves[span].append((len(nodes), begin, end))
-                nodes.append([span, depths[span], REST, shared[span], REST, at, at + end - begin])
-                rows.append(np.arange(begin, end) + host.span_offsets[span])
-                sizes.append(((end - begin) * self._group, int(lengths[span]) - shared[span]))
-                at += end - begin
-        tasks = cut(sizes, self._costs, self._kv_heads, self._workers, self._split)
-        steps: list[tuple[int, int]] = []
-        offsets = [0]
-        for span, of_span in enumerate(leaves):
-            for leaf, begin, end in of_span:
-                for token in range(begin, end):
-                    steps += [(number, int(places[token])) for number, places in paths[span]]
-                    steps.append((leaf, token - begin))
-                    offsets.append(len(steps))
+                paths[span].append((len(making.nodes), place))
+                place += int(tokens[span])
+                depths[span], shared[span] = node.end, before + node.entries
+            where = (leader, node.first, node.end, before, node.entries)
+            making.add(where, np.concatenate([rows_of[span] for span in node.members]), node.entries)
+        chunk_rows, total = CHUNKS[1], int(tokens.sum()) * self._group * self._kv_heads
+        while chunk_rows > CHUNKS[0] and total / chunk_rows < 3 * self._workers:
+            chunk_rows //= 2
+        for span, rows in enumerate(rows_of):
+            chunk = max(1, chunk_rows // self._group) if len(rows) > WIDEST else max(1, len(rows))
+            for begin in range(0, len(rows), chunk):
+                some = rows[begin : begin + chunk]
+                seen = int(lengths[span]) - shared[span] - (len(rows) - begin - len(some))  # a prompt's first rows see least
+                making.walk(paths[span], begin, len(some))
+                making.add((span, depths[span], REST, shared[span], REST), some, max(0, seen))
+        return making.forest(cut(making.sizes, self._costs, self._kv_heads, self._workers, self._split))
+
+
+class _Making:
+    """A forest in the making."""
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self.nodes: list[list[int]] = []
+        self.sizes: list[tuple[int, int]] = []
+        """Query rows of each node, and how many entries they read."""
+        self._rows: list[Longs] = []
+        self._steps: list[tuple[int, int]] = []
+        self._offsets = [0]
+        self._count = 0
+
+    def add(self, where: tuple[int, int, int, int, int], rows: Longs, entries: int) -> None:
+        """A node: the first columns of `Forest.nodes`, its rows, and how many entries they read."""
+        self.nodes.append([*where, self._count, self._count + len(rows)])
+        self.sizes.append((len(rows) * self._group, entries))
+        self._rows.append(rows)
+        self._count += len(rows)
+
+    def walk(self, path: list[tuple[int, int]], begin: int, count: int) -> None:
+        """The paths of a span's tokens `begin` and following, whose leaf comes next; tokens are walked in the flat order."""
+        for token in range(count):
+            self._steps += [(node, place + begin + token) for node, place in path]
+            self._steps.append((len(self.nodes), token))
+            self._offsets.append(len(self._steps))
+
+    def forest(self, tasks: list[list[int]]) -> Forest:
         return Forest(
-            np.array(nodes, dtype=np.int32).reshape(-1, 7),
-            np.concatenate(rows).astype(np.int32),
+            np.array(self.nodes, dtype=np.int32).reshape(-1, 7),
+            np.concatenate(self._rows).astype(np.int32),
             np.array(tasks, dtype=np.int32).reshape(-1, 3),
-            np.array(offsets, dtype=np.int32),
-            np.array(steps, dtype=np.int32).reshape(-1, 2),
+            np.array(self._offsets, dtype=np.int32),
+            np.array(self._steps, dtype=np.int32).reshape(-1, 2),
         )
 
 

@@ -15,6 +15,7 @@ from hasten.kernels.forest import REST, Forest
 
 ROWS = (1, 2, 4, 8, 16, 64, 256)
 KEYS = (32, 256, 2048)
+_ROWS, _KEYS = (np.array(grid, dtype=np.float64) for grid in (ROWS, KEYS))
 REPEATS = 3
 POOL_BYTES = 32 << 20
 """Of keys, and as many of values: measurements go round in it, so that they read from memory as a step does."""
@@ -30,25 +31,26 @@ class AttentionCosts:
 
     @property
     def merge(self) -> float:
-        """Seconds for one more partial result of a query row: written, read and merged."""
+        """Seconds that one more task costs each of its query rows: its keys in a tile of their own, its result written, read and
+        merged."""
         return _measured(*self._of)[1]
 
     def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]:
         """T of numbers of query rows (of one KV head) and of keys, or arrays of them."""
         table, _ = _measured(*self._of)
-        r, k = np.broadcast_arrays(np.asarray(rows, dtype=np.float64), np.asarray(keys, dtype=np.float64))
-        by_rows = np.stack([_along(KEYS, line, k) for line in table])  # [len(ROWS), ...]
-        grid = np.array(ROWS, dtype=np.float64)
-        at = np.clip(np.searchsorted(grid, r) - 1, 0, len(grid) - 2)
-        low, high = (np.take_along_axis(by_rows, (at + i)[None], 0)[0] for i in (0, 1))
-        share = (np.minimum(r, grid[-1]) - grid[at]) / (grid[at + 1] - grid[at])
-        result: npt.NDArray[np.float64] = (low + (high - low) * share) * np.maximum(1.0, r / grid[-1])
+        i, a, more_rows = _place(_ROWS, rows)
+        j, b, more_keys = _place(_KEYS, keys)
+        few = table[i, j] + (table[i, j + 1] - table[i, j]) * b
+        many = table[i + 1, j] + (table[i + 1, j + 1] - table[i + 1, j]) * b
+        result: npt.NDArray[np.float64] = (few + (many - few) * a) * (more_rows * more_keys)
         return result
 
 
-def _along(grid: tuple[int, ...], values: npt.NDArray[np.float64], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    inside: npt.NDArray[np.float64] = np.interp(at, grid, values)
-    return inside * np.maximum(1.0, at / grid[-1])
+def _place(grid: npt.NDArray[np.float64], values: Any) -> tuple[Any, Any, Any]:
+    """Of values on a grid: the point before each, how far it is to the next, and what to multiply with beyond the last."""
+    inside = np.minimum(np.maximum(values, grid[0]), grid[-1])
+    at = np.maximum(np.searchsorted(grid, inside) - 1, 0)
+    return at, (inside - grid[at]) / (grid[at + 1] - grid[at]), np.maximum(1.0, values / grid[-1])
 
 
 @functools.cache
@@ -59,8 +61,8 @@ def _measured(name: str, dtype: torch.dtype, dim: int, block_size: int) -> tuple
     # More rows or keys never take less time: what noise says otherwise is not to be planned by.
     table = np.maximum.accumulate(np.maximum.accumulate(table, 0), 1)
     rows, keys = ROWS[-2], KEYS[0]
-    left = bench.seconds(rows, PIECES * keys, PIECES) - PIECES * bench.seconds(rows, keys)
-    return table, max(left / (PIECES * rows), 1e-9)
+    more = bench.seconds(rows, PIECES * keys, PIECES) - bench.seconds(rows, PIECES * keys)
+    return table, max(more / ((PIECES - 1) * rows), 1e-9)
 
 
 class _Bench:
