@@ -113,7 +113,7 @@ def test_what_does_not_pay_is_left() -> None:
     assert planner(Dear()).plan(host_of(views)) is None
 
     class ShortIsDear(Free):
-        merge = SIZE * 1e-3 / 2  # a block saved twice over is not worth six rows' merging, three blocks are worth four's
+        merge = SIZE * 1e-3 / 6  # a block saved twice is not worth six rows' merging, three blocks saved once are worth four's
 
     assert members(planner(ShortIsDear()).plan(host_of(views))) == [(3 * SIZE, [0, 1])], "what was dropped went below"
 

@@ -15,6 +15,8 @@ from hasten.kernels.base import HostIndex
 from hasten.kernels.forest import REST, TILE
 
 Longs = npt.NDArray[np.int64]
+SURE = 0.8
+"""A node must promise to take less than this share of the time: tables err, and near the limit there is nothing to gain."""
 FINENESS = (1, 2, 4, 8)
 """Tasks are held below so many parts of a worker's fair share; the best is chosen."""
 
@@ -87,7 +89,7 @@ def find_nodes(host: HostIndex, limits: Sequence[int] | Longs) -> list[Node]:
 
 
 def worthwhile(nodes: list[Node], tokens: Longs, group: int, costs: Costs) -> list[Node]:
-    """The nodes that save more time than the partial results they leave cost; what a dropped one held goes to those below."""
+    """The nodes that save clearly more time than their partial results cost; what a dropped one held goes to those below."""
     kept: list[Node] = []
     place: dict[int, int] = {-1: -1}  # of a node, or its nearest kept ancestor, among the kept
     carried: dict[int, tuple[int, int]] = {}  # by a dropped node: its first run and its entries
@@ -97,8 +99,10 @@ def worthwhile(nodes: list[Node], tokens: Longs, group: int, costs: Costs) -> li
         rows = tokens[node.members] * group
         # Alone, the entries would be read by tasks that are there anyway.
         alone = float((costs.seconds(rows, entries + TILE) - costs.seconds(rows, TILE)).sum())
-        together = float(costs.seconds(rows.sum(), entries)) + float(rows.sum()) * costs.merge
-        if entries and together < alone:
+        # Where nothing was shared above, the leaves' results become partial ones too.
+        partial = 1 if place[node.parent] >= 0 else 2
+        together = float(costs.seconds(rows.sum(), entries)) + partial * float(rows.sum()) * costs.merge
+        if entries and together < SURE * alone:
             place[number] = len(kept)
             kept.append(Node(node.members, first, node.end, place[node.parent], entries))
         else:

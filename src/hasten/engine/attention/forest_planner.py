@@ -101,9 +101,7 @@ class ForestPlanner:
 
     def _lay_out(self, host: HostIndex, tokens: Longs) -> Forest:
         lengths = np.diff(np.concatenate([[0], host.runs[:, 2].cumsum()])[host.run_offsets])
-        rows_of = [
-            np.arange(begin, begin + count) for begin, count in zip(host.span_offsets.tolist(), tokens.tolist(), strict=False)
-        ]
+        rows_of = np.split(np.arange(host.span_offsets[-1]), host.span_offsets[1:-1])
         making = _Making(self._group)
         paths: list[list[tuple[int, int]]] = [[] for _ in tokens]  # of each span: nodes, the place of its first token in them
         depths, shared = [0] * len(tokens), [0] * len(tokens)  # of each span: runs and entries of its nodes

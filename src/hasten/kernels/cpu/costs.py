@@ -31,8 +31,8 @@ class AttentionCosts:
 
     @property
     def merge(self) -> float:
-        """Seconds that one more task costs each of its query rows: its keys in a tile of their own, its result written, read and
-        merged."""
+        """Seconds that one more task costs each of its query rows: for keys in a tile of their own, a result written, read
+        and merged."""
         return _measured(*self._of)[1]
 
     def seconds(self, rows: Any, keys: Any) -> npt.NDArray[np.float64]:
