@@ -15,7 +15,7 @@ from hasten.kernels.base import HostIndex
 from hasten.kernels.forest import REST, TILE
 
 Longs = npt.NDArray[np.int64]
-SURE = 0.8
+SURE = 0.7
 """A node must promise to take less than this share of the time: tables err, and near the limit there is nothing to gain."""
 FINENESS = (1, 2, 4, 8)
 """Tasks are held below so many parts of a worker's fair share; the best is chosen."""

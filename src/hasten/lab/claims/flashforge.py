@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HEADS, KV_HEADS = 16, 8
 """Of Qwen3-0.6B."""
-SCALE, SCALE_OF_ANSWERS = 8, 4
+SCALE = 4
 """The trace's lengths are divided by this, so that the KV of a window fits the memory."""
 MEMORY = 6 << 30
 FIRST = 1000
@@ -53,9 +53,8 @@ def run(setting: Setting) -> Outcome:
         },
         notes=[
             "KV of made-up contents: no prompt is computed, and what a step takes does not depend on what the keys are",
-            f"the trace: windows of 32 requests as they follow each other, those of more than {LONGEST} tokens left out, all "
-            f"decoding at once, lengths divided by {SCALE}; with 4 answers to a prompt: windows of 8, lengths divided by "
-            f"{SCALE_OF_ANSWERS}",
+            f"the trace: windows of 16 requests as they follow each other, those of more than {LONGEST} tokens left out, all "
+            f"decoding at once, lengths divided by {SCALE}; with 4 answers to a prompt: windows of 8",
             f"planning anew took {1e3 * median(details['planning_s']):.2f} ms, a step of the same tree "
             f"{1e6 * median(details['keeping_s']):.0f} µs",
         ],
@@ -115,12 +114,12 @@ def _steps(setting: Setting, samples: dict[str, list[float]], details: dict[str,
     for turn in range(rounds):
         progress(f"steps: round {turn + 1} of {rounds}", 0.1 + 0.7 * turn / rounds)
         first = FIRST * (1 + setting.seed % 5) + 32 * turn
-        window = of_trace(first, 32, SCALE)
+        window = of_trace(first, 16, SCALE)
         details["trace"].append({"first": first, "keys": window.entries, "unlike": window.blocks * SIZE})
         cases = {
             "step": common_prompt(rng),
             "trace": window,
-            "answers": of_trace(first, 8, SCALE_OF_ANSWERS, answers=4),
+            "answers": of_trace(first, 8, SCALE, answers=4),
         }
         for name, step in cases.items():
             took = large.seconds(step, turns)
