@@ -113,9 +113,12 @@ def test_what_does_not_pay_is_left() -> None:
     assert planner(Dear()).plan(host_of(views)) is None
 
     class ShortIsDear(Free):
-        merge = SIZE * 1e-3 / 6  # a block saved twice is not worth six rows' merging, three blocks saved once are worth four's
+        merge = SIZE * 1e-3 / 8  # a block saved twice is not worth six rows' merging, three blocks saved once are worth four's
 
     assert members(planner(ShortIsDear()).plan(host_of(views))) == [(3 * SIZE, [0, 1])], "what was dropped went below"
+    long = [[0, 1, 2, 3, *range(10, 90)], [0, 1, 2, 3, *range(110, 190)]]
+    assert planner().plan(host_of(long)) is None, "a twentieth of the whole is next to nothing"
+    assert planner().plan(host_of([view[:40] for view in long])) is not None
 
 
 def test_long_spans_and_trees_keep_what_is_theirs() -> None:

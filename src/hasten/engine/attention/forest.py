@@ -17,6 +17,8 @@ from hasten.kernels.forest import REST, TILE
 Longs = npt.NDArray[np.int64]
 SURE = 0.7
 """A node must promise to take less than this share of the time: tables err, and near the limit there is nothing to gain."""
+LEAST = 0.05
+"""And all nodes together must promise to save at least this share of the step's attention."""
 FINENESS = (1, 2, 4, 8)
 """Tasks are held below so many parts of a worker's fair share; the best is chosen."""
 
@@ -88,27 +90,30 @@ def find_nodes(host: HostIndex, limits: Sequence[int] | Longs) -> list[Node]:
     return nodes
 
 
-def worthwhile(nodes: list[Node], tokens: Longs, group: int, costs: Costs) -> list[Node]:
-    """The nodes that save clearly more time than their partial results cost; what a dropped one held goes to those below."""
+def worthwhile(nodes: list[Node], rows: Longs, lengths: Longs, costs: Costs) -> list[Node]:
+    """The nodes that save clearly more time than their partial results cost; what a dropped one held goes to those below.
+    None where all of them together save next to nothing. `rows`: query rows of each span; `lengths`: entries of its view."""
     kept: list[Node] = []
+    saved = 0.0
     place: dict[int, int] = {-1: -1}  # of a node, or its nearest kept ancestor, among the kept
     carried: dict[int, tuple[int, int]] = {}  # by a dropped node: its first run and its entries
     for number, node in enumerate(nodes):
         first, before = carried.get(node.parent, (node.first, 0))
         entries = node.entries + before
-        rows = tokens[node.members] * group
+        mine = rows[node.members]
         # Alone, the entries would be read by tasks that are there anyway.
-        alone = float((costs.seconds(rows, entries + TILE) - costs.seconds(rows, TILE)).sum())
+        alone = float((costs.seconds(mine, entries + TILE) - costs.seconds(mine, TILE)).sum())
         # Where nothing was shared above, the leaves' results become partial ones too.
         partial = 1 if place[node.parent] >= 0 else 2
-        together = float(costs.seconds(rows.sum(), entries)) + partial * float(rows.sum()) * costs.merge
+        together = float(costs.seconds(mine.sum(), entries)) + partial * float(mine.sum()) * costs.merge
         if entries and together < SURE * alone:
+            saved += alone - together
             place[number] = len(kept)
             kept.append(Node(node.members, first, node.end, place[node.parent], entries))
         else:
             place[number] = place[node.parent]
             carried[number] = (first, entries)
-    return kept
+    return kept if saved > LEAST * float(costs.seconds(rows, lengths).sum()) else []
 
 
 def cut(costs_of: list[tuple[int, int]], costs: Costs, heads: int, workers: int, split: bool = True) -> list[list[int]]:

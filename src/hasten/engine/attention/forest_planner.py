@@ -32,8 +32,8 @@ class ForestPlanner:
         self._limits = self._depths = self._branches = np.empty(0, dtype=np.int64)
         self._spans: npt.NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
         self._forest: Forest | None = None
-        self._of = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-        """Span offsets and numbers of runs for which `_forest` was cut."""
+        self._counts, self._offsets = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
+        """Numbers of runs for which the nodes were found, span offsets for which `_forest` was made."""
 
     def plan(self, host: HostIndex) -> Forest | None:
         """The forest of a step with this index, of one view a span."""
@@ -41,14 +41,13 @@ class ForestPlanner:
         tokens = np.diff(host.span_offsets)
         if not self._begin_alike(host, counts):
             return None
-        if not self._still_fits(host, counts, tokens):
+        if not self._still_fits(host, counts, tokens) or (np.abs(counts - self._counts) > GROWN).any():
             self._grow(host, counts, tokens)
         if not self._nodes:
             return None
-        offsets, runs = self._of
-        if self._forest is None or not np.array_equal(offsets, host.span_offsets) or (np.abs(counts - runs) > GROWN).any():
+        if self._forest is None or not np.array_equal(self._offsets, host.span_offsets):
             self._forest = self._lay_out(host, tokens)
-            self._of = host.span_offsets.copy(), counts
+            self._offsets = host.span_offsets.copy()
         return self._forest
 
     def _begin_alike(self, host: HostIndex, counts: Longs) -> bool:
@@ -91,8 +90,8 @@ class ForestPlanner:
     def _grow(self, host: HostIndex, counts: Longs, tokens: Longs) -> None:
         limits = self._limits_of(host, counts, tokens)
         found = find_nodes(host, limits)
-        self._nodes = worthwhile(found, tokens, self._group, self._costs)
-        self._forest, self._spans, self._limits = None, tokens > 0, limits
+        self._nodes = worthwhile(found, tokens * self._group, _lengths(host), self._costs)
+        self._forest, self._spans, self._limits, self._counts = None, tokens > 0, limits, counts
         # How deep each span shares anything, be it worthwhile or not: where it parts from others it must go on parting.
         self._depths = np.zeros(len(counts), dtype=np.int64)
         for node in found:
@@ -100,7 +99,7 @@ class ForestPlanner:
         self._branches = _branches(host, host.run_offsets[:-1].astype(np.int64), self._depths, limits)
 
     def _lay_out(self, host: HostIndex, tokens: Longs) -> Forest:
-        lengths = np.diff(np.concatenate([[0], host.runs[:, 2].cumsum()])[host.run_offsets])
+        lengths = _lengths(host)
         rows_of = np.split(np.arange(host.span_offsets[-1]), host.span_offsets[1:-1])
         making = _Making(self._group)
         paths: list[list[tuple[int, int]]] = [[] for _ in tokens]  # of each span: nodes, the place of its first token in them
@@ -162,6 +161,12 @@ class _Making:
             np.array(self._offsets, dtype=np.int32),
             np.array(self._steps, dtype=np.int32).reshape(-1, 2),
         )
+
+
+def _lengths(host: HostIndex) -> Longs:
+    """Entries of each view."""
+    lengths: Longs = np.diff(np.concatenate([[0], host.runs[:, 2].cumsum()])[host.run_offsets])
+    return lengths
 
 
 def _branches(host: HostIndex, starts: Longs, depths: Longs, limits: Longs) -> Longs:

@@ -90,6 +90,8 @@ class Steps:
         if step.blocks > self.blocks:
             raise RuntimeError(f"a step needs {step.blocks} blocks of {SIZE} tokens, the pool has {self.blocks}")
         batch = step.batch(self._parts.model.vocabulary)
+        for executor in self._executors.values():
+            executor.attention.before_step(step.index())  # plans; the steps after find the plan made
         took: dict[str, list[float]] = {name: [] for name in self._executors}
         for _ in range(turns + (self._turn < 0)):
             for name in list(took)[:: 1 if self._turn % 2 == 0 else -1]:
