@@ -81,7 +81,7 @@ def test_a_forest_is_kept_until_the_tree_changes() -> None:
     assert mine.plan(host_of(views, last=7)) is first, "leaves grow within their blocks"
     grown = [[*view, 30 + i] for i, view in enumerate(views)]
     assert mine.plan(host_of(grown, last=2)) is first, "leaves grow by blocks"
-    long = [[*view, *range(100 * i, 100 * i + 40)] for i, view in enumerate(views, 1)]
+    long = [[*view, *range(100 * i, 100 * i + 18)] for i, view in enumerate(views, 1)]
     again = mine.plan(host_of(long))
     assert again is not first and members(again) == members(first), "long leaves are cut anew"
     moved = [[9, *view[1:]] if i < 2 else view for i, view in enumerate(views)]
@@ -118,7 +118,7 @@ def test_what_does_not_pay_is_left() -> None:
     assert members(planner(ShortIsDear()).plan(host_of(views))) == [(3 * SIZE, [0, 1])], "what was dropped went below"
     long = [[0, 1, 2, 3, *range(10, 90)], [0, 1, 2, 3, *range(110, 190)]]
     assert planner().plan(host_of(long)) is None, "a twentieth of the whole is next to nothing"
-    assert planner().plan(host_of([view[:40] for view in long])) is not None
+    assert planner().plan(host_of([view[:20] for view in long])) is not None
 
 
 def test_long_spans_and_trees_keep_what_is_theirs() -> None:
