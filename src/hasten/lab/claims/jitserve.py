@@ -17,7 +17,7 @@ from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 from hasten.lab.claims.jitserve_mix import AGENT, CHAT, REPORT, generated, objectives
 from hasten.lab.claims.jitserve_sides import (
     AGED,
-    AGENT_S,
+    STAGE_S,
     BASELINES,
     CHUNKS,
     EDF,
@@ -64,7 +64,7 @@ def run(setting: Setting) -> Outcome:
     from hasten.lab.workloads.transform import scale_load
 
     workflows, rounds = (24, 3) if setting.quick else (160, 3)
-    slos = objectives(TTFT_S, TPOT_S, REPORT_S, AGENT_S)
+    slos = objectives(TTFT_S, TPOT_S, REPORT_S, STAGE_S)
     tell = setting.progress
     tell("equal tokens", 0.0)
     guard = _equal(setting.seed)
@@ -178,7 +178,7 @@ def _real(setting: Setting, step_s: float) -> Point:
     took_s = steps(engines.replay(FCFS, crowd)[0]).took_s
     engines.close()
     pace = float(np.median(took_s)) / step_s
-    slos = objectives(TTFT_S * pace * SHORT, TPOT_S * pace, REPORT_S * pace * SHORT, AGENT_S * pace * SHORT)
+    slos = objectives(TTFT_S * pace * SHORT, TPOT_S * pace, REPORT_S * pace * SHORT, STAGE_S * pace * SHORT)
     return real_point(
         [plain, jit], lambda number: work(slos, number), ["token_goodput"], tell,
         load=OVERLOAD, rounds=rounds, common=common, calibration_s=3.0 if setting.quick else 6.0, limit=LIMIT // 8,
@@ -218,7 +218,7 @@ CLAIM = Claim(
     paper="JITServe: SLO-aware LLM Serving with Imprecise Request Information (Zhang et al., NSDI 2026)",
     workload="Llama-3 8B on a simulated L4; a third of the output tokens each: chats that stream (TTFT "
     f"{TTFT_S:g} s, {1e3 * TPOT_S:g} ms a token), reports whole within {REPORT_S:g} s, workflows of about eight calls in "
-    f"five stages within {AGENT_S:g} s; generated lengths, unknown beforehand; Poisson arrivals at {OVERLOAD:g} times what "
+    f"five stages within {STAGE_S:g} s; generated lengths, unknown beforehand; Poisson arrivals at {OVERLOAD:g} times what "
     "FCFS keeps up with",
     baseline="FCFS, EDF, predicted SRPT by time and by work, least attained service, all with stall-free chunks of as many "
     "tokens as are best for FCFS",

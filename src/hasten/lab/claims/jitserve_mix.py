@@ -21,13 +21,14 @@ TRACED_CHATS, TRACED_REPORTS = 40, 45
 a third of the time of an 8B model on an H100."""
 
 
-def objectives(ttft_s: float, tpot_s: float, report_s: float, agent_s: float) -> Mapping[str, SLO]:
+def objectives(ttft_s: float, tpot_s: float, report_s: float, stage_s: float) -> Mapping[str, SLO]:
+    """Of each class; a workflow has `stage_s` for each of its stages, as in the released benchmark."""
     from hasten.engine.request import SLO
 
     return {
         CHAT: SLO(ttft_s=ttft_s, tpot_s=tpot_s),
         REPORT: SLO(deadline_s=report_s),
-        AGENT: SLO(deadline_s=agent_s),
+        AGENT: SLO(deadline_s=stage_s),
     }
 
 
@@ -57,8 +58,7 @@ def generated(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
                 longest=1200, seed=3 * seed + 1,
             ),
         ),
-        _named(
-            AGENT,
+        _by_stages(
             slos,
             agents(
                 rate=workflows / MINUTE_S, workflows=workflows, rounds=3.0, width=2.0, system=64, task=100, written=100,
@@ -93,13 +93,28 @@ def traced(workflows: int, slos: Mapping[str, SLO], seed: int) -> Workload:
                 longest=1000, seed=seed,
             ),
         ),
-        _named(AGENT, slos, _questions(workflows, rng)),
+        _by_stages(slos, _questions(workflows, rng)),
     )  # fmt: skip
 
 
 def _named(name: str, slos: Mapping[str, SLO], workload: Workload) -> Workload:
     requests = [replace(request, slo_class=name, application=name) for request in workload]
     return replace(workload, name=name, requests=requests, slos={name: slos[name]})
+
+
+def _by_stages(slos: Mapping[str, SLO], workload: Workload) -> Workload:
+    """Workflows with a deadline by the number of their stages: a class for each such number."""
+    depth: dict[str, int] = {}
+    stages: dict[str, int] = {}
+    for request in workload:  # parents come first
+        depth[request.id] = 1 + max((depth[parent] for parent in request.parents), default=0)
+        stages[request.workflow] = max(stages.get(request.workflow, 0), depth[request.id])
+    stage_s = slos[AGENT].deadline_s
+    assert stage_s is not None
+    names = {count: f"{AGENT}, {count} stages" for count in sorted(set(stages.values()))}
+    requests = [replace(one, slo_class=names[stages[one.workflow]], application=AGENT) for one in workload]
+    by_class = {name: replace(slos[AGENT], deadline_s=count * stage_s) for count, name in names.items()}
+    return replace(workload, name=AGENT, requests=requests, slos=by_class)
 
 
 def _questions(workflows: int, rng: Any) -> Workload:

@@ -21,7 +21,7 @@ MODEL, HARDWARE = "llama-3-8b", "l4"
 its deadlines takes few steps."""
 LARGE, LARGER = "llama-3.1-8b", "h100"
 """What the traces run on: the same size with a context that holds their prompts."""
-TTFT_S, TPOT_S, REPORT_S, AGENT_S = 3.0, 0.15, 120.0, 150.0
+TTFT_S, TPOT_S, REPORT_S, STAGE_S = 3.0, 0.15, 80.0, 20.0
 TRACED = (1.0, 0.05, 20.0, 45.0)
 """The same objectives where the traces run."""
 LIMIT = 4096
@@ -74,7 +74,7 @@ def served(run: Run) -> Served:
     from hasten.lab.bench.token_goodput import token_goodput
 
     found = token_goodput(run)
-    classes = np.array([request.slo_class for request in run.workload])
+    classes = np.array([request.application for request in run.workload])
     of_class = {
         name: float(found.counted[classes == name].sum() / found.offered[classes == name].sum())
         for name in (CHAT, REPORT, AGENT)
