@@ -17,7 +17,6 @@ from hasten.lab.claims.base import Claim, Guard, Outcome, Requirement, Setting
 from hasten.lab.claims.jitserve_mix import AGENT, CHAT, REPORT, generated, objectives
 from hasten.lab.claims.jitserve_sides import (
     AGED,
-    STAGE_S,
     BASELINES,
     CHUNKS,
     EDF,
@@ -33,6 +32,7 @@ from hasten.lab.claims.jitserve_sides import (
     PATIENCE_S,
     REPORT_S,
     SRPT,
+    STAGE_S,
     STARTED,
     TPOT_S,
     TTFT_S,
