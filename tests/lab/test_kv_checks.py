@@ -62,7 +62,7 @@ def test_a_byte_that_changed_is_seen(model: str) -> None:
     while checks.compared < 3:
         built.engine.step()
     assert not checks.wrong
-    built.parts.memory._host[1][0].add_(1.0)  # all that lies in the host tier now is wrong
+    built.parts.memory.host_planes[2].add_(1.0)  # all that lies in the host tier now is wrong
     for _ in range(400):
         built.engine.step()
     assert checks.wrong

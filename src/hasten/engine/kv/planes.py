@@ -2,8 +2,8 @@
 
 A form says which tensors a site's store consists of. Each of these planes is contiguous with the block as its first axis, so
 the bytes of a block are its rows of all planes one after another, site by site. Whoever copies, counts, sends or writes blocks
-needs to know no more than that: `Memory.planes` and `Memory.host_planes` list them. What the bytes mean is known to the form and
-to the kernels of the attention policy that chose it (`Technique.form`).
+needs to know no more than that: `Memory.planes` and `Memory.host_planes` list them. What the bytes mean is known to the form
+and to the kernels of the attention policy that chose it (`Technique.form`).
 """
 
 from __future__ import annotations

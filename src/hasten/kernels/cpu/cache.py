@@ -167,6 +167,7 @@ class CacheKernels(ReferenceKernels):
                 window or 0,
                 deterministic,
                 scale,
+                *(0, 0, 0),
             )
         )
 
@@ -267,6 +268,7 @@ class CacheKernels(ReferenceKernels):
                 table[0],
                 blocks,
                 block_size,
+                *(0, 0, 0),
             )
         )
         if wrong == 1:
