@@ -1,14 +1,15 @@
 """Keys and values of 8 and 4 bits: what the codes mean, how they lie in the cache, and the kernels over them in plain torch.
 
 A value is scale * code + low, its code unsigned. Of 8 bits a token's head has one scale and one low, both bfloat16: low is the
-smallest element, the scale 257/256 of the rest of the range by 255, lest its rounding cut the range's end off. Of 4 bits each group of 32
-dimensions has a word of 16 bits: a scale of 12 (exponent of 8, fraction of 4, rounded to nearest), and in the 4 lowest the code
-that means zero, so that low = -scale * that code; the range is widened to hold 0. A byte a code and 4 bytes a head, or half a
-byte a code and 2 bytes a group: with a head_dim of 128 a bfloat16 cache shrinks to 0.516 and 0.281 of its size.
+smallest element, the scale 257/256 of the rest of the range by 255, lest its rounding cut the range's end off. Of 4 bits each
+group of 32 dimensions has a word of 16 bits: a scale of 12 (exponent of 8, fraction of 4, rounded to nearest), and in the 4
+lowest the code that means zero, so that low = -scale * that code; the range is widened to hold 0. A byte a code and 4 bytes a
+head, or half a byte a code and 2 bytes a group: with a head_dim of 128 a bfloat16 cache shrinks to 0.516 and 0.281 of its
+size.
 
 Slots lie in *strips* of 16, in the order in which products of bytes want them. Codes of keys are [words, 16 slots, 4 bytes],
-codes of values [words, head_dim, 4 bytes], a word four dimensions of a key or four slots of a value; of 4 bits word 2 i has the low
-halves of the bytes of place i and word 2 i + 1 the high ones. Scales are [params, 16 slots].
+codes of values [words, head_dim, 4 bytes], a word four dimensions of a key or four slots of a value; of 4 bits word 2 i has
+the low halves of the bytes of place i and word 2 i + 1 the high ones. Scales are [params, 16 slots].
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def shapes(kv_heads: int, head_dim: int, block_size: int, bits: int) -> dict[str
     if bits not in (4, 8):
         raise ValueError(f"codes have 4 or 8 bits, not {bits}")
     if head_dim % GROUP or head_dim > LARGEST_HEAD:
-        raise ValueError(f"codes need a head_dim that is a multiple of {GROUP}, at most {LARGEST_HEAD}; the model's is {head_dim}")
+        raise ValueError(f"codes need a head_dim that is a multiple of {GROUP}, at most {LARGEST_HEAD}, not {head_dim}")
     if block_size % STRIP:
         raise ValueError(f"codes need a kv.block_size that is a multiple of {STRIP}, got {block_size}")
     strips = (kv_heads, block_size // STRIP)
@@ -162,7 +163,7 @@ def write(cache: CodedCache, slots: Tensor, held: tuple[Tensor, ...]) -> None:
 
 
 def dense(cache: CodedCache, index: ViewIndex) -> tuple[Tensor, Tensor, ViewIndex, Tensor]:
-    """Keys and values float32 [used, Hk, slots, D] of the blocks that an index names, the index over them, and their numbers."""
+    """Keys and values float32 [used, Hk, slots, D] of the blocks an index names, the index over those, and their numbers."""
     used, where = torch.unique(index.runs[:, 0].long(), return_inverse=True)
     keys, key_params, values, value_params = unpack(CodedCache(*(plane[used] for plane in cache[:4]), cache.bits))
     runs = torch.cat([where[:, None].to(torch.int32), index.runs[:, 1:]], 1)

@@ -1,8 +1,9 @@
 """Attention over keys and values of few bits: what the policies `kv-int8` and `kv-int4` share.
 
 A block of the pool holds codes and their scales (`kernels/coded.py`). New keys, rotated, and values are rounded as they are
-stored and never again; every query, those of the prompt too, reads the rounded ones. So a token's KV depends on the tokens before it
-alone, however the prompt was cut and wherever its blocks went since: blocks are shared, forked, cut and moved as dense ones are.
+stored and never again; every query, those of the prompt too, reads the rounded ones. So a token's KV depends on the tokens
+before it alone, however the prompt was cut and wherever its blocks went since: blocks are shared, forked, cut and moved as
+dense ones are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,5 @@ class CodedAttention(StatelessAttention):
         kernels, cache = step.kernels, CodedCache(*site.planes, self._bits)
         kernels.rope_and_encode(q, k, v, site.cos_sin, step.index.positions, step.slots, cache)
         out = step.empty(*q.shape)
-        kernels.coded_attention(
-            q, cache, step.index, site.scale, out, window=site.window, deterministic=step.deterministic
-        )
+        kernels.coded_attention(q, cache, step.index, site.scale, out, window=site.window, deterministic=step.deterministic)
         return out.view(q.shape[0], -1)

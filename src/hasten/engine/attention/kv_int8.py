@@ -1,11 +1,11 @@
 """KV of 8 bits: every key and value of a token's head rounded to 256 levels between its smallest and largest element.
 
-Rounding a cache as it is written (FlexGen, Sheng et al., 2023; KIVI, Liu et al., 2024, compares ways) halves what a decoded token
-reads and what a context takes. Here each token has for every head one scale and one low in bfloat16, for keys and values alike, keys
-after their rotation: a byte an element and 4 bytes a head. Not exact. Scores and sums are products of bytes in whole numbers, where
-the processor has them (AVX-512 VNNI); queries and probabilities have 15 bits then, so rounding the cache is all that is lost. O(n) a
-token as plain attention. The papers' caches of few bits keep the latest tokens or the keys' channels apart; here all are alike,
-which is what every other form of compression must beat.
+Rounding a cache as it is written (FlexGen, Sheng et al., 2023; KIVI, Liu et al., 2024, compares ways) halves what a decoded
+token reads and what a context takes. Here each token has for every head one scale and one low in bfloat16, for keys and values
+alike, keys after their rotation: a byte an element and 4 bytes a head. Not exact. Scores and sums are products of bytes in
+whole numbers, where the processor has them (AVX-512 VNNI); queries and probabilities have 15 bits then, so rounding the cache
+is all that is lost. O(n) a token as plain attention. The papers' caches of few bits keep the latest tokens or the keys'
+channels apart; here all are alike, which is what every other form of compression must beat.
 """
 
 from __future__ import annotations
