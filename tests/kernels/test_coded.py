@@ -14,7 +14,7 @@ from tests.kernels.worlds import World, build_index, make_world, naive_attention
 from hasten.kernels import Kernels, ReferenceKernels, ViewIndex
 from hasten.kernels.coded import CodedCache, decode, encode, read, shapes, write
 
-TOLERANCE = {torch.float32: dict(atol=2e-4, rtol=2e-4), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
+TOLERANCE = {torch.float32: dict(atol=5e-4, rtol=5e-4), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 worlds = st.fixed_dictionaries(
@@ -70,7 +70,7 @@ def test_codes_are_the_nearest_of_their_range(bits):
     torch.manual_seed(bits)
     x = torch.randn(200, 3, 64) * torch.exp(2 * torch.randn(200, 3, 1)) + torch.randn(200, 3, 1)
     codes, params = encode(x, bits)
-    assert codes.max() < 1 << bits and params.shape == (200, 3, 2)
+    assert int(codes.max()) < 1 << bits and params.shape == (200, 3, 2)
     error = (decode(codes, params, bits) - x).abs()
     if bits == 8:  # half a step, more only where bfloat16 moved the lower end
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)

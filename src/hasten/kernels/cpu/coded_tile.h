@@ -82,6 +82,8 @@ template <class E, int BITS_> class CodedTile {
 
     void open(Tile &tile, int32_t) {
         count = strips_of(tile, strips);
+        aligned = true;  // entry e is slot e % 16 of strip e / 16
+        for (int i = 0; i < count; i++) aligned &= strips[i].lane == 0 && strips[i].entry == i * STRIP;
         for (int g = 0; g < groups; g++) {
             float *a = scale + g * TILE, *b = low + g * TILE;
             for (int i = 0; i < count; i++) {
@@ -100,8 +102,7 @@ template <class E, int BITS_> class CodedTile {
         int i = 0, end = count;
         while (i < end && strips[i].entry + strips[i].count <= from) i++;
         while (i < end && strips[end - 1].entry >= to) end--;
-        if constexpr (M <= 3)
-            for (; i + 2 <= end; i += 2) score_strips<M, 2, FETCH>(first, strips + i, factor, s);
+        for (; i + 2 <= end; i += 2) score_strips<M, 2, FETCH>(first, strips + i, factor, s);
         for (; i < end; i++) score_strips<M, 1, FETCH>(first, strips + i, factor, s);
     }
 
@@ -121,9 +122,14 @@ template <class E, int BITS_> class CodedTile {
                 }
                 float top = max_lanes(largest), inverse = top > 0 ? DIGITS / top : 0.0f;
                 share[r * groups + g] = top / DIGITS, shift[r * groups + g] = sum_lanes(lows);
+                int8_t *out = digits + size_t(r * groups + g) * TILE * 2 * STRIP;
+                if (aligned) {
+                    for (int e = from; e < to; e += STRIP)
+                        split(nearest(load(p + e) * load(a + e) * set1(inverse)), out + 2 * e, out + 2 * e + STRIP);
+                    continue;
+                }
                 for (int e = from; e < to; e += W)
                     split(nearest(load(p + e) * load(a + e) * set1(inverse)), flat + STRIP + e, flat + FLAT + STRIP + e);
-                int8_t *out = digits + size_t(r * groups + g) * TILE * 2 * STRIP;
                 for (int i = begin; i < end; i++) {
                     const Strip &strip = strips[i];
                     uint32_t lanes = strip.lanes();
@@ -186,6 +192,7 @@ template <class E, int BITS_> class CodedTile {
     const uint8_t *keys, *values;
     const uint16_t *key_params, *value_params;
     int dim, words, groups, count = 0, begin = 0, end = 0;
+    bool aligned = false;
     int32_t *q;    // [block][word][row][digit], 4 dimensions each
     float *unit;   // of a row's whole numbers
     float *sums;   // [row][group] of them
@@ -202,9 +209,8 @@ template <class E, int BITS_> class CodedTile {
         return _mm512_set1_epi32(word);
     }
     static void split(ints whole, int8_t *high, int8_t *less) {
-        ints top = (whole + 128) >> 8;
-        _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8((vi)top));
-        _mm_storeu_si128((__m128i *)less, _mm512_cvtepi32_epi8((vi)(whole - (top << 8))));
+        _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8((vi)((whole + 128) >> 8)));
+        _mm_storeu_si128((__m128i *)less, _mm512_cvtepi32_epi8((vi)whole));  // the lowest byte, signed
     }
     static vf joined(__m512i high, __m512i less) { return fma(to_floats((ints)high), set1(256), to_floats((ints)less)); }
     // A strip's lanes in the order of its entries.
@@ -286,7 +292,10 @@ template <class E, int BITS_> class CodedTile {
             const Strip &strip = strips[i];
             int32_t lowest = INT_MAX;
             for (int j = 0; j < strip.count; j++) lowest = std::min(lowest, tile.position[strip.entry + j]);
-            if (lowest > highest) continue;
+            if (lowest > highest) {  // a probability of 0 will multiply them
+                std::fill(values + size_t(strip.entry) * dim, values + size_t(strip.entry + strip.count) * dim, E{});
+                continue;
+            }
             decode_keys(strip);
             decode_values(strip);
         }

@@ -19,6 +19,7 @@ from hasten.lab.planning.known_models import KNOWN
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
+    from hasten.engine.config import EngineConfig
     from hasten.engine.kv.base import Found, Ints, ReuseKey
     from hasten.engine.kv.pool import BlockPool
     from hasten.engine.kv.view import View
@@ -39,6 +40,10 @@ NOTE = (
     "speed: the contexts were not computed but found by a stand-in for prefix caching, in a pool of random keys and values, "
     "which take as long to read as any; the engines step in turns"
 )
+
+SPEED_SETTINGS = ("model.load_format=dummy", "model.dtype=bfloat16")
+ROOM = 256
+"""Slots beside a context, for what is decoded."""
 
 Progress = Callable[[str, float], None]
 
@@ -91,17 +96,14 @@ def decode_times(sides: Sequence[Side], *, batch: int, context: int, rounds: int
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
 
-    speed = (
-        f"kv.memory_bytes={batch * (context + 256) * 28 * 2 * 8 * 128 * 2}",
-        "model.load_format=dummy",
-        "model.dtype=bfloat16",
-    )
     engines: dict[str, Built] = {}
     with TemporaryDirectory(prefix="hasten-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
         for number, side in enumerate(sides):
             progress(f"random weights of Qwen3-0.6B's shape, {side.name}", 0.4 * number / len(sides))
-            engines[side.name] = build(EngineConfig.build(folder, with_=side.with_, set_=[*speed, *side.set_]))
+            config = EngineConfig.build(folder, with_=side.with_, set_=[*SPEED_SETTINGS, *side.set_])
+            config.set("kv.memory_bytes", _pool_bytes(config, batch * (context + ROOM)))
+            engines[side.name] = build(config)
     steps = 3 + rounds * TURNS * 2
     for number, built in enumerate(engines.values()):
         progress("contexts", 0.4 + 0.2 * number / len(engines))
@@ -119,6 +121,15 @@ def decode_times(sides: Sequence[Side], *, batch: int, context: int, rounds: int
         built.engine.run()
         built.parts.memory.close()
     return Times(taken, attention, read, kv)
+
+
+def _pool_bytes(config: EngineConfig, tokens: int) -> int:
+    """Of a pool for so many tokens."""
+    import torch
+
+    heads, dim, size = SHAPE["num_key_value_heads"], SHAPE["head_dim"], config.kv.block_size
+    planes = config.form().planes(heads, dim, size, torch.bfloat16)
+    return int(SHAPE["num_hidden_layers"]) * sum(plane.nbytes for plane in planes) * -(-tokens // size)
 
 
 def _begin(built: Built, batch: int, context: int, steps: int) -> None:
