@@ -192,6 +192,19 @@ def test_a_controller_forks_injects_joins_and_finishes() -> None:
     assert got[2][2] == joined_token(controller.facts, [22, 23])
 
 
+def test_a_fork_of_joined_paths_is_not_recomputed_either() -> None:
+    """Running its tokens in a row would give other KV, and so other tokens."""
+    controller = ForkAndJoin()
+    engine = make_engine(controller=controller)
+    engine.add(request("r", [1, 2, 3, 4, 5], max_tokens=100))
+    while controller.joined is None:
+        engine.step()
+    (child,) = engine.control.fork(controller.joined, 1)
+    assert not engine.ledger.drop(child)
+    engine.run()
+    engine.ledger.audit()
+
+
 def joined_token(facts: dict[str, Any], go_on: list[int]) -> int:
     """The first token after a join, from the definition: keys of both paths, each at its own position."""
     common = 5 + 3  # the prompt and the tokens before the fork, read once

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from hasten.lab.claims import fair_share_tenants as tenants
+from hasten.lab.claims import hexgen, schedulers
 from hasten.lab.claims.sides import Side
 from hasten.lab.claims.srpt_services import LONGEST, SERVICES, services
 from hasten.lab.claims.virtual import Virtual
-from hasten.lab.workloads.base import TimedRequest
+from hasten.lab.workloads.base import TimedRequest, Workload
 
 
 def two(count: int = 40) -> list[TimedRequest]:
@@ -50,3 +53,30 @@ def test_what_is_sustained_leaves_the_end_out() -> None:
     sides = Virtual([Side("rows", set_=("scheduling.max_rows=8",))])
     work = services(150, 10.0, 1)
     assert sides.sustained("rows", work) > sides.saturation("rows", work)
+
+
+def test_a_call_that_did_not_wait_for_its_parents_is_seen() -> None:
+    made = [TimedRequest(id=id, arrival_s=0.0, prompt_tokens=20, output_tokens=10) for id in "ab"]
+    after = [made[0], dataclasses.replace(made[1], parents=("a",))]
+    work = Workload(name="two", requests=after)
+    run = Virtual([Side("plain")]).replay("plain", work)
+    assert hexgen.in_order(run)
+    together = Virtual([Side("plain")]).replay("plain", dataclasses.replace(work, requests=made))
+    assert not hexgen.in_order(dataclasses.replace(together, workload=work))
+
+
+def test_a_refused_plan_breaks_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = schedulers.configs(None)
+    device = Virtual([]).device
+    work = dataclasses.replace(tenants.workload(two(4)), slos={})
+    kept, broken = {}, {}
+    for pair in ("fcfs + stall-free", "edf + whole-prompts"):
+        kept[pair] = schedulers._figures(schedulers._replay(device, found[pair], work))
+    assert schedulers._own({"x": {"85%": kept}}).held
+
+    def fail(self: object, ranked: object, view: object) -> None:
+        raise RuntimeError("no plan")
+
+    monkeypatch.setattr("hasten.engine.scheduling.whole_prompts.WholePrompts.compose", fail)
+    broken["edf + whole-prompts"] = schedulers._figures(schedulers._replay(device, found["edf + whole-prompts"], work))
+    assert not schedulers._own({"x": {"85%": broken}}).held

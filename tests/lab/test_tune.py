@@ -150,6 +150,21 @@ def test_rounds_alternate() -> None:
     assert all(len(one.real) == 3 for one in found.confirmed)
 
 
+def test_no_order_is_told_how_long_outputs_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long answer came just before many short ones: with true lengths known it would be served last."""
+    monkeypatch.setattr(tuning, "POLICIES", ("scheduling.order",))
+    monkeypatch.setattr(tuning, "FIELDS", {})
+    outputs = [200, *[4] * 12]
+    work = Workload(
+        name="mixed",
+        requests=[TimedRequest(id=str(i), arrival_s=0.0, prompt_tokens=20, output_tokens=o) for i, o in enumerate(outputs)],
+    )
+    base = EngineConfig.build(set_={"model.dtype": "float32", "scheduling.max_rows": 1})
+    tried, _ = search(work, SLO(deadline_s=2.0), base, lambda config: SLOW, budget_s=60, progress=quiet)
+    goodput = {one.name: one.simulated["goodput"] for one in tried}
+    assert goodput["srpt"] == goodput["as given"] == 0.0
+
+
 def test_no_budget_still_answers() -> None:
     found = tuned(budget_s=0.0)
     assert found.tried == [found.began] and found.winner is found.began
@@ -189,14 +204,53 @@ def test_dimensions_hold_what_can_stand_for_each_other() -> None:
             technique("b", sets=batching),
             technique("about", sets=batching, exact=False),
             technique("needy", sets=batching, requires=("a",)),
-            technique("wide", sets={**batching, "scheduling.order": "x"}),
+            technique("wide", sets={**batching, "scheduling.residency": "x"}),
+            technique("length-oracle", sets=batching),
             technique("alone", sets={"scheduling.order": "x"}),
             technique("elsewhere", sets={"attention.policy": "x"}),
         ],
     )
-    assert [str(option) for option in found["scheduling.batching"]] == ["a", "a:size=2", "a:size=8", "b"]
+    assert [str(option) for option in found["scheduling.batching"]] == ["a", "a:size=2", "a:size=8", "b", "wide"]
+    assert "scheduling.residency" not in found, "what decides several is an option of the first"
     assert "scheduling.order" not in found and "attention.policy" not in found
     assert [option.value for option in found["kv.reuse"]] == ["prefix-tree", None]
+
+
+def test_presets_and_knobs_of_every_scheduler_are_in_it() -> None:
+    found = {path: {str(option) for option in options} for path, options in dimensions(BASE).items()}
+    orders = {
+        "fcfs",
+        "srpt",
+        "srpt:by=work",
+        "hermes",
+        "jitserve",
+        "hexgen",
+        "edf",
+        "least-attained",
+        "goodput-density:per=time",
+    }
+    assert orders <= found["scheduling.order"] and "priority-trace" not in found["scheduling.order"]
+    assert {"sarathi-serve:slack=10.0", "splitfuse", "frames", "frames:chunk=256"} <= found["scheduling.batching"]
+    assert {"rank-yields", "capped-swaps", "fastswitch"} <= found["scheduling.residency"]
+    assert {"length-histogram", "length-limit"} <= found["scheduling.lengths"]
+    assert found["scheduling.preempt"] == {"scheduling.preempt=False", "scheduling.preempt=True"}
+
+
+def test_an_option_makes_way_for_one_that_decides_otherwise() -> None:
+    options = {str(option): option for path in tuning.POLICIES for option in dimensions(BASE)[path]}
+
+    def chosen(*names: str) -> list[str]:
+        out: dict[str, Option] = {}
+        for name in names:
+            out = tuning._with(out, options[name], BASE)
+        config = Candidate(out).config(BASE)  # nothing in it is refused
+        assert config.techniques.keys() == {name.partition(":")[0] for name in map(str, out.values())}
+        return [str(option) for option in out.values()]
+
+    assert chosen("whole-prompts", "rank-yields", "jitserve", "length-histogram") == ["length-histogram", "jitserve"]
+    assert chosen("jitserve", "frames:chunk=256") == ["frames:chunk=256", "jitserve"], "a part of the preset with a knob"
+    assert chosen("jitserve", "whole-prompts") == ["whole-prompts"]
+    assert chosen("hermes", "fcfs") == []
 
 
 def test_every_option_there_is_makes_a_configuration() -> None:

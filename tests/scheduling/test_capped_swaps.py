@@ -85,6 +85,22 @@ def test_the_tier_keeps_its_reserve_and_the_rest_is_recomputed() -> None:
     assert [t.sequence for t in transfers] == seqs[:1:-1][:4], "the worst rank first"
 
 
+def test_what_a_prompt_takes_in_this_step_is_not_kept_for_it_again() -> None:
+    engine, seqs = running(3, 60)
+    engine.ledger.swap_out(seqs[0])
+    while seqs[0].state is not State.SWAPPED:
+        engine.ledger.settle(wait=True)
+    engine.add(asking("new", prompt=140))
+    engine._inbox.empty_into(engine.ledger)
+    view = engine._planner
+    (waiting,) = view.in_state(State.WAITING)
+    plan = StepPlan([Work(seq, 1, WorkKind.DECODE) for seq in seqs[1:]] + [Work(waiting, 140, WorkKind.PREFILL)])
+    need = view.blocks_needed(waiting, 140)
+    assert len(seqs[0].stored) + 2 <= view.free_blocks - need <= need, "enough for who comes back, not for the prompt twice"
+    transfers = CappedSwaps(Options(reserve=0)).plan(view, plan, view.short(plan))
+    assert [(t.sequence, t.direction) for t in transfers] == [(seqs[0], Direction.IN)]
+
+
 def test_bad_knobs_are_refused() -> None:
     for knob, message in (
         ("swaps=0", "swaps must be at least 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence as Seq
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,11 +181,26 @@ def test_presets_switch_it_on_for_all_parts() -> None:
     assert not EngineConfig.build().make("stall-free")._options.preempt
 
 
+@pytest.mark.parametrize("how", [{"scheduling.preempt": True}, {}])
+def test_a_residency_that_takes_memory_from_nobody_is_refused(how: dict[str, bool]) -> None:
+    config = EngineConfig.build(with_=["splitfuse" if how else "splitfuse:preempt=true"], set_=how)
+    context = SimpleNamespace(config=config)
+    with pytest.raises(ConfigError, match="preempt and reset-on-deadlock cannot work together"):
+        config.make("splitfuse", context)
+    config.set("scheduling.residency", "rank-yields")
+    assert config.make("splitfuse", context)
+
+
 def test_bad_knobs_are_refused() -> None:
     for name in ("stall-free", "rank-yields"):
         config = EngineConfig.build(with_=[f"{name}:hold=-1"])
         with pytest.raises(ConfigError, match="hold must be a number of tokens from 0 on"):
             config.make(name)
+    for name in ("stall-free", "sarathi-serve", "newest-yields", "rank-yields"):
+        with pytest.raises(ConfigError, match="watermark must be a share from 0 to below 1, got 1"):
+            EngineConfig.build(with_=[f"{name}:watermark=1"]).make(name)
+    with pytest.raises(ConfigError, match="swap_from must be a number of tokens from 0 on"):
+        EngineConfig.build(with_=["newest-yields:swap_from=-1"]).make("newest-yields")
 
 
 @pytest.mark.parametrize("fits", [True, False], ids=["displaces", "blocked"])

@@ -338,6 +338,26 @@ def test_a_better_rank_takes_memory_and_gives_it_back() -> None:
         assert [token for d in out if d.request_id == one.id for token in d.tokens] == alone(one, max_length=101)[0]
 
 
+def test_a_prompt_that_leaves_half_way_gives_up_what_it_was_promised_too() -> None:
+    policy = FollowOrder(Options(swap_from=1))
+    engine = make_engine(residency=policy, order=Priority(), blocks=24, host_blocks=60, reuse=False, tokens=128, max_length=150)
+    runs, begun, urgent = (
+        Request(
+            id=str(priority), prompt=np.arange(prompt) % VOCABULARY, sampling=SamplingParams(max_tokens=40), priority=priority
+        )
+        for priority, prompt in ((1, 40), (2, 100), (0, 80))
+    )
+    view = engine._planner
+    engine.add(runs)
+    engine.step()
+    engine.add(begun)
+    while not any(16 < seq.view.length < 40 and seq.request is begun for seq in view.sequences):
+        engine.step()
+    engine.add(urgent)
+    engine._inbox.empty_into(engine.ledger)
+    assert [t.sequence.request for t in policy.ahead(view, view._ranked())] == [begun]
+
+
 def test_the_rule_weighs_both_delays() -> None:
     class View:
         moving_blocks = 0

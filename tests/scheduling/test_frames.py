@@ -167,6 +167,40 @@ def test_a_workflow_short_of_time_gets_more_of_its_calls_in() -> None:
     assert {names[id] for id in policy._members} == {"0", "1", "7"}
 
 
+class Overdue(Ranks):
+    """All are ahead of all others, as `Planner.order_key` says of those that waited longer than patience allows."""
+
+    def keys(self, stale: Any, view: Any) -> np.ndarray:
+        return np.full(len(stale), -np.inf)
+
+
+def members(policy: Frames, engine: Any) -> set[str]:
+    view = engine._planner
+    policy._replan([seq for seq in view._ranked() if seq.state in (State.WAITING, State.RUNNING)], view)
+    return {seq.request.id for seq in view.sequences if seq.id in policy._members}
+
+
+def test_who_is_overdue_is_a_member_whatever_its_length() -> None:
+    policy = frames(pool=2.0)
+    engine = make_engine(rows=2, order=Overdue(), batching=policy, reuse=False)
+    for id, prompt in (("long", 100), ("short", 5), ("as short", 5)):
+        engine.add(asking(id, prompt=prompt))
+    engine._inbox.empty_into(engine.ledger)
+    assert members(policy, engine) == {"long", "short"}, "in order of arrival, not the two that are alike"
+
+
+def test_who_is_overdue_in_the_slower_tier_keeps_its_place() -> None:
+    policy = frames()
+    engine = make_engine(rows=1, host_blocks=30, order=Overdue(), batching=policy, reuse=False)
+    engine.add(asking("first", prompt=20, tokens=40))
+    for _ in range(4):
+        engine.step()
+    assert engine.ledger.swap_out(engine._planner.sequences[0])
+    engine.add(asking("second"))
+    engine._inbox.empty_into(engine.ledger)
+    assert members(policy, engine) == {"first"}
+
+
 def test_it_holds_until_the_frame_is_over() -> None:
     policy = frames(frame=10)
     engine = make_engine(order=Ranks(), batching=policy)

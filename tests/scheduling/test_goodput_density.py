@@ -14,11 +14,13 @@ from tests.engine.fake import make_engine
 from tests.scheduling.asks import asking, ends
 
 from hasten.engine.config import EngineConfig
+from hasten.engine.events import Event, Kind
 from hasten.engine.request import SLO
 from hasten.engine.scheduling import gain
 from hasten.engine.scheduling.gain import Prices, Standing
 from hasten.engine.scheduling.goodput_density import GoodputDensity, Options
 from hasten.engine.scheduling.objectives import NEVER_S
+from hasten.engine.scheduling.pace import Pace
 from hasten.engine.sequence import Sequence
 from hasten.engine.technique import ConfigError
 
@@ -29,6 +31,7 @@ def standing(count: int = 1, **columns: Any) -> Standing:
     fields = {name: np.zeros(count) for name in Standing.__dataclass_fields__}
     fields["left"] += 1
     fields["deadline_s"] += NEVER_S
+    fields["wait_s"] += NEVER_S
     fields["first_s"] += NEVER_S
     fields["tpot_s"] += NEVER_S
     return Standing(**fields | {name: np.atleast_1d(np.asarray(value, dtype=float)) for name, value in columns.items()})
@@ -84,7 +87,8 @@ def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_
     late = sum(next_s + j * prices.interval_s > due_s + (produced + j) * tpot_s for j in range(int(left)))
     kept = options.output_weight * left * ((left - late) / left) ** options.penalty
     if produced == 0:
-        kept += seq.prompt_length * min(1.0, (due_s - seq.arrival_s) / (next_s - seq.arrival_s)) ** options.penalty
+        wait_s = slo.ttft_s if slo.ttft_s is not None else options.best_effort_s
+        kept += seq.prompt_length * min(1.0, wait_s / (next_s - seq.arrival_s)) ** options.penalty
     return kept, now_s + taken_s, cost
 
 
@@ -161,6 +165,22 @@ def test_keys_are_what_the_arithmetic_gives_one_by_one(jobs: list[Any], per: Any
         np.testing.assert_allclose(-view.order_key(seq), want, rtol=1e-6, atol=1e-9 * now / cost)
 
 
+def test_a_stream_that_only_says_its_pace_is_not_put_off_for_ever() -> None:
+    """Whatever comes later loses more by waiting, until its first token has been waited for long enough."""
+    order = GoodputDensity(Options(frame=1, early=0.0, best_effort_s=5.0))
+    engine = make_engine(rows=1, order=order, reuse=False)
+    engine.add(asking("pace", SLO(tpot_s=10.0)))
+    engine._inbox.empty_into(engine.ledger)
+    view = engine._planner
+    keys = []
+    for _ in range(2):
+        view._ranking.touch_all()
+        view._ranked()
+        keys.append(view.order_key(view.sequences[0]))
+        engine.clock.sleep(5.0)
+    assert keys[0] == 0.0 and keys[1] < 0.0
+
+
 def test_what_others_have_put_into_a_workflow_counts() -> None:
     engine = make_engine(rows=1, order=GoodputDensity(Options()), reuse=False)
     slo = SLO(deadline_s=100.0)
@@ -196,7 +216,8 @@ def test_lengths_are_looked_up_again_as_tokens_appear() -> None:
     assert all(b - a >= max(16, a // 4) for a, b in pairwise(looks))
 
 
-def test_a_swapped_sequence_pays_for_its_copy() -> None:
+def test_a_swapped_sequence_pays_for_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.fake.Handle.seconds", 0.02)
     engine = make_engine(
         blocks=10, host_blocks=30, rows=3, order=GoodputDensity(Options(frame=1)), reuse=False, swap_from=1, max_length=80
     )
@@ -241,3 +262,12 @@ def test_bad_knobs_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             EngineConfig.build(with_=[f"goodput-density:{knob}"]).make("goodput-density")
+
+
+def test_what_a_block_takes_to_copy_is_the_copying_alone() -> None:
+    pace = Pace(4)
+    pace.learn(Event(1.0, Kind.SWAPPED, 7, 0, 3))  # all of it lies there already: nothing is copied, no transfer ends
+    pace.learn(Event(100.0, Kind.TRANSFER_DONE, 7, 3, 0.6))  # and long after that it comes back
+    assert pace.block_copy_s == pytest.approx(0.2)
+    pace.learn(Event(101.0, Kind.TRANSFER_DONE, 8, 0, 0.0))
+    assert pace.block_copy_s == pytest.approx(0.2), "a copy of nothing says nothing"

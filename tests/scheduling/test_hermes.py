@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.engine.fake import alone, make_engine
-from tests.engine.test_steady import MODEL
+from tests.engine.test_steady import COSTS, MODEL
 from tests.scheduling.test_demand import visit
 
 from hasten.engine.config import EngineConfig
@@ -19,10 +19,12 @@ from hasten.engine.executors.cost import CostModel
 from hasten.engine.loop import Engine
 from hasten.engine.request import SLO, AppContext, Request, SamplingParams
 from hasten.engine.scheduling.base import Hint
-from hasten.engine.scheduling.demand.graph import DemandGraph
+from hasten.engine.scheduling.demand import application as applications
+from hasten.engine.scheduling.demand.graph import MOST_UNITS, DemandGraph
 from hasten.engine.scheduling.demand.runs import Run, Visit
 from hasten.engine.scheduling.demand.store import Demand
 from hasten.engine.scheduling.hermes import Hermes, Options
+from hasten.engine.scheduling.length_oracle import LengthOracle
 from hasten.engine.simulate import simulated_engine
 from hasten.engine.technique import ConfigError
 
@@ -138,6 +140,67 @@ def test_stages_that_a_graph_does_not_know_and_many_sequences_are_no_fault() -> 
     engine.add(Request(id="c", prompt=np.arange(5), sampling=SamplingParams(max_tokens=4, n=2, seed=1)))
     assert engine.run()
     assert engine.events.counts[Kind.FINISHED] == 6
+
+
+def test_a_unit_whose_calls_were_cancelled_at_once_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """A call of the unit before is still to be ranked, and nothing of the current one is left."""
+    engine = make_engine(order=hermes(), rows=1)
+    engine.add(call("x", "short", "only"))
+    engine.step()
+    engine.add(call("a", "?", "first", "w", tokens=100))
+    engine.add(
+        replace(call("b", "?", "second", "w"), app=AppContext(application="?", workflow="w", stage="second", parents=("a",)))
+    )
+    engine.add(call("c", "?", "only", tokens=20))
+    engine.cancel("b")
+    assert ends(engine) == ["b", "x", "a", "c"], "the run has been given nothing and needs no more that is known"
+    assert not caplog.records
+
+
+def test_a_unit_of_many_stages_keeps_so_many_names_only() -> None:
+    order = hermes()
+    engine = make_engine(order=order, rows=4)
+    for number in range(2 * MOST_UNITS):
+        engine.add(call(str(number), "long", f"stage {number}", "w", tokens=2))
+    engine.step()
+    (app,) = set(order._applications.of.values())
+    assert len(app.stages) == MOST_UNITS and len(app.live) == 2 * MOST_UNITS
+    engine.run()
+    assert engine.events.counts[Kind.FINISHED] == 2 * MOST_UNITS
+
+
+def test_each_of_n_sequences_reads_the_whole_prompt() -> None:
+    """What a unit of one call with n=4 needs is what four calls need, but for computing their prompts."""
+    found = {}
+    for n, many in ((4, 1), (1, 4)):
+        order = hermes(Demand())
+        engine = make_engine(order=order, rows=8, blocks=200, lengths=LengthOracle())
+        engine.executor.price = COSTS.step  # type: ignore[method-assign]
+        for number in range(many):
+            sampling = SamplingParams(max_tokens=40, n=n, seed=1)
+            engine.add(replace(call(f"{number}", "?", "only", "w", prompt=100), sampling=sampling))
+        while len(engine.ledger.sequences) < 4:
+            engine.step()
+        engine.step()
+        engine._planner._ranked()
+        (app,) = set(order._applications.of.values())
+        prices = order._prices
+        assert app.total is not None and prices is not None
+        found[n] = app.total.mean() - many * prices.prompt(100)
+    assert found[4] == pytest.approx(found[1])
+
+
+def test_idle_applications_are_forgotten_though_one_lives_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applications, "KEPT", 5)
+    order = hermes()
+    engine = make_engine(order=order)
+    engine.add(call("long", "long", "first", "w", tokens=150))
+    for number in range(20):
+        engine.add(call(str(number), "short", "only", tokens=2))
+        for _ in range(4):
+            engine.step()
+    known = order._applications._all
+    assert len(known) <= 6 and any(key[-1] == "w" for key in known)
 
 
 def test_nobody_waits_for_ever() -> None:

@@ -16,8 +16,10 @@ from hasten.engine.scheduling.demand.runs import Visit
 from hasten.engine.scheduling.demand.store import Demand
 from hasten.engine.scheduling.hexgen import HexGen, Options
 from hasten.lab.planning.alpha import Drift
-from hasten.serving.cluster.base import EngineView, FleetView
+from hasten.serving.cluster.base import Dispatcher, EngineView, FleetView
 from hasten.serving.cluster.hexgen import HexGenDispatcher
+from hasten.serving.cluster.least_outstanding import LeastOutstanding
+from hasten.serving.cluster.round_robin import RoundRobin
 
 STEP_TOKENS = 16
 STEP_S = 1e-3 * STEP_TOKENS  # as the fake executor prices a step
@@ -125,6 +127,42 @@ def test_without_deadline_or_graph_there_still_is_an_order() -> None:
     engine.run()
 
 
+def test_calls_of_their_own_leave_nothing_behind_and_push_no_workflow_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.engine.scheduling.hexgen.KEPT", 2)
+    order = HexGen(Options(step_tokens=STEP_TOKENS), DEMAND)
+    engine = engine_with(order)
+    engine.add(call("a", "plan", "w", deadline_s=9.0))
+    engine.run()
+    for id in "bcde":
+        engine.add(call(id, "write", ""))
+        engine.run()
+    assert [progress.seen for progress in order._all.values()] == [{"plan": 1}]
+    assert not order._of
+
+
+def test_a_stage_that_always_begins_with_another_is_as_long_as_the_two_are() -> None:
+    demand = Demand({"sql": DemandGraph("sql", ((visit("check+write", (16, 9), (16, 11)),),))})
+    order = HexGen(Options(step_tokens=STEP_TOKENS), demand)
+    engine = engine_with(order)
+    engine.add(call("a", "write", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.add(call("b", "check", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.step()
+    for id in "ab":  # all of the deadline less 10 tokens and the prompt, not the 5 tokens that a call may have
+        assert key(engine, id) == pytest.approx(2.0 - (1 + 10) * STEP_S)
+
+
+def test_urgency_follows_the_pace_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with(HexGen(Options(step_tokens=STEP_TOKENS), DEMAND))
+    engine.add(call("a", "revise", "w", deadline_s=2.0, arrival_s=0.0))
+    engine.step()
+    monkeypatch.setattr(engine.executor, "price", lambda shape: 2e-3 * shape.tokens)  # it turns out to be slower
+    now = engine.clock.now()
+    engine.add(call("b", "revise", "v", deadline_s=2.0, arrival_s=now))
+    engine.step()
+    share = SECONDS["revise"] / (1.5 * SECONDS["revise"] + SECONDS["plan"] + SECONDS["write"])
+    assert key(engine, "b") == pytest.approx(now + 2.0 * share - 2 * SECONDS["revise"])
+
+
 @pytest.mark.parametrize("knobs", [{"slack": 0.0}, {"slack": math.inf}, {"step_tokens": 0}])
 def test_bad_knobs_are_refused(knobs: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"hexgen: {next(iter(knobs))}"):
@@ -168,6 +206,17 @@ def test_work_comes_off_when_it_comes_back() -> None:
     assert dispatcher.assign(call("c", "plan", "w"), view) == 1
     with pytest.raises(ValueError, match="alpha"):
         HexGenDispatcher(1.5)
+
+
+@pytest.mark.parametrize("dispatcher", [RoundRobin(), LeastOutstanding(), HexGenDispatcher(0.5, DEMAND)])
+def test_engines_are_called_by_their_numbers(dispatcher: Dispatcher) -> None:
+    engines = [EngineView(3), EngineView(7)]
+    given = set()
+    for id in "ab":
+        number = dispatcher.assign(call(id, "plan", "w"), FleetView(0.0, engines))
+        next(engine for engine in engines if engine.number == number).outstanding += 1
+        given.add(number)
+    assert given == {3, 7}
 
 
 # -- tuning again --------------------------------------------------------------------------------------------------------

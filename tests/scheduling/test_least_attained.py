@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import perf_counter
 
 import pytest
 from tests.engine.fake import make_engine
@@ -11,6 +12,7 @@ from tests.scheduling.asks import asking, ends
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.scheduling.least_attained import LeastAttained, Options
+from hasten.engine.scheduling.workflows import Workflow
 from hasten.engine.technique import ConfigError
 
 
@@ -39,6 +41,33 @@ def test_keys_follow_service_in_classes() -> None:
         view._ranked()
         for seq in view.sequences:
             assert view.order_key(seq) == view.workflow(seq).service // 8
+
+
+def test_classes_are_followed_while_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a real clock, on which a step's end is past when its event is looked at."""
+    one = make_engine(order=order(8), chunk=64)
+    monkeypatch.setattr(one.clock, "now", perf_counter)
+    one.add(asking("a", tokens=30))
+    one.step()
+    view = one._planner
+    (seq,) = view.sequences
+    while seq.service < 16:
+        one.step()
+    view._ranked()
+    assert view.order_key(seq) == 2
+
+
+def test_a_workflow_is_summed_once_a_step_however_many_calls_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = make_engine(order=order(8), chunk=64)
+    for number in range(12):
+        one.add(asking(str(number), workflow="w", tokens=20))
+    one.step()
+    sums: list[int] = []
+    service = Workflow.service.fget
+    assert service is not None
+    monkeypatch.setattr(Workflow, "service", property(lambda self: sums.append(1) or service(self)))
+    one.step()
+    assert 1 <= len(sums) <= 3, "at the step's end, and for keys and steadiness if asked for"
 
 
 @pytest.mark.parametrize("quantum", [3, 50])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from tests.engine.fake import make_engine
 from hasten.engine.events import Event, EventLog, Kind
 from hasten.engine.request import AppContext, Request, SamplingParams
 from hasten.engine.scheduling import workflows
-from hasten.engine.scheduling.base import Hint, View
+from hasten.engine.scheduling.base import Direction, Hint, StepPlan, Transfer, View
 from hasten.engine.scheduling.fcfs import FCFS
-from hasten.engine.sequence import Sequence
+from hasten.engine.scheduling.newest_yields import NewestYields
+from hasten.engine.scheduling.newest_yields import Options as ResidencyOptions
+from hasten.engine.scheduling.stall_free import Options as BatchingOptions
+from hasten.engine.scheduling.stall_free import StallFree
+from hasten.engine.sequence import Sequence, State
 
 
 def call(id: str, workflow: str = "", stage: str = "", *, tokens: int = 4, prompt: int = 10, n: int = 1) -> Request:
@@ -44,7 +49,7 @@ class Watching(FCFS):
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         assert sequence is not None, "the books know whom the event concerns"
         workflow = view.workflow(sequence)
-        self.seen.append((event.kind, sequence.request.id, len(workflow.live), len(workflow.ended)))
+        self.seen.append((event.kind, sequence.request.id, len(workflow.live), workflow.ended))
         stale, self.stale = self.stale, []
         return stale
 
@@ -80,8 +85,7 @@ def test_a_workflow_remembers_its_calls_and_service() -> None:
     engine.add(call("b", "w", "act", tokens=5, n=2))
     engine.run()
     assert all(workflow is kept[0] for workflow in kept)
-    ended = [(c.request, c.stage, c.prompt_tokens, c.output_tokens, c.ok) for c in kept[0].ended]
-    assert ended == [("a", "plan", 10, 3, True), ("b", "act", 10, 5, True), ("b", "act", 10, 5, True)]
+    assert (kept[0].ended, kept[0].prompt_tokens, kept[0].output_tokens) == (3, 30, 13)
     assert kept[0].service == (10 + 2) + (10 + 4) + 4, "the prompt of n sequences is computed once, a last token never"
 
 
@@ -105,6 +109,33 @@ def test_old_idle_workflows_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
         engine.add(call(str(number), f"w{number}"))
         engine.run()
     assert len(known) == 3
+
+
+def test_what_failed_counts_as_service_only() -> None:
+    engine = make_engine()
+    for id in "ab":
+        engine.add(call(id, "w", tokens=20))
+    for _ in range(3):
+        engine.step()
+    engine.cancel("a")
+    engine.step()
+    (seq,) = engine.ledger.sequences.values()
+    workflow = engine._planner.workflow(seq)
+    assert (workflow.ended, workflow.prompt_tokens, workflow.output_tokens) == (1, 0, 0)
+    assert workflow.ended_service > 10
+
+
+def test_a_name_that_is_used_for_ever_takes_no_more_memory() -> None:
+    order = Watching()
+    engine = make_engine(order=order)
+    kept = engine._planner._workflows
+    for number in range(5):
+        engine.add(call(str(number), "w"))
+        engine.run()
+    (workflow,) = kept._idle.values()
+    assert workflow.ended == 5
+    values = [getattr(workflow, field.name) for field in fields(workflow)]
+    assert not any(value for value in values if not isinstance(value, int | float | str)), "numbers and names, nothing a call"
 
 
 def test_keys_named_stale_are_asked_again() -> None:
@@ -139,6 +170,38 @@ def test_keys_that_are_no_numbers_go_last() -> None:
     for id in "abc":
         engine.add(call(id))
     assert [delta.request_id for delta in engine.run() if delta.last] == ["b", "c", "a"]
+
+
+class BringsBackAtOnce(NewestYields):
+    """Swaps everybody out once, and steps wait for those that come back."""
+
+    swapped = False
+
+    def ahead(self, view: View, ranked: Seq[Sequence]) -> list[Transfer]:
+        if not self.swapped:
+            self.swapped = bool(view.in_state(State.RUNNING))
+            return [Transfer(seq, Direction.OUT, False) for seq in view.in_state(State.RUNNING)]
+        return [Transfer(seq, Direction.IN, False) for seq in view.in_state(State.SWAPPED)]
+
+    def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]:
+        return []
+
+
+def test_who_ends_while_the_step_waits_for_it_is_not_planned() -> None:
+    engine = make_engine(
+        host_blocks=40, residency=BringsBackAtOnce(ResidencyOptions()), batching=StallFree(BatchingOptions(preempt=True))
+    )
+    engine.add(call("lost", tokens=20))
+    engine.step()
+    (seq,) = engine.ledger.sequences.values()
+    seq.recomputable = False
+    engine.step()
+    engine.add(call("other", tokens=20))
+    engine.executor.fail_copies = 1.0  # type: ignore[attr-defined]
+    deltas = engine.run()
+    assert [(d.request_id, bool(d.error)) for d in deltas if d.last] == [("lost", True), ("other", False)]
+    assert not engine.events.counts[Kind.PLAN_REFUSED]
+    engine.ledger.audit()
 
 
 def test_hints_reach_whoever_asked_for_them() -> None:

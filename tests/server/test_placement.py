@@ -89,6 +89,26 @@ def test_bad_ones_are_refused_by_name(
     assert len(server.engine.seen) == before
 
 
+def test_a_repeated_header_is_a_list_or_refused(server: Running) -> None:
+    asked = {"prompt": "x", "max_tokens": 1}
+
+    def answer(*headers: tuple[str, str]) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/completions", json=asked, headers=[("x-hasten-workflow", "w"), *headers])
+
+    assert answer(("x-hasten-parents", "a"), ("x-hasten-parents", "b, c")).status_code == 200
+    assert server.engine.seen[-1].app.parents == ("a", "b", "c")
+    refused = answer(("x-hasten-tenant", "a"), ("x-hasten-tenant", "b"))
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "x-hasten-tenant"
+    assert "more than once" in refused.json()["error"]["message"]
+
+
+def test_names_beyond_ascii_are_the_same_in_body_and_header(server: Running) -> None:
+    assert post(server, {"x-hasten-tenant": "müller".encode()}, tenant="müller").status_code == 200  # type: ignore[dict-item]
+    assert server.engine.seen[-1].tenant == "müller"
+    assert post(server, {"x-hasten-tenant": "müller".encode("latin-1")}).status_code == 200  # type: ignore[dict-item]
+    assert server.engine.seen[-1].tenant == "müller"
+
+
 def test_objectives_kept_and_missed_are_counted(make_server: Any) -> None:
     running = make_server(step_s=0.02)
     slo = {"ttft_s": 20.0, "tpot_s": 0.001, "deadline_s": 20.0}

@@ -86,7 +86,7 @@ def tune(
             objectives,
             base,
             device_of,
-            lambda config, name, number: replay(engine_of(config), work, name=name, seed=number),
+            lambda config, name, number: replay(engine_of(config), work, name=name, seed=number, limit=planning.limit_of(work)),
             budget_s=60 * budget,
             rounds=rounds,
             progress=progress,

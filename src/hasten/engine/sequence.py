@@ -168,6 +168,7 @@ class Sequence:
         self.todo = list(parent.todo)
         self.state = parent.state
         self.program = parent.program
+        self.recomputable = parent.recomputable
         self.constraint = parent.constraint.fork() if parent.constraint is not None else None
 
     def commit(self, tokens: list[int]) -> None:

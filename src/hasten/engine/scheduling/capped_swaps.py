@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, WorkKind, rank
+from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, rank
+from hasten.engine.scheduling.displacing import promised
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -84,10 +85,7 @@ class CappedSwaps:
         planned = {work.sequence.id for work in plan.work}
         waits = (view.order_key(seq) for seq in view.in_state(State.WAITING) if seq.id not in planned)
         first = math.inf if alone else min(waits, default=math.inf)
-        # A begun prompt will need the rest of its blocks before anybody else does.
-        begun = (seq for seq in view.in_state(State.RUNNING) if seq.id not in planned and not seq.decoding)
-        spare -= sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
-        spare -= sum(view.blocks_needed(w.sequence, w.sequence.remaining) for w in plan.work if w.kind is WorkKind.PREFILL)
+        spare -= promised(plan, view)
         spare -= 0 if alone else int(self._options.reserve * view.total_blocks) + 1
         transfers: list[Transfer] = []
         for seq in swapped[: self._options.swaps]:

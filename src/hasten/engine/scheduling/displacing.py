@@ -51,8 +51,18 @@ class Tenure:
 
 
 def preempts(context: Any, options: Any) -> Any:
-    """The knobs with `preempt` also where the engine's configuration has it (`scheduling.preempt`, which presets set)."""
-    return replace(options, preempt=True) if context is not None and context.config.scheduling.preempt else options
+    """The knobs with `preempt` also where the engine's configuration has it (`scheduling.preempt`, which presets set). Raises
+    ValueError beside a residency that would not carry out what the batching counts on."""
+    if context is None:
+        return options
+    scheduling = context.config.scheduling
+    options = replace(options, preempt=options.preempt or scheduling.preempt)
+    if options.preempt and scheduling.residency == "reset-on-deadlock":
+        raise ValueError(
+            "preempt and reset-on-deadlock cannot work together: the one takes the memory of whoever ranks worse, the other "
+            "takes it from nobody while anything runs, so both sides would wait; set scheduling.residency=rank-yields"
+        )
+    return options
 
 
 def holders(view: View) -> list[Sequence]:
@@ -60,6 +70,17 @@ def holders(view: View) -> list[Sequence]:
     held = [seq for seq in view.in_state(State.RUNNING) if seq.view.length]
     held.sort(key=lambda seq: rank(seq, view))
     return held
+
+
+def promised(plan: StepPlan, view: View) -> int:
+    """Blocks that prompts which are begun will need after this step."""
+    planned = {work.sequence.id for work in plan.work}
+    begun = [seq for seq in view.in_state(State.RUNNING) if seq.id not in planned and not seq.decoding]
+    blocks = sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
+    for work in plan.work:
+        seq = work.sequence
+        blocks += view.blocks_needed(seq, seq.remaining) - view.blocks_needed(seq, work.count)
+    return blocks
 
 
 def victims(

@@ -11,8 +11,8 @@ As an order this is a tag on each sequence: its tenant's counter, plus the promp
 Sorting by tags is picking the lowest counter again and again, all picks of a step at once, and an admission changes no tag:
 what it adds to the counter is taken off the prompts ahead. So tags move only with output tokens, which are counted every
 `EVERY` steps; a tenant's tags are set anew when it has got `DRIFT` of service. That adds `EVERY` steps' output and `DRIFT` to
-the paper's bound, 2 max(w_p L, w_q M), where L is the longest prompt and M the tokens of KV. O(tenants) an arrival, O(live)
-every `EVERY` steps.
+the paper's bound, 2 max(w_p L, w_q M), where L is the longest prompt and M the tokens of KV. Of those that have requests:
+O(tenants) an arrival, O(sequences) every `EVERY` steps and in a step in which somebody arrives.
 
 Where this differs from the paper: work conservation is the batching's affair (a request that does not fit lets nobody
 overtake, of whatever tenant); a prompt found in the cache is charged in full, as the paper's service is what a user asks for,
@@ -80,8 +80,10 @@ class FairShare:
             raise ValueError("fair-share: prompt_price and output_price are both 0, so nothing is counted")
         self._prompt, self._output = options.prompt_price, options.output_price
         self._weights = _weights(options.weights)
-        self.tenants: OrderedDict[str, Tenant] = OrderedDict()
-        """Those that came or went last stand last."""
+        self.tenants: dict[str, Tenant] = {}
+        """Those that have requests."""
+        self.idle: OrderedDict[str, Tenant] = OrderedDict()
+        """Those that have none, the longest idle first."""
         self._last: Tenant | None = None
         """Who last stopped waiting."""
         self._charged: dict[int, tuple[Sequence, Tenant, int]] = {}
@@ -90,7 +92,6 @@ class FairShare:
         self._steps = 0
         self._counted = -1
         """Of `_steps`, when output tokens were counted last."""
-        self._idle = 0
 
     # -- the order ----------------------------------------------------------------------------------------------------------
 
@@ -123,23 +124,22 @@ class FairShare:
 
     @property
     def _floor(self) -> float:
-        """Where those begin who come while nobody waits."""
-        return self._last.counter if self._last is not None else 0.0
+        """Where those begin who come without anything waiting: at the lowest counter of those that wait."""
+        waiting = [tenant.counter for tenant in self.tenants.values() if tenant.waiting]
+        return min(waiting) if waiting else self._last.counter if self._last is not None else 0.0
 
     def _tenant(self, sequence: Sequence) -> Tenant:
         name = sequence.request.tenant
         tenant = self.tenants.get(name)
         if tenant is None:
-            tenant = self.tenants[name] = Tenant(self._weights.get(name, 1.0))
-        elif not tenant.live:
-            self._idle -= 1
+            tenant = self.idle.pop(name) if name in self.idle else Tenant(self._weights.get(name, 1.0))
+            self.tenants[name] = tenant
         return tenant
 
     def _came(self, sequence: Sequence) -> None:
         tenant = self._tenant(sequence)
         if not tenant.waiting:
-            others = [other.counter for other in self.tenants.values() if other.waiting]
-            tenant.counter = max(tenant.counter, min(others) if others else self._floor)
+            tenant.counter = max(tenant.counter, self._floor)
             tenant.tagged = tenant.counter
         charge = self._prompt * sequence.prompt_length / tenant.weight
         self._tags[sequence.id] = tenant.tagged + tenant.ahead
@@ -164,8 +164,8 @@ class FairShare:
         del self._tags[sequence.id]
         tenant.live -= 1
         if not tenant.live:
-            self.tenants.move_to_end(sequence.request.tenant)
-            self._idle += 1
+            name = sequence.request.tenant
+            self.idle[name] = self.tenants.pop(name)
             self._forget()
         return stale
 
@@ -207,15 +207,12 @@ class FairShare:
 
     def _forget(self) -> None:
         """Let go of idle tenants: first those whom coming back would lift past their counter anyway."""
-        if self._idle <= KEPT:
+        if len(self.idle) <= KEPT:
             return
-        waiting = [tenant.counter for tenant in self.tenants.values() if tenant.waiting]
-        floor = min(waiting) if waiting else self._floor
-        idle = [name for name, tenant in self.tenants.items() if not tenant.live]
-        gone = [name for name in idle if self.tenants[name].counter <= floor] or idle[: self._idle - KEPT]
-        for name in gone:
-            del self.tenants[name]
-        self._idle -= len(gone)
+        floor = self._floor
+        gone = [name for name, tenant in self.idle.items() if tenant.counter <= floor]
+        for name in gone or [next(iter(self.idle))]:
+            del self.idle[name]
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -78,11 +78,9 @@ class FollowOrder:
         if not wanted:
             return []
         rows += len(held)
-        begun = [seq for seq in held if seq.remaining > 1]
-        # What prompts that are begun have yet to get is theirs.
-        spare = view.free_blocks + view.leaving_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in begun)
+        spare = view.free_blocks + view.leaving_blocks - sum(_promised(seq, view) for seq in held)
         # Nobody leaves for prompts that no step has time for yet.
-        prompts = view.limits.tokens - sum(seq.remaining for seq in begun)
+        prompts = view.limits.tokens - sum(seq.remaining for seq in held if seq.remaining > 1)
         reserve = int(self._options.watermark * view.total_blocks) + 1
         leave: list[Sequence] = []
         back: list[Sequence] = []
@@ -113,7 +111,7 @@ class FollowOrder:
     @staticmethod
     def _displaced(held: Seq[Sequence], claimant: Sequence, short: int, rows: int, view: View) -> tuple[int, int] | None:
         """How many of `held`, from the last on, must leave for `claimant` to get `short` more blocks and `rows` more rows, and
-        the blocks that they free; None when those of worse rank are not enough."""
+        the blocks that they free or no longer wait for; None when those of worse rank are not enough."""
         count = freed = 0
         if short <= 0 and rows <= 0:
             return count, freed
@@ -122,7 +120,7 @@ class FollowOrder:
             if rank(victim, view) < own:
                 return None
             count += 1
-            freed += view.blocks_freed(victim)
+            freed += view.blocks_freed(victim) + _promised(victim, view)
             if short <= freed and rows <= count:
                 return count, freed
         return None
@@ -168,6 +166,11 @@ class FollowOrder:
             return math.inf
         worst = max((rank(seq, view) for seq in view.in_state(State.RUNNING) if seq.view.length), default=away)
         return math.inf if worst <= away else 0.0
+
+
+def _promised(seq: Sequence, view: View) -> int:
+    """What a prompt that is begun has yet to get is its own."""
+    return view.blocks_needed(seq, seq.remaining) if seq.remaining > 1 else 0
 
 
 TECHNIQUE = Technique(

@@ -2,11 +2,12 @@
 
 The batching rule of JITServe (Zhang et al., 2025). Every `frame` steps the `pool` times m best of all sequences, waiting,
 running or swapped, are sorted by length and a window of m slides over them; the one whose keys add up to least becomes the
-frame. Calls of a workflow that is short of time are added. Members of the frame have the first right to rows and memory: a
-running sequence outside it pauses when a member needs its row, and gives up its KV when a member needs that. Otherwise the
-steps of a frame are plain chunked prefill: every running sequence decodes while there are rows, and what is left of the token
-budget goes to prompts in the order's rank, whoever they belong to, so that a frame never leaves a step half empty. When steps
-take longer than the tightest pace a member asks for, m shrinks by `shrink` rows, and grows again when they do not.
+frame. Who is overdue (`scheduling.patience_s`) is in it whatever its length. Calls of a workflow that is short of time are
+added. Members of the frame have the first right to rows and memory: a running sequence outside it pauses when a member
+needs its row, and gives up its KV when a member needs that. Otherwise the steps of a frame are plain chunked prefill: every
+running sequence decodes while there are rows, and what is left of the token budget goes to prompts in the order's rank,
+whoever they belong to, so that a frame never leaves a step half empty. When steps take longer than the tightest pace a
+member asks for, m shrinks by `shrink` rows, and grows again when they do not.
 
 Exact. O(sequences) a step, O(n log n + n m) for the n = pool m candidates of a frame.
 
@@ -22,13 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hasten.engine.events import Event
 from hasten.engine.scheduling import framing
-from hasten.engine.scheduling.base import StepPlan, View
+from hasten.engine.scheduling.base import StepPlan, View, rank
 from hasten.engine.scheduling.framed_step import FramedStep
 from hasten.engine.scheduling.objectives import deadline_s, is_compound
 from hasten.engine.scheduling.pace import Pace
@@ -41,13 +42,13 @@ _MOST = 1e30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    chunk: int = 512
+    chunk: int = field(default=512, metadata={"search": (64, 128, 256, 1024, 2048)})
     """Tokens of a step while anything decodes; without decodes a step takes all that `limits.tokens` allows."""
     watermark: float = 0.01
     """Share of the blocks kept free when admitting, for the running ones to grow into."""
     frame: int = 50
     """Steps of a frame."""
-    pool: float = 2.0
+    pool: float = field(default=2.0, metadata={"search": (1.0,)})
     """Candidates of a frame, in multiples of its rows."""
     shrink: int = 8
     """Rows by which the frame shrinks, or grows again, as the pace of the steps demands."""
@@ -94,13 +95,16 @@ class Frames:
         most = view.limits.rows
         rows = min(self._rows or most, most)
         pool = math.ceil(self._options.pool * rows)
-        found = sorted([*ranked[:pool], *away], key=view.order_key)[:pool]
+        found = sorted([*ranked[:pool], *away], key=lambda seq: rank(seq, view))[:pool]
         # Memory may hold fewer than there are rows: then it is memory that a member has a right to.
         width = min(rows, max(1, self._held(found, view)))
         found = found[: math.ceil(self._options.pool * width)]
         values = -np.clip([view.order_key(seq) for seq in found], -_MOST, _MOST)
         lengths = np.array([seq.length for seq in found], dtype=np.int64)
-        chosen = framing.window(values, lengths, width).tolist()
+        # Whoever is overdue is a member, in whatever company: windows of like lengths could leave it out for ever.
+        overdue = min(width, sum(view.order_key(seq) == -math.inf for seq in found))
+        like = framing.window(values[overdue:], lengths[overdue:], width - overdue) + overdue if overdue < width else ()
+        chosen = [*range(overdue), *map(int, like)]
         compound = [found[number] for number in chosen if is_compound(found[number])]
         if compound and len(ranked) + len(away) > width:
             chosen, found = self._with_siblings(chosen, found, compound, width, view)

@@ -28,13 +28,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(slots=True)
 class Standing:
-    """Where sequences stand. `begin_s`: when the time of the deadline began to run. `prompt`, `produced` tokens so far, `left`
-    to produce (at least 1), `todo` known ones whose KV is missing before the next one can be drawn (0 while decoding), `held`
-    ones in KV, `copy_s` seconds until its KV is back from the slower tier."""
+    """Where sequences stand. `begin_s`: when the time of the deadline began to run. `wait_s`: until when its first token is
+    in time, whether or not an objective says so; `first_s`: when the schedule of its tokens begins. `prompt`, `produced`
+    tokens so far, `left` to produce (at least 1), `todo` known ones whose KV is missing before the next one can be drawn (0
+    while decoding), `held` ones in KV, `copy_s` seconds until its KV is back from the slower tier."""
 
     arrival_s: Floats
     begin_s: Floats
     deadline_s: Floats
+    wait_s: Floats
     first_s: Floats
     tpot_s: Floats
     prompt: Floats
@@ -101,7 +103,7 @@ def streaming(standing: Standing, now_s: float, prices: Prices, weight: float, p
     next_s = now_s + prompt_s(standing, prices) + prices.interval_s
     first_s = np.where((standing.first_s >= NEVER_S) & (standing.produced == 0), next_s, standing.first_s)
     arrival_s = standing.arrival_s
-    ttft_share = kept_share(first_s - arrival_s, next_s - arrival_s)
+    ttft_share = kept_share(standing.wait_s - arrival_s, next_s - arrival_s)
     prompt = np.where(standing.produced == 0, standing.prompt * ttft_share**penalty, 0.0)
     share = on_schedule(standing, first_s, next_s, prices.interval_s) / standing.left
     return prompt + weight * standing.left * share**penalty

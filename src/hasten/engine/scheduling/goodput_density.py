@@ -22,7 +22,7 @@ token); the default `per=work` divides by seconds *of the engine*, prompt includ
 sequence shares its steps with others and a long prompt takes more of them than its answer. The predicted share on schedule is
 ours (`gain`), and so is the sharper `penalty`: the paper's 1 leaves a request that is late by half its deadline two thirds of
 its worth, while a whole response that misses its deadline counts for nothing in token goodput. A request without objectives
-is taken to want its whole answer within `best_effort_s`.
+is taken to want its whole answer within `best_effort_s`, a stream that only says its pace the first token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -62,12 +62,12 @@ class Options:
     """What an output token is worth in prompt tokens."""
     penalty: float = 4.0
     """Power of the share of its time that a late sequence keeps; the paper's is 1."""
-    per: Literal["work", "time"] = "work"
+    per: Literal["work", "time"] = field(default="work", metadata={"search": ("time",)})
     """Gain per second of the engine, or per second until the last token as in the paper."""
-    early: float = 0.1
+    early: float = field(default=0.1, metadata={"search": (1.0,)})
     """What that part of a gain counts for which another frame's wait would not cost. 1: as much as the rest, as published."""
     best_effort_s: float = 60.0
-    """The deadline of a request without objectives."""
+    """The deadline of a request without objectives, and of the first token of one that only has `tpot_s`."""
 
 
 class GoodputDensity:

@@ -55,6 +55,7 @@ class _Progress:
     """A workflow: `deadline_s` in engine time, `seen` visits by unit, and the stage under way with its `due_s`: when it began
     plus its budget."""
 
+    key: tuple[str, str, str]
     began_s: float
     deadline_s: float = math.inf
     seen: dict[str, int] = field(default_factory=dict)
@@ -82,7 +83,6 @@ class HexGen:
         self._expected = {application: expected(graph) for application, graph in demand.graphs.items()}
         self._all: OrderedDict[tuple[str, str, str], _Progress] = OrderedDict()
         self._of: dict[int, _Progress] = {}
-        self._step_s = 0.0
 
     def keys(self, stale: Seq[Sequence], view: View) -> npt.NDArray[np.float64]:
         return np.array([self._of[seq.id].due_s - self._time_of(seq, view) for seq in stale])
@@ -94,6 +94,8 @@ class HexGen:
         progress = self._of.pop(sequence.id, None)
         if progress is not None:
             progress.live.discard(sequence.id)
+            if not (progress.live or sequence.request.app.workflow):
+                self._all.pop(progress.key, None)  # nothing of it can follow
         return ()
 
     def _came(self, seq: Sequence, view: View) -> Iterable[int]:
@@ -102,7 +104,7 @@ class HexGen:
         key = seq.request.tenant, workflow.application, workflow.id
         progress = self._all.get(key)
         if progress is None:
-            progress = self._all[key] = _Progress(workflow.arrival_s)
+            progress = self._all[key] = _Progress(key, workflow.arrival_s)
             while len(self._all) > KEPT:
                 self._all.popitem(last=False)
         self._all.move_to_end(key)
@@ -143,17 +145,18 @@ class HexGen:
         return stage.seconds(self._step(view), self._options.step_tokens)
 
     def _time_of(self, seq: Sequence, view: View) -> float:
-        """What the call takes here: its prompt is known, its output as its stage's are, or as the lengths part says."""
-        request = seq.request
-        stage = self._expected.get(request.app.application, {}).get(request.app.stage)
+        """What the call takes here: its prompt is known, its output as its stage's are, or those of the stages that begin with
+        it, or as the lengths part says."""
+        app = seq.request.app
+        stages = self._expected.get(app.application, {})
+        stage = stages.get(app.stage) or stages.get(self._of[seq.id].unit)
         output = stage.output if stage is not None else float(view.remaining_output(seq).mean())
         return call_seconds(seq.prompt_length, output, self._step(view), self._options.step_tokens)
 
     def _step(self, view: View) -> float:
-        if not self._step_s:
-            tokens = min(self._options.step_tokens, view.limits.tokens)
-            self._step_s = view.price(StepShape(tokens, 1, 1, tokens, tokens))
-        return self._step_s
+        """Asked anew for each call: an engine that is not calibrated learns its pace while it runs."""
+        tokens = min(self._options.step_tokens, view.limits.tokens)
+        return view.price(StepShape(tokens, 1, 1, tokens, tokens))
 
     def steady(self, plan: StepPlan, view: View) -> float:
         """Keys change when calls arrive, and then only."""

@@ -25,6 +25,10 @@ class Options:
 
 class NewestYields:
     def __init__(self, options: Options) -> None:
+        if options.swap_from < 0:
+            raise ValueError(f"swap_from must be a number of tokens from 0 on, got {options.swap_from}")
+        if not 0 <= options.watermark < 1:
+            raise ValueError(f"watermark must be a share from 0 to below 1, got {options.watermark}")
         self._options = options
 
     def plan(self, view: View, plan: StepPlan, short: int) -> list[Transfer]:

@@ -16,20 +16,19 @@ _CHUNK = 512
 class Pace:
     """Counts the steps of a frame and keeps the means of the one before. Its users hand on events of the kinds LEARNS_FROM."""
 
-    LEARNS_FROM = frozenset({Kind.STEP, Kind.MEMORY, Kind.READ, Kind.SWAPPED, Kind.TRANSFER_DONE})
+    LEARNS_FROM = frozenset({Kind.STEP, Kind.MEMORY, Kind.READ, Kind.TRANSFER_DONE})
 
     def __init__(self, frame: int) -> None:
         self._frame = frame
         self.left = frame
         """Steps until the frame ends."""
         self.block_copy_s = 0.0
-        """Seconds from asking for a block's copy to its being there, as the last transfers took."""
+        """Seconds that copying a block between the tiers takes, as the last transfer took."""
         self.interval_s: float | None = None
         """Mean seconds of a step; None before any frame has ended."""
         self._rows = self._cached = self._prompts = 0.0
         self._sums = [0.0] * 4
         """Seconds, tokens, rows and cached tokens of this frame's steps so far."""
-        self._leaving: dict[int, float] = {}
         self._prices: Prices | None = None
 
     def learn(self, event: Event) -> bool:
@@ -47,10 +46,8 @@ class Pace:
             if self.left <= 0:
                 self._turn()
                 return True
-        elif kind is Kind.SWAPPED:
-            self._leaving[event.sequence] = event.time_s
-        elif (since_s := self._leaving.pop(event.sequence, None)) is not None:
-            self.block_copy_s = (event.time_s - since_s) / max(1.0, event.a)
+        elif event.a > 0:
+            self.block_copy_s = event.b / event.a
         return False
 
     def _turn(self) -> None:

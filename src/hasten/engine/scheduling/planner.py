@@ -102,7 +102,7 @@ class Planner:
             if self._ageing is not None:
                 self._ageing.came(seq.id, self.now)
         else:
-            self._workflows.went(seq, event.time_s, event.kind is Kind.FINISHED)
+            self._workflows.went(seq, event.kind is Kind.FINISHED)
             self._ranking.went(seq.id)
             if self._ageing is not None:
                 self._ageing.went(seq.id)
@@ -226,7 +226,8 @@ class Planner:
         everyone = self._ranked()
         self._pass_hints()
         early = self._move_ahead(everyone)
-        away = bool(self.in_state(State.SWAPPED, State.LEAVING, State.LOADING))
+        # Who was waited for may have ended, if its copy failed.
+        away = early or bool(self.in_state(State.SWAPPED, State.LEAVING, State.LOADING))
         ranked = [seq for seq in everyone if seq.state in (State.WAITING, State.RUNNING)] if away else everyone
         try:
             plan = self._batching.compose(ranked, self)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hasten.engine.events import Event
 from hasten.engine.scheduling import newest_yields
 from hasten.engine.scheduling.base import Direction, StepPlan, Transfer, View, rank
-from hasten.engine.scheduling.displacing import Tenure, holders, preempts, victims
+from hasten.engine.scheduling.displacing import Tenure, holders, preempts, promised, victims
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -52,7 +52,7 @@ class RankYields(newest_yields.NewestYields):
         if not alone:  # else the first one comes back whoever waits: something must run
             swapped = self._ahead_of_waiting(swapped, plan, view)
         reserve = 0 if alone else int(self._options.watermark * view.total_blocks) + 1
-        spare = -short - reserve - _promised(plan, view)
+        spare = -short - reserve - promised(plan, view)
         transfers: list[Transfer] = []
         for seq in swapped:
             wanted = len(seq.stored) + view.blocks_needed(seq, seq.remaining)
@@ -80,17 +80,6 @@ class RankYields(newest_yields.NewestYields):
     def steady(self, plan: StepPlan, view: View) -> float:
         """Who is swapped lacks memory to come back, and decoding frees none; but a tenure may end."""
         return self._tenure.steady(plan) if self._preempt else math.inf
-
-
-def _promised(plan: StepPlan, view: View) -> int:
-    """Blocks that prompts which are begun will need after this step."""
-    now = {work.sequence.id: work.count for work in plan.work}
-    promised = 0
-    for seq in view.in_state(State.WAITING, State.RUNNING):
-        if seq.id in now or (seq.state is State.RUNNING and not seq.decoding):
-            count = now.get(seq.id, 0)
-            promised += view.blocks_needed(seq, seq.remaining) - (view.blocks_needed(seq, count) if count else 0)
-    return promised
 
 
 TECHNIQUE = Technique(

@@ -89,6 +89,8 @@ class SarathiServe:
                 raise ValueError(f"sarathi-serve: {name} must be at least 1, got {getattr(options, name)}")
         if options.context is not None and options.context < 0:
             raise ValueError(f"sarathi-serve: context must be a number of tokens from 0 on, got {options.context}")
+        if not 0 <= options.watermark < 1:
+            raise ValueError(f"sarathi-serve: watermark must be a share from 0 to below 1, got {options.watermark}")
         self._options = options
         self._tenure = Tenure(options.hold)
         self.learns_from = Tenure.learns_from

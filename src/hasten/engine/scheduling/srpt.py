@@ -17,7 +17,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -51,7 +51,7 @@ EDGES = _edges()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    by: Literal["time", "work"] = "time"
+    by: Literal["time", "work"] = field(default="time", metadata={"search": ("work",)})
     """`time`: the seconds until it would end if it were always served, which counts how long it holds its row and its KV.
     `work`: the seconds by which it lengthens the engine's steps."""
 

@@ -36,6 +36,8 @@ class StallFree:
     def __init__(self, options: Options) -> None:
         if options.chunk < 1:
             raise ValueError(f"stall-free: chunk must be at least 1, got {options.chunk}")
+        if not 0 <= options.watermark < 1:
+            raise ValueError(f"stall-free: watermark must be a share from 0 to below 1, got {options.watermark}")
         self._options = options
         self._tenure = Tenure(options.hold)
         self.learns_from = Tenure.learns_from

@@ -99,6 +99,7 @@ class Standings:
             "arrival_s": seq.arrival_s,
             "begin_s": begin_s(seq, view),
             "deadline_s": due_s,
+            "wait_s": seq.arrival_s + (slo.ttft_s if slo.ttft_s is not None else self._best_effort_s),
             "first_s": first_token_s(seq),
             "tpot_s": slo.tpot_s if slo.tpot_s is not None else NEVER_S,
             "prompt": seq.prompt_length,
@@ -133,8 +134,8 @@ class Standings:
         if group is None:
             self._count += 1
             group = self._groups[key] = self._by_number[self._count] = Group(self._count, key)
-            ended = (call for call in view.workflow(seq).ended if call.ok)
-            group.ended = sum(call.prompt_tokens + self._weight * call.output_tokens for call in ended)
+            workflow = view.workflow(seq)
+            group.ended = workflow.prompt_tokens + self._weight * workflow.output_tokens
         group.rows[seq.id] = row
         return group.number
 

@@ -24,11 +24,12 @@ class WholePrompts:
         decoding = [seq for seq in started if seq.decoding]
         free = view.free_blocks - sum(view.blocks_needed(seq, seq.remaining) for seq in started)
         ahead = returning(view)
+        places = rows - len(started)
         for seq in ranked:
             if seq.decoding or len(plan.work) == rows or budget == 0:
                 continue
             if seq.state is State.WAITING:
-                if len(started) + len(plan.work) >= rows or (ahead is not None and ahead < rank(seq, view)):
+                if places <= 0 or (ahead is not None and ahead < rank(seq, view)):
                     continue
                 before = view.free_blocks
                 remaining = view.open(seq)
@@ -37,6 +38,7 @@ class WholePrompts:
                 if need > free or (remaining > budget and plan.work):
                     break
                 free -= need
+                places -= 1
             count = min(seq.remaining, budget)
             plan.work.append(Work(seq, count, WorkKind.PREFILL))
             budget -= count

@@ -16,33 +16,23 @@ from hasten.engine.sequence import Sequence
 KEPT = 4096
 """Workflows without a live call that are remembered."""
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call that has ended: what it was, how long its prompt and output were, and when it came and went (engine seconds).
-    `ok`: it ended well."""
-
-    request: str
-    stage: str
-    parents: tuple[str, ...]
-    prompt_tokens: int
-    output_tokens: int
-    arrival_s: float
-    end_s: float
-    ok: bool
+_Key = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class Workflow:
-    """`arrival_s`: of its first call. `live`: unfinished sequences by number. `ended`: calls that are over, in order of their
-    ends, one for each sequence."""
+    """`arrival_s`: of its first call (engine seconds). `live`: unfinished sequences by number. Of those that are over, as sums
+    since a name may be used for ever: `ended`, how many; `ended_service`, tokens computed for them; `prompt_tokens` and
+    `output_tokens` of those that ended well."""
 
     application: str
     id: str
     arrival_s: float
     live: dict[int, Sequence] = field(default_factory=dict)
-    ended: list[Call] = field(default_factory=list)
+    ended: int = 0
     ended_service: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
     @property
     def service(self) -> int:
@@ -56,57 +46,46 @@ class Workflows:
     KINDS = frozenset({Kind.ARRIVED, Kind.FORKED, Kind.FINISHED, Kind.FAILED})
 
     def __init__(self) -> None:
-        self._all: OrderedDict[tuple[str, str, str], Workflow] = OrderedDict()
-        """Those that were touched last stand last."""
-        self._idle = 0
+        self._live: dict[_Key, Workflow] = {}
+        """Those with live calls."""
+        self._idle: OrderedDict[_Key, Workflow] = OrderedDict()
+        """Those without, the longest idle first."""
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._live) + len(self._idle)
 
     def of(self, sequence: Sequence) -> Workflow:
-        return self._all[_key(sequence)]
+        key = _key(sequence)
+        return self._live[key] if key in self._live else self._idle[key]
 
     def came(self, sequence: Sequence) -> None:
         key = _key(sequence)
-        workflow = self._all.get(key)
+        workflow = self._live.get(key)
         if workflow is None:
-            workflow = self._all[key] = Workflow(key[1], key[2], sequence.arrival_s)
-        elif not workflow.live:
-            self._idle -= 1
+            known = key in self._idle
+            workflow = self._idle.pop(key) if known else Workflow(key[1], key[2], sequence.arrival_s)
+            self._live[key] = workflow
         workflow.live[sequence.id] = sequence
 
-    def went(self, sequence: Sequence, now: float, ok: bool) -> None:
+    def went(self, sequence: Sequence, ok: bool) -> None:
         key = _key(sequence)
-        workflow = self._all[key]
-        request = sequence.request
+        workflow = self._live[key]
         del workflow.live[sequence.id]
+        workflow.ended += 1
         workflow.ended_service += sequence.service
-        workflow.ended.append(
-            Call(
-                request.id,
-                request.app.stage,
-                request.app.parents,
-                sequence.prompt_length,
-                sequence.output_length,
-                sequence.arrival_s,
-                now,
-                ok,
-            )
-        )
+        if ok:
+            workflow.prompt_tokens += sequence.prompt_length
+            workflow.output_tokens += sequence.output_length
         if workflow.live:
             return
-        if not request.app.workflow:
-            del self._all[key]
-            return
-        self._all.move_to_end(key)
-        self._idle += 1
-        while self._idle > KEPT:
-            oldest = next(k for k, w in self._all.items() if not w.live)
-            del self._all[oldest]
-            self._idle -= 1
+        del self._live[key]
+        if sequence.request.app.workflow:
+            self._idle[key] = workflow
+        while len(self._idle) > KEPT:
+            self._idle.popitem(last=False)
 
 
-def _key(sequence: Sequence) -> tuple[str, str, str]:
+def _key(sequence: Sequence) -> _Key:
     request = sequence.request
     app = request.app
     # A name of its own, which no workflow can have: those are not told apart by a control character.

@@ -2,7 +2,8 @@
 
 A request counts when its prompt was answered at a certain rate (seconds until the first token over its tokens) and the moving
 average of the gaps between its tokens never exceeded a bound. The paper's 512 prompt tokens/s and 2, 4 or 6 output tokens/s, of
-a model of 70 billion parameters on four A100, are scaled to the machine at hand.
+a model of 70 billion parameters on four A100, are scaled to the machine at hand by one factor: how many prompt tokens a second
+it computes, over how many theirs does.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
     from hasten.lab.bench.run import Run
     from hasten.lab.planning.devices import Device
 
-PROMPT_SHARE = 1 / 9
-"""The paper asks for 512 prompt tokens a second of machines that compute about 4,500 (70 billion parameters on four A100)."""
-SLOWDOWNS = {"6": 5.0, "4": 7.5, "2": 15.0}
-"""The paper's generation rates of 6, 4 and 2 tokens/s, as multiples of the time of a step that only decodes (about 1/30 s)."""
+PROMPT_RATE, RATES = 512.0, (6.0, 4.0, 2.0)
+"""Tokens per second that the paper asks for, of prompts and of output."""
+MACHINE = 4_500.0
+"""Prompt tokens per second that the paper's machine computes at best (four A100 at half their peak)."""
 SMOOTHING = 0.1
 """Weight of the newest gap in the moving average."""
+
+
+def scale(device: Device, limit: int) -> float:
+    """What the paper's rates are to be multiplied by on this machine, in passes of up to `limit` tokens."""
+    return best_prompt_rate(device, limit) / MACHINE
 
 
 def best_prompt_rate(device: Device, limit: int) -> float:

@@ -76,8 +76,8 @@ def run(setting: Setting) -> Outcome:
     last: dict[str, Run] = {}
     for number in range(rounds):
         work = scale_load(generated(workflows, slos, setting.seed + number), OVERLOAD * rate)
-        # What is reported only, and what is far behind, runs once.
-        names = [name for name in engines.configs if not number or name not in (FCFS, LAS, ORDER, PAPER, AGED)]
+        # What is reported only runs once; any baseline may be the best of its round.
+        names = [name for name in engines.configs if not number or name not in (ORDER, PAPER, AGED)]
         last = {}
         for turn, name in enumerate(names):
             tell(f"round {number + 1} of {rounds}: {name}", 0.15 + 0.5 * (number + turn / len(names)) / rounds)
@@ -157,8 +157,8 @@ def _all_served(aged: Served) -> Guard:
 
 
 def _real(setting: Setting, step_s: float) -> Point:
-    """Both sides for real at the same overload: lengths an eighth as long, times as many steps of this machine as they are of
-    the simulated one (a step of which takes `step_s`)."""
+    """Both sides for real beyond what FCFS does with everything at once: lengths an eighth as long, times as many steps of
+    this machine as they are of the simulated one (a step of which takes `step_s`)."""
     from hasten.lab.bench.metrics import steps
     from hasten.lab.claims.sides import Sides
     from hasten.lab.claims.virtual import REAL, real_point
@@ -197,7 +197,7 @@ def _picture(curve: Mapping[float, Mapping[str, Served]], overload: Mapping[str,
     from hasten.lab.claims.picture import axes, png
 
     figure, (by_load, by_class) = axes(2)
-    for name in (FCFS, EDF, SRPT, WORK, JIT):
+    for name in (*BASELINES, JIT):
         points = [(load, 100 * row[name].share) for load, row in curve.items()]
         by_load.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=2.2 if name == JIT else 1.2)
     by_load.set(xlabel="load", ylabel="output tokens in time, %", ylim=(0, 104))
@@ -246,7 +246,11 @@ CLAIM = Claim(
         Requirement(name="order", what="what is left with the order alone (no frames, no capped swaps)", unit="%"),
         Requirement(name="paper", what="what is left with the density as published (per time, penalty 1)", unit="%"),
         Requirement(name="aged", what=f"what is left with ageing ({PATIENCE_S:g} s)", unit="%"),
-        Requirement(name="real", what="for real on the built-in model, over FCFS at the same overload", unit="x"),
+        Requirement(
+            name="real",
+            what=f"for real on the built-in model, over FCFS at {OVERLOAD:g} times what it does with everything at once",
+            unit="x",
+        ),
         Requirement(name="real-error", what="error of the simulation's token goodput there", unit="%", at_most=15.0),
     ),
     run=run,

@@ -100,7 +100,7 @@ def engines_of(chunk: int, *, traces: bool = False) -> Virtual:
 
 def lead(row: Mapping[str, Served]) -> float:
     """JITServe's goodput over the best baseline's."""
-    return row[JIT].share / max(row[name].share for name in BASELINES if name in row)
+    return row[JIT].share / max(row[name].share for name in BASELINES)
 
 
 def tuned(work: Workload, chunks: tuple[int, ...], tell: Callable[[str, float], None]) -> tuple[int, float, dict[int, float]]:
@@ -147,7 +147,7 @@ def curve_of(
 
     found: dict[float, Mapping[str, Served]] = {OVERLOAD: overload}
     loads = OTHER_LOADS[:1] if quick else OTHER_LOADS
-    names = (FCFS, EDF, SRPT, WORK, JIT)
+    names = (*BASELINES, JIT)
     for number, load in enumerate(loads):
         row = {}
         for turn, name in enumerate(names):
@@ -164,4 +164,4 @@ def on_traces(workflows: int, seed: int) -> dict[str, Served]:
     engines = engines_of(512, traces=True)
     work = traced(workflows, objectives(*TRACED), seed)
     work = scale_load(work, OVERLOAD * sustained(engines, work, TRACED[0], 17.0))
-    return {name: served(engines.replay(name, work)) for name in (EDF, SRPT, WORK, JIT)}
+    return {name: served(engines.replay(name, work)) for name in (*BASELINES, JIT)}

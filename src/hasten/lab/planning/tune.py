@@ -1,16 +1,17 @@
 """Searches the configuration that serves a workload best under its objectives: by simulation first, then on the real engine.
 
-The space is made of what exists: every technique that decides a scheduling part on its own, with the values its knobs say are
-worth trying (`metadata={"search": ...}` of the knob's field), the engine's limits, block size, prefix caching and number
-format. The search is coordinate descent from the configuration given: each dimension in turn is set to its best value, until a
-round changes nothing or time is up. Real runs then decide between the three best and where it began.
+The space is made of what exists: every technique that decides a scheduling part, alone or as a preset of several, with the
+values its knobs say are worth trying (`metadata={"search": ...}` of the knob's field), the engine's limits, block size, prefix
+caching and number format. The search is coordinate descent from the configuration given: each dimension in turn is set to its
+best value, until a round changes nothing or time is up. An option makes way for one that decides otherwise what it decides.
+Real runs then decide between the three best and where it began.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
 from typing import Any
@@ -29,6 +30,7 @@ DeviceOf = Callable[[EngineConfig], Device | None]
 """The device that simulates a configuration, None where nothing is known of it."""
 
 FIELDS: dict[str, tuple[Any, ...]] = {
+    "scheduling.preempt": (False, True),
     "scheduling.max_tokens": (512, 1024, 2048, 4096),
     "scheduling.max_rows": (8, 16, 32, 64, 128, 256),
     "kv.block_size": (16, 32, 64),
@@ -37,8 +39,11 @@ FIELDS: dict[str, tuple[Any, ...]] = {
 }
 """Settings and the values that are tried for them."""
 
-POLICIES = ("scheduling.order", "scheduling.batching", "scheduling.residency")
-"""Settings that a technique each decides."""
+POLICIES = ("scheduling.order", "scheduling.batching", "scheduling.residency", "scheduling.lengths")
+"""Settings that techniques decide; one that decides several is an option of the first."""
+
+EXPERIMENTS = ("priority-trace", "length-oracle")
+"""Techniques that nobody serves with: an experiment's cause, and lengths that nobody can know."""
 
 BEST = 3
 """Configurations that real runs confirm."""
@@ -51,6 +56,16 @@ class Option:
     dimension: str
     value: Any
     technique: str | None = None
+
+    @property
+    def sets(self) -> Mapping[str, Any]:
+        """All settings that it decides."""
+        return {self.dimension: self.value} if self.technique is None else find(self.name).sets
+
+    @property
+    def name(self) -> str:
+        """Of its technique, without knobs; empty for a setting."""
+        return (self.technique or "").partition(":")[0]
 
     def __str__(self) -> str:
         return self.technique if self.technique is not None else f"{self.dimension}={self.value}"
@@ -74,7 +89,7 @@ class Candidate:
         """`base` with the options; a technique of it that decides what one of them decides makes way."""
         base = base.model_copy(deep=True)
         for name in list(base.techniques):
-            if any(path in self.options for path in find(name).sets):
+            if any(option.name == name or _clash(option.sets, find(name).sets) for option in self.options.values()):
                 del base.techniques[name]
         return EngineConfig.build(
             base=base,
@@ -103,13 +118,13 @@ class Tuned:
 
 
 def dimensions(config: EngineConfig, techniques: Sequence[Technique] | None = None) -> dict[str, list[Option]]:
-    """The options of each dimension. Techniques that are approximate, need others or decide more than one part are left out."""
+    """The options of each dimension. Techniques that are approximate, need others or only serve experiments are left out."""
     out: dict[str, list[Option]] = {path: [] for path in POLICIES}
     for technique in techniques if techniques is not None else all_techniques():
-        paths = list(technique.sets)
-        if len(paths) != 1 or paths[0] not in out or not technique.exact or technique.requires:
+        path = next((path for path in POLICIES if path in technique.sets), None)
+        if path is None or not technique.exact or technique.requires or technique.name in EXPERIMENTS:
             continue
-        out[paths[0]] += [Option(paths[0], technique.name, text) for text in _with_knobs(technique)]
+        out[path] += [Option(path, technique.sets[path], text) for text in _with_knobs(technique)]
     out = {path: options for path, options in out.items() if len(options) > 1}
     for path, values in FIELDS.items():
         out[path] = [Option(path, value) for value in values]
@@ -132,6 +147,12 @@ def score(figures: dict[str, float], slo: SLO) -> float:
     return figures["goodput"] + 0.01 * slack
 
 
+def limit_of(workload: Workload) -> int:
+    """`max_tokens` of every request while it is tuned for: as many as the longest output has, so that no order is told a
+    request's true length by its limit, which no client would know."""
+    return max(request.output_tokens for request in workload)
+
+
 def search(
     workload: Workload, slo: SLO, base: EngineConfig, device_of: DeviceOf, *, budget_s: float, progress: Progress
 ) -> tuple[list[Candidate], dict[str, str]]:
@@ -148,7 +169,7 @@ def search(
         device = device_of(config)
         if device is None:
             raise ConfigError("nothing is known of this machine in that format: calibrate it with --dtype")
-        run = simulate(workload, device, config)
+        run = simulate(workload, device, config, limit=limit_of(workload))
         candidate.simulated = metrics.summary(run, slo)
         candidate.score = score(candidate.simulated, slo)
         seen[candidate.name] = candidate
@@ -178,13 +199,17 @@ def search(
     return sorted(seen.values(), key=lambda one: -one.score), refused
 
 
+def _clash(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """They decide a setting differently."""
+    return any(one[path] != other[path] for path in one.keys() & other.keys())
+
+
 def _with(options: dict[str, Option], option: Option, base: EngineConfig) -> dict[str, Option]:
     """`options` with one more; one that says what the configuration given says already is none."""
-    out = {path: value for path, value in options.items() if path != option.dimension}
-    section, name = option.dimension.split(".")
-    default = option.technique is None or ":" not in option.technique
-    given = option.value == getattr(getattr(base, section), name) and default and not base.techniques.get(str(option.value))
-    if not given:
+    out = {path: other for path, other in options.items() if path != option.dimension and not _clash(other.sets, option.sets)}
+    default = option.technique is None or (":" not in option.technique and not base.techniques.get(option.name))
+    sections = ((path.split("."), value) for path, value in option.sets.items())
+    if not (default and all(getattr(getattr(base, section), name) == value for (section, name), value in sections)):
         out[option.dimension] = option
     # In one order, whatever order they were found in: equal configurations have equal names.
     return dict(sorted(out.items()))
@@ -198,7 +223,8 @@ def effects(winner: Candidate, workload: Workload, slo: SLO, base: EngineConfig,
         config = without.config(base)
         device = device_of(config)
         if device is not None:
-            out[str(option)] = metrics.summary(simulate(workload, device, config), slo)["goodput"]
+            run = simulate(workload, device, config, limit=limit_of(workload))
+            out[str(option)] = metrics.summary(run, slo)["goodput"]
     return out
 
 
@@ -215,8 +241,8 @@ def tune(
 ) -> Tuned:
     """Search for `budget_s` seconds, confirm with `rounds` real runs of each of the best (alternating), and choose.
 
-    `replay(config, name, round)` runs the workload for real. The winner is what did best for real among those with at least the
-    goodput of the configuration given."""
+    `replay(config, name, round)` runs the workload for real, with `limit_of` it. The winner is what did best for real among
+    those with at least the goodput of the configuration given."""
     tried, refused = search(workload, slo, base, device_of, budget_s=budget_s, progress=progress)
     began = next(one for one in tried if not one.options)
     confirmed = [began, *[one for one in tried if one.options and one.score > began.score][:BEST]]

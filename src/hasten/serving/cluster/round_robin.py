@@ -11,6 +11,6 @@ class RoundRobin:
         self._next = 0
 
     def assign(self, request: Request, view: FleetView) -> int:
-        number = self._next % len(view.engines)
-        self._next = number + 1
-        return number
+        turn = self._next % len(view.engines)
+        self._next = turn + 1
+        return view.engines[turn].number

@@ -40,7 +40,7 @@ class PlacementBody(Strict):
 
     def placement(self, headers: Mapping[str, str]) -> dict[str, Any]:
         """What `engine.request.Request` takes of it. Raises ApiError 400, naming the field or header."""
-        said = {name: text for name in NAMES if (text := headers.get(f"{PREFIX}{name}")) is not None}
+        said = _headers(headers)
         found = {name: text if name == "parents" else _name(f"{PREFIX}{name}", text) for name, text in said.items()}
         parents = _parents(found.pop("parents", None))
         if parents and "workflow" not in found:
@@ -68,6 +68,23 @@ class PlacementBody(Strict):
             return SLO(ttft_s=self.slo.ttft_s, tpot_s=self.slo.tpot_s, deadline_s=self.slo.deadline_s)
         except BadRequest as error:
             raise invalid(f"slo.{error.message}", f"slo.{error.param}") from None
+
+
+def _headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The text of each of NAMES that was sent. What is repeated is a list, as HTTP has it, and only parents are one."""
+    said: dict[str, str] = {}
+    for header, raw in headers.items():  # a repeated one several times
+        name = header.lower().removeprefix(PREFIX)
+        if name not in NAMES or name == header.lower():
+            continue
+        try:  # HTTP reads headers as latin-1; who writes more than ASCII writes UTF-8
+            text = raw.encode("latin-1").decode()
+        except UnicodeError:
+            text = raw
+        if name in said and name != "parents":
+            raise invalid(f"{header} is given more than once", header)
+        said[name] = f"{said[name]},{text}" if name in said else text
+    return said
 
 
 def _name(where: str, text: str) -> str:

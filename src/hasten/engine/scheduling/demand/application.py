@@ -15,13 +15,15 @@ from zlib import crc32
 import numpy as np
 
 from hasten.engine.scheduling.base import View
-from hasten.engine.scheduling.demand.graph import DemandGraph
+from hasten.engine.scheduling.demand.graph import MOST_UNITS, DemandGraph
 from hasten.engine.scheduling.demand.prices import Prices
 from hasten.engine.scheduling.demand.runs import joins, unit_name
 from hasten.engine.scheduling.demand.tables import Floats, Tables, tables
 from hasten.engine.scheduling.demand.walks import Walks, walk, window
 from hasten.engine.sequence import Sequence, State
 
+KEPT = 4096
+"""Applications from which on idle ones are forgotten."""
 STATES = 4096
 """Walks of so many states of an application are kept: runs in the same state share them."""
 
@@ -103,7 +105,7 @@ class Application:
             self.parents, self.stages, self.live = app.parents, set(), {}
             self.calls = self.prompt = self.output = 0
             self.done_s = 0.0
-        if app.stage not in self.stages:
+        if app.stage not in self.stages and len(self.stages) < MOST_UNITS:  # names are the clients' to choose
             if not fresh and self.unit is not None:
                 self.seen[self.unit] -= 1
             self.stages.add(app.stage)
@@ -135,10 +137,10 @@ class Application:
         """Make `total` anew, for the calls that have come so far."""
         prompts = [seq.prompt_length for seq in self.live.values() if seq.index == 0]
         known = self.done_s + float(sum(prices.prompt(tokens) for tokens in prompts))
-        each = self.prompt / max(1, self.calls)
+        each = sum(seq.prompt_length for seq in self.live.values()) / max(1, len(self.live))
         if self.unit is None or self.estimator is None:
             outputs = [view.remaining_output(seq) + seq.output_length for seq in self.live.values()]
-            drawn = np.mean([_spread(one) for one in outputs], axis=0)
+            drawn = np.mean([_spread(one) for one in outputs], axis=0) if outputs else np.zeros(1)
             self.walks = None
             later, time_s, longest = np.zeros(len(drawn)), np.zeros(len(drawn)), drawn
         else:
@@ -196,11 +198,9 @@ def _spread(samples: Floats, count: int = 64) -> Floats:
 class Applications:
     """The applications that have live calls, and lately had some."""
 
-    KEPT = 4096
-
     def __init__(self, graphs: dict[str, DemandGraph], walks: int, seed: int) -> None:
         self._graphs, self._walks, self._seed = graphs, walks, seed
-        self._estimators: dict[str, Estimator | None] = {}
+        self._estimators: dict[str, Estimator] = {}
         self._all: OrderedDict[tuple[str, str, str], Application] = OrderedDict()
         self.of: dict[int, Application] = {}
         """By live sequence."""
@@ -215,15 +215,22 @@ class Applications:
         if app is None:
             app = Application(workflow.arrival_s, self._estimator(workflow.application, prices))
             if seq.request.app.workflow:
+                self._forget()
                 self._all[key] = app
             elif len(workflow.live) > 1:  # several sequences of one request that has no workflow
                 app = self.of.get(next(iter(workflow.live)), app)
         else:
             self._all.move_to_end(key)
-        while len(self._all) > self.KEPT and not next(iter(self._all.values())).live:
-            self._all.popitem(last=False)
         self.of[seq.id] = app
         return app, app.arrived(seq)
+
+    def _forget(self) -> None:
+        """Let go of old idle ones: two for each that comes if need be, as live ones may stand before them."""
+        for _ in range(2):
+            if len(self._all) >= KEPT:
+                key, oldest = self._all.popitem(last=False)
+                if oldest.live:
+                    self._all[key] = oldest
 
     def running(self, view: View) -> list[tuple[Sequence, Application]]:
         """Sequences that have been given something, with their applications."""
@@ -239,9 +246,9 @@ class Applications:
         return app
 
     def _estimator(self, application: str, prices: Prices) -> Estimator | None:
+        graph = self._graphs.get(application)
+        if graph is None:
+            return None
         if application not in self._estimators:
-            if len(self._estimators) > self.KEPT:  # names are the clients' to choose
-                self._estimators = {name: made for name, made in self._estimators.items() if made is not None}
-            graph = self._graphs.get(application)
-            self._estimators[application] = Estimator(graph, prices, self._walks, self._seed) if graph else None
+            self._estimators[application] = Estimator(graph, prices, self._walks, self._seed)
         return self._estimators[application]

@@ -79,7 +79,7 @@ class Learning:
         return found
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
-        if sequence is not None and sequence.output_length:
+        if sequence is not None and sequence.output_length > 0:  # joined paths may be shorter than the prompt
             self.observe(sequence.request, sequence.output_length, ended=event.kind is Kind.FINISHED)
             self._dirty = True
             if self._path is not None and not 0 <= event.time_s - self._saved_s < SAVE_EVERY_S:
