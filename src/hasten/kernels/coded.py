@@ -14,6 +14,7 @@ the low halves of the bytes of place i and word 2 i + 1 the high ones. Scales ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -41,6 +42,19 @@ class CodedCache(NamedTuple):
     v_codes: Tensor
     v_params: Tensor
     bits: int
+
+    @classmethod
+    def of(cls, planes: Sequence[Tensor], bits: int) -> CodedCache:
+        k_codes, k_params, v_codes, v_params = planes
+        return cls(k_codes, k_params, v_codes, v_params, bits)
+
+    @property
+    def planes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.k_codes, self.k_params, self.v_codes, self.v_params
+
+    def some(self, blocks: Tensor) -> CodedCache:
+        """A copy of these blocks, int64 [n]."""
+        return CodedCache.of([plane[blocks] for plane in self.planes], self.bits)
 
     @property
     def blocks(self) -> int:
@@ -144,16 +158,15 @@ def _halves(codes: Tensor, bits: int) -> Tensor:
 def read(cache: CodedCache, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What slots int64 [n] hold: codes uint8 [n, Hk, D] and params int16 [n, Hk, P], of keys, then of values."""
     used, where = torch.unique(slots // cache.block_size, return_inverse=True)
-    some = CodedCache(*(plane[used] for plane in cache[:4]), cache.bits)
     at = slots % cache.block_size
-    keys, key_params, values, value_params = (part[where, :, at] for part in unpack(some))
-    return keys, key_params, values, value_params
+    keys, key_params, values, value_params = unpack(cache.some(used))
+    return keys[where, :, at], key_params[where, :, at], values[where, :, at], value_params[where, :, at]
 
 
 def write(cache: CodedCache, slots: Tensor, held: tuple[Tensor, ...]) -> None:
     """Put what `read` gave into slots int64 [n], distinct."""
     used, where = torch.unique(slots // cache.block_size, return_inverse=True)
-    parts = unpack(CodedCache(*(plane[used] for plane in cache[:4]), cache.bits))
+    parts = unpack(cache.some(used))
     for part, rows in zip(parts, held, strict=True):
         part[where, :, slots % cache.block_size] = rows
     keys, key_params, values, value_params = (part.unflatten(2, (-1, STRIP)) for part in parts)  # [B, Hk, n, 16, ...]
@@ -165,7 +178,7 @@ def write(cache: CodedCache, slots: Tensor, held: tuple[Tensor, ...]) -> None:
 def dense(cache: CodedCache, index: ViewIndex) -> tuple[Tensor, Tensor, ViewIndex, Tensor]:
     """Keys and values float32 [used, Hk, slots, D] of the blocks an index names, the index over those, and their numbers."""
     used, where = torch.unique(index.runs[:, 0].long(), return_inverse=True)
-    keys, key_params, values, value_params = unpack(CodedCache(*(plane[used] for plane in cache[:4]), cache.bits))
+    keys, key_params, values, value_params = unpack(cache.some(used))
     runs = torch.cat([where[:, None].to(torch.int32), index.runs[:, 1:]], 1)
     host = index.on_host()
     here = HostIndex(host.span_offsets, host.positions, runs.cpu().numpy(), host.run_offsets, host.is_tree)

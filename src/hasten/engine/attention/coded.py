@@ -37,10 +37,10 @@ class CodedForm:
         )
 
     def read(self, planes: Seq[Tensor], slots: Tensor, block_size: int) -> tuple[Tensor, ...]:
-        return read(CodedCache(*planes, self.bits), slots)
+        return read(CodedCache.of(planes, self.bits), slots)
 
     def write(self, planes: Seq[Tensor], slots: Tensor, block_size: int, held: Seq[Tensor]) -> None:
-        write(CodedCache(*planes, self.bits), slots, tuple(held))
+        write(CodedCache.of(planes, self.bits), slots, tuple(held))
 
 
 class CodedAttention(StatelessAttention):
@@ -50,7 +50,7 @@ class CodedAttention(StatelessAttention):
         self._bits = bits
 
     def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        kernels, cache = step.kernels, CodedCache(*site.planes, self._bits)
+        kernels, cache = step.kernels, CodedCache.of(site.planes, self._bits)
         kernels.rope_and_encode(q, k, v, site.cos_sin, step.index.positions, step.slots, cache)
         out = step.empty(*q.shape)
         kernels.coded_attention(q, cache, step.index, site.scale, out, window=site.window, deterministic=step.deterministic)

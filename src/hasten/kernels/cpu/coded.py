@@ -141,7 +141,7 @@ def _sizes(cache: CodedCache, dim: int) -> tuple[int, int, int]:
     blocks, kv_heads, block_size = cache.blocks, cache.kv_heads, cache.block_size
     wanted = shapes(kv_heads, dim, block_size, cache.bits).values()
     kinds = (torch.uint8, torch.int16, torch.uint8, torch.int16)
-    for plane, shape, kind in zip(cache[:4], wanted, kinds, strict=True):
+    for plane, shape, kind in zip(cache.planes, wanted, kinds, strict=True):
         if plane.shape != (blocks, *shape) or plane.dtype is not kind or not plane.is_contiguous() or not plane.is_cpu:
             raise ValueError(f"a plane of codes for heads of {dim} must be {[blocks, *shape]} {kind}; got {say(plane)}")
     return blocks, kv_heads, block_size

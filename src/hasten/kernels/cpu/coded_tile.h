@@ -23,9 +23,9 @@ inline int strips_of(const Tile &tile, Strip *strips) {
     for (int e = 0; e < tile.n;) {
         int64_t row = tile.offset[e];
         int lane = int(row % STRIP), most = std::min(STRIP - lane, tile.n - e), n = most;
-        bool together = true;
-        for (int i = 0; i < most; i++) together &= tile.offset[e + i] == row + i;
-        if (!together)
+        int64_t apart = 0;
+        for (int i = 0; i < most; i++) apart |= tile.offset[e + i] ^ (row + i);
+        if (apart)
             for (n = 1; n < most && tile.offset[e + n] == row + n;) n++;
         strips[count++] = {row / STRIP, lane, n, e};
         e += n;
@@ -102,7 +102,8 @@ template <class E, int BITS_> class CodedTile {
         int i = 0, end = count;
         while (i < end && strips[i].entry + strips[i].count <= from) i++;
         while (i < end && strips[end - 1].entry >= to) end--;
-        for (; i + 2 <= end; i += 2) score_strips<M, 2, FETCH>(first, strips + i, factor, s);
+        if constexpr (M <= 3)  // with more rows their sums alone fill the registers
+            for (; i + 2 <= end; i += 2) score_strips<M, 2, FETCH>(first, strips + i, factor, s);
         for (; i < end; i++) score_strips<M, 1, FETCH>(first, strips + i, factor, s);
     }
 
@@ -122,7 +123,7 @@ template <class E, int BITS_> class CodedTile {
                 }
                 float top = max_lanes(largest), inverse = top > 0 ? DIGITS / top : 0.0f;
                 share[r * groups + g] = top / DIGITS, shift[r * groups + g] = sum_lanes(lows);
-                int8_t *out = digits + size_t(r * groups + g) * TILE * 2 * STRIP;
+                int8_t *out = digits + size_t(r * groups + g) * count * 2 * STRIP;
                 if (aligned) {
                     for (int e = from; e < to; e += STRIP)
                         split(nearest(load(p + e) * load(a + e) * set1(inverse)), out + 2 * e, out + 2 * e + STRIP);
@@ -147,14 +148,24 @@ template <class E, int BITS_> class CodedTile {
     // Sums of values at dimensions d .. d + 16 N. FETCH: the keys of tile `ahead` are on their way meanwhile.
     template <int M, int N, bool FETCH> void sum(int d, const Tile &ahead, vf (&acc)[M][N]) const {
         constexpr int STEPS = BITS / 2;  // vectors of a strip at each dimension
-        __m512i high[M][N] = {}, less[M][N] = {};
+        __m512i high[M][N], less[M][N];
+        clear(high), clear(less);
         const int64_t bytes = strip_bytes<BITS>(dim);
         const int g = BITS == 8 ? 0 : d / GROUP;
-        const int8_t *of = digits + size_t(g) * TILE * 2 * STRIP;
-        const size_t row = size_t(groups) * TILE * 2 * STRIP;
+        const int8_t *of = digits + size_t(g) * count * 2 * STRIP;
+        const size_t row = size_t(groups) * count * 2 * STRIP;
         for (int i = begin; i < end; i++) {
             const uint8_t *codes = values + strips[i].at * bytes + 4 * d;
-            const uint8_t *next = keys + ahead.offset[std::min(i * STRIP, TILE - 1)] / STRIP * bytes + 4 * d;
+            int64_t strip = ahead.offset[std::min(i * STRIP, TILE - 1)] / STRIP;
+            const uint8_t *next = keys + strip * bytes + 4 * d;
+            if (FETCH && d == 0) {  // of 16 slots each, scattered: no processor guesses where the next ones lie
+                __builtin_prefetch(key_params + strip * strip_params<BITS>(dim), 0, 3);
+                __builtin_prefetch(value_params + strip * strip_params<BITS>(dim), 0, 3);
+                if (strip_params<BITS>(dim) > 32) {
+                    __builtin_prefetch(key_params + strip * strip_params<BITS>(dim) + 32, 0, 3);
+                    __builtin_prefetch(value_params + strip * strip_params<BITS>(dim) + 32, 0, 3);
+                }
+            }
             const int8_t *p = of + i * 2 * STRIP;
             for (int step = 0; step < STEPS; step++) {
                 __m512i v[N];
@@ -162,23 +173,14 @@ template <class E, int BITS_> class CodedTile {
                     v[n] = _mm512_loadu_si512(codes + step * 4 * dim + 64 * n);
                     if (FETCH) __builtin_prefetch(next + step * 4 * dim + 64 * n, 0, 2);
                 }
-                auto add = [&](int word, const __m512i(&x)[N]) __attribute__((always_inline)) {
-                    for (int r = 0; r < M; r++) {
-                        __m512i one = four(p + r * row + 4 * word), two = four(p + r * row + STRIP + 4 * word);
-                        for (int n = 0; n < N; n++) {
-                            high[r][n] = _mm512_dpbusd_epi32(high[r][n], x[n], one);
-                            less[r][n] = _mm512_dpbusd_epi32(less[r][n], x[n], two);
-                        }
-                    }
-                };
                 if constexpr (BITS == 8) {
-                    add(step, v);
+                    add(v, p + 4 * step, row, STRIP, high, less);
                 } else {
                     __m512i half[N];
-                    for (int n = 0; n < N; n++) half[n] = _mm512_and_si512(v[n], _mm512_set1_epi8(15));
-                    add(2 * step, half);
-                    for (int n = 0; n < N; n++) half[n] = _mm512_and_si512(_mm512_srli_epi16(v[n], 4), _mm512_set1_epi8(15));
-                    add(2 * step + 1, half);
+                    for (int n = 0; n < N; n++) half[n] = low_half(v[n]);
+                    add(half, p + 8 * step, row, STRIP, high, less);
+                    for (int n = 0; n < N; n++) half[n] = high_half(v[n]);
+                    add(half, p + 8 * step + 4, row, STRIP, high, less);
                 }
             }
         }
@@ -202,11 +204,29 @@ template <class E, int BITS_> class CodedTile {
     int8_t *flat;            // the same of one row and group in the order of entries, with room around
     float *share, *shift;    // [row][group]: what the digits' sums are multiplied by, and what is added
 
-    // 16 bytes as words of 4, one of them in every lane.
-    static __m512i four(const void *p) {
+    static __m512i low_half(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static __m512i high_half(__m512i x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
+    template <int M, int N> static void clear(__m512i (&x)[M][N]) {
+        for (int r = 0; r < M; r++)
+            for (int n = 0; n < N; n++) x[r][n] = __m512i{};
+    }
+    // A word of 4 bytes in every lane.
+    static __m512i four(const int8_t *p) {
         int32_t word;
         std::memcpy(&word, p, 4);
         return _mm512_set1_epi32(word);
+    }
+    // high[r][n] += x[n] . the word at p + r * row, less[r][n] the one `other` bytes behind it.
+    template <int M, int N>
+    static inline __attribute__((always_inline)) void add(const __m512i (&x)[N], const int8_t *p, size_t row, int other,
+                                                          __m512i (&high)[M][N], __m512i (&less)[M][N]) {
+        for (int r = 0; r < M; r++) {
+            __m512i one = four(p + r * row), two = four(p + r * row + other);
+            for (int n = 0; n < N; n++) {
+                high[r][n] = _mm512_dpbusd_epi32(high[r][n], x[n], one);
+                less[r][n] = _mm512_dpbusd_epi32(less[r][n], x[n], two);
+            }
+        }
     }
     static void split(ints whole, int8_t *high, int8_t *less) {
         _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8((vi)((whole + 128) >> 8)));
@@ -226,10 +246,13 @@ template <class E, int BITS_> class CodedTile {
         const uint8_t *codes[S], *fetched[S];
         for (int j = 0; j < S; j++) codes[j] = keys + strip[j].at * bytes, fetched[j] = values + strip[j].at * bytes;
         const int32_t *of = q + size_t(first) * words * 2;
-        vf total[S][M] = {};
+        vf total[S][M];
+        for (int j = 0; j < S; j++)
+            for (int r = 0; r < M; r++) total[j][r] = vf{};
         const int steps = BITS == 8 ? words : GROUP / 8;
         for (int g = 0; g < groups; g++) {
-            __m512i high[S][M] = {}, less[S][M] = {};
+            __m512i high[M][S], less[M][S];
+            clear(high), clear(less);
             for (int step = 0; step < steps; step++) {
                 __m512i k[S];
                 int64_t at = int64_t(g * steps + step) * 64;
@@ -237,31 +260,22 @@ template <class E, int BITS_> class CodedTile {
                     k[j] = _mm512_loadu_si512(codes[j] + at);
                     if (FETCH) __builtin_prefetch(fetched[j] + at, 0, 2);
                 }
-                auto add = [&](int word, const __m512i(&x)[S]) __attribute__((always_inline)) {
-                    for (int r = 0; r < M; r++) {
-                        const int32_t *pair = of + size_t(word * M + r) * 2;
-                        __m512i one = _mm512_set1_epi32(pair[0]), two = _mm512_set1_epi32(pair[1]);
-                        for (int j = 0; j < S; j++) {
-                            high[j][r] = _mm512_dpbusd_epi32(high[j][r], x[j], one);
-                            less[j][r] = _mm512_dpbusd_epi32(less[j][r], x[j], two);
-                        }
-                    }
-                };
+                const int8_t *words_of = (const int8_t *)(of + size_t(g * steps + step) * (8 / BITS) * M * 2);
                 if constexpr (BITS == 8) {
-                    add(step, k);
+                    add(k, words_of, 8, 4, high, less);
                 } else {
                     __m512i half[S];
-                    for (int j = 0; j < S; j++) half[j] = _mm512_and_si512(k[j], _mm512_set1_epi8(15));
-                    add(2 * (g * steps + step), half);
-                    for (int j = 0; j < S; j++) half[j] = _mm512_and_si512(_mm512_srli_epi16(k[j], 4), _mm512_set1_epi8(15));
-                    add(2 * (g * steps + step) + 1, half);
+                    for (int j = 0; j < S; j++) half[j] = low_half(k[j]);
+                    add(half, words_of, 8, 4, high, less);
+                    for (int j = 0; j < S; j++) half[j] = high_half(k[j]);
+                    add(half, words_of + 8 * M, 8, 4, high, less);
                 }
             }
             for (int j = 0; j < S; j++) {
                 vf a, b;
                 scale_and_low<BITS>(key_params + strip[j].at * strip_params<BITS>(dim), g, 0, a, b);
                 for (int r = 0; r < M; r++) {
-                    vf all = joined(high[j][r], less[j][r]);
+                    vf all = joined(high[r][j], less[r][j]);
                     total[j][r] = total[j][r] + fma(a, all, b * set1(sums[size_t(first + r) * groups + g]));
                 }
             }
