@@ -137,18 +137,18 @@ def _begin(built: Built, batch: int, context: int, steps: int) -> None:
     import numpy as np
     import torch
 
+    from hasten.engine.attention.coded import CodedForm
     from hasten.engine.request import Request, SamplingParams
     from hasten.kernels.coded import encode
 
-    for plane in built.parts.memory.planes:
-        if plane.dtype is torch.uint8:
-            plane[0].random_(0, 256)
-        elif plane.dtype is torch.int16:
-            params = encode(torch.randn(1, 128), 8 if plane.shape[-2] == 2 else 4)[1]
-            plane[0] = params.view(-1, 1)
-        else:
-            plane[0].normal_()
-        plane[1:] = plane[0]
+    size = built.parts.memory.block_size
+    for site in built.parts.model.sites:
+        x = torch.randn(2, size, site.kv_heads, site.head_dim)
+        form = site.form
+        held = [part for rows in x for part in encode(rows, form.bits)] if isinstance(form, CodedForm) else x.to(site.k.dtype)
+        form.write(site.planes, torch.arange(size), size, tuple(held))
+        for plane in site.planes:
+            plane[1:] = plane[0]
     built.parts.books.reuse = Primed(built.parts.books.pool)
     rng = np.random.default_rng(batch)
     sampling = SamplingParams(max_tokens=steps + 2, temperature=0.0, ignore_eos=True)
