@@ -43,7 +43,7 @@ NOTE = (
 
 SHORTFALL = (
     "a core that reads fewer bytes does more with each: between reading keys and reading values it computes softmax and digits, "
-    "and nothing is fetched meanwhile"
+    "and nothing is fetched then"
 )
 SPEED_SETTINGS = ("model.load_format=dummy", "model.dtype=bfloat16")
 ROOM = 256
