@@ -294,6 +294,8 @@ template <class E, class Store> class Worker {
             vf x = exp2v(load(row + e) - base);
             sum = sum + x;
             store(row + e, x);
+            if constexpr (Store::BY_DOT)
+                if (block_count == 1) store_of.fetch_early(*ahead, e, at);
         }
         mass = sum_lanes(sum);
     }

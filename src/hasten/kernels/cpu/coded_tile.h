@@ -145,6 +145,15 @@ template <class E, int BITS_> class CodedTile {
         }
     }
 
+    // Between keys and values, while softmax is computed: some of the keys at entries e .. e + 16 of the next tile, others for every row.
+    void fetch_early(const Tile &ahead, int e, int row) const {
+        constexpr int LINES = BITS / 2;
+        const int64_t bytes = strip_bytes<BITS>(dim), from = row * 64 * LINES;
+        const uint8_t *next = keys + ahead.offset[e] / STRIP * bytes + from;
+        if (from < bytes)
+            for (int i = 0; i < LINES; i++) __builtin_prefetch(next + 64 * i, 0, 2);
+    }
+
     // Sums of values at dimensions d .. d + 16 N. FETCH: the keys of tile `ahead` are on their way meanwhile.
     template <int M, int N, bool FETCH> void sum(int d, const Tile &ahead, vf (&acc)[M][N]) const {
         constexpr int STEPS = BITS / 2;  // vectors of a strip at each dimension

@@ -42,8 +42,8 @@ NOTE = (
 )
 
 SHORTFALL = (
-    "a core that reads fewer bytes does more with each: between reading keys and reading values it computes softmax and digits, "
-    "and nothing is fetched then"
+    "a core that reads fewer bytes does more with each: softmax and digits take as long as before, and while they are computed "
+    "little can be fetched"
 )
 SPEED_SETTINGS = ("model.load_format=dummy", "model.dtype=bfloat16")
 ROOM = 256
