@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import hasten  # before torch, so that its OpenMP settings hold
 
 assert hasten.__version__
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported, whoever does it
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

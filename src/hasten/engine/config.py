@@ -74,7 +74,7 @@ class KVConfig(Section):
 
 
 class AttentionConfig(Section):
-    policy: str = "paged"
+    policy: str = "flashforge"
 
 
 class DecodingConfig(Section):

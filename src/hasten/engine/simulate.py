@@ -20,15 +20,15 @@ from hasten.engine.scheduling.base import Order
 from hasten.engine.technique import ConfigError
 
 _MODELLED = {
-    "attention.policy": "paged",
-    "weights.store": "dense",
-    "depth.policy": "all-blocks",
-    "decoding.sampler": "lossless",
-    "decoding.proposer": None,
-    "decoding.forced": None,
-    "decoding.controller": None,
+    "attention.policy": ("flashforge", "paged"),
+    "weights.store": ("dense",),
+    "depth.policy": ("all-blocks",),
+    "decoding.sampler": ("lossless",),
+    "decoding.proposer": (None,),
+    "decoding.forced": (None,),
+    "decoding.controller": (None,),
 }
-"""What the cost model knows the price of."""
+"""What the cost model knows the price of. Keys that sequences share it counts for each."""
 
 
 @dataclass(slots=True)
@@ -58,9 +58,9 @@ def simulated_engine(
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
     advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no
     engine can. Raises ConfigError for techniques whose cost is not modelled."""
-    for path, value in _MODELLED.items():
+    for path, known in _MODELLED.items():
         section, field = path.split(".")
-        if (found := getattr(getattr(config, section), field)) != value:
+        if (found := getattr(getattr(config, section), field)) not in known:
             raise ConfigError(f"{path}={found} cannot be simulated: the cost model does not know what it costs")
     if blocks < 1:
         raise ConfigError(f"{model.name}: no memory is left for KV")

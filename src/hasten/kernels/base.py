@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hasten.kernels.forest import Forest
 from hasten.kernels.quantized import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ViewIndex:
     ancestors     int64 [T, W] or None     uint64 bit masks, read only for tree spans; W * 64 >= tokens of the largest tree
     is_tree       uint8 [S] or None        which spans are trees
     host          numpy copies of the integers (shared memory on the CPU); made on first use where absent
+    forest        how to read what views share once (set before the index is first used); deterministic calls do without
     """
 
     span_offsets: Tensor
@@ -73,6 +75,7 @@ class ViewIndex:
     ancestors: Tensor | None = None
     is_tree: Tensor | None = None
     host: HostIndex | None = None
+    forest: Forest | None = None
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What an implementation derives from the index once per step, under its own key."""
 

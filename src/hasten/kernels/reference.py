@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+<<<<<<< HEAD
 from hasten.kernels import coded
+=======
+from hasten.kernels import forest
+>>>>>>> main
 from hasten.kernels.base import Activation, ViewIndex
 from hasten.kernels.coded import CodedCache
 from hasten.kernels.quantized import QuantizedWeight, round_activations
@@ -35,6 +39,8 @@ class ReferenceKernels:
         log_weight: Tensor | None = None,
         deterministic: bool = False,
     ) -> None:
+        if index.forest is not None and not deterministic:
+            return forest.attend(index.forest, q, k_cache, v_cache, index, scale, out, lse, window, log_weight)
         heads, kv_heads = q.shape[1], k_cache.shape[1]
         group, groups = heads // kv_heads, index.groups
         host, entries = index.on_host(), index.entries()

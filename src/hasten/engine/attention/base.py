@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from hasten.engine.executors.step import Site, Step
     from hasten.engine.sequence import Sequence
+    from hasten.kernels import ViewIndex
 
 SUPPORTS = frozenset({"prefix", "fork", "truncate", "swap", "tree"})
 """What a policy's store may be able to do. The paged pool can do all."""
@@ -20,7 +21,8 @@ SUPPORTS = frozenset({"prefix", "fork", "truncate", "swap", "tree"})
 class AttentionPolicy(Protocol):
     """Life-cycle calls come from the loop, between steps, for policies with a store of their own; the default does nothing.
     `bytes_per_token` is what the policy adds to the pool's own. `native`: `attend` only calls kernels on its arguments and on
-    memory from `step.empty`, the same ones every time."""
+    memory from `step.empty`, the same ones every time. `before_step` is asked once a step, before its layers, and may give
+    the index a forest: what it says then applies to all layers, recorded or not."""
 
     supports: frozenset[str]
     native: bool
@@ -29,6 +31,7 @@ class AttentionPolicy(Protocol):
         """q [T, query heads, head_dim], k and v [T, kv heads, head_dim], strided; the output [T, query heads * head_dim]."""
         ...
 
+    def before_step(self, index: ViewIndex) -> None: ...
     def open(self, sequence: Sequence) -> None: ...
     def fork(self, sequence: Sequence, child: Sequence) -> None: ...
     def truncate(self, sequence: Sequence, length: int) -> None: ...
@@ -45,6 +48,7 @@ class StatelessAttention:
     supports = SUPPORTS
     native = False
 
+    def before_step(self, index: ViewIndex) -> None: ...
     def open(self, sequence: Sequence) -> None: ...
     def fork(self, sequence: Sequence, child: Sequence) -> None: ...
     def truncate(self, sequence: Sequence, length: int) -> None: ...

@@ -23,9 +23,8 @@ class PagedAttention(StatelessAttention):
 TECHNIQUE = Technique(
     name="paged",
     seam="attention",
-    summary="full attention over paged blocks",
+    summary="full attention over paged blocks, sequence by sequence",
     exact=True,
-    default=True,
     sets={"attention.policy": "paged"},
     make=lambda context, options: PagedAttention(),
 )

@@ -117,6 +117,7 @@ class LocalExecutor:
             batch.is_tree,
             self._device,
         )
+        self._attention.before_step(index)
         tokens = self._on_device(batch.tokens)
         slots = self._on_device(batch.slots)
         rows = self._on_device(batch.logits_rows)

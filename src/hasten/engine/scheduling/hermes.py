@@ -41,6 +41,8 @@ from hasten.engine.technique import Technique
 
 _NO_DEADLINE = 1e12
 """Applications without a deadline go behind all that have one."""
+_REST = 4
+"""Steps between two looks at those that run: where hundreds do, somebody reaches something in every one."""
 _AHEAD = 256
 """Decode steps after which everybody is looked at again."""
 _MOST_STEPS = 4
@@ -83,6 +85,8 @@ class Hermes:
         self._hints = Hints(self._demand.warm_s, options.prewarm)
         self._look_after, self._look_tokens = 0.0, 0.0
         """Steps, and tokens of prompts, after which somebody may have reached something."""
+        self._rest = 0
+        """Steps before which nobody is looked at."""
         self._running = 0
 
     # -- the order --------------------------------------------------------------------------------------------------------
@@ -155,8 +159,10 @@ class Hermes:
     def _step(self, event: Event, view: View) -> Iterable[int]:
         self._hints.stepped(event.b)
         self._look_after -= 1
+        self._rest -= 1
         self._look_tokens -= max(0.0, event.a - self._running)
-        return () if self._look_after > 0 and self._look_tokens > 0 else self._look(view)
+        nothing = self._look_after > 0 and self._look_tokens > 0
+        return () if nothing or self._rest > 0 else self._look(view)
 
     def _look(self, view: View) -> list[int]:
         """At every application that runs: has it reached another bucket, is a backend needed soon? And when to look again."""
@@ -167,6 +173,7 @@ class Hermes:
         ]
         self._running = len(running)
         self._look_after, self._look_tokens = float(_AHEAD), float(_MOST_STEPS * self._options.step_tokens)
+        self._rest = _REST
         if not running:
             return stale
         apps = list(dict.fromkeys(app for _, app in running))
@@ -196,7 +203,7 @@ class Hermes:
         """Keys change by events, or when running applications are looked at."""
         started = len(plan.work) - self._running
         by_tokens = self._look_tokens // started if started > 0 else math.inf
-        return max(0.0, min(self._look_after, by_tokens))
+        return max(0.0, self._rest, min(self._look_after, by_tokens))
 
     def hints(self, view: View) -> Seq[Hint]:
         return self._hints.take()

@@ -222,7 +222,7 @@ class Planner:
 
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
-        began = perf_counter()
+        began, before = perf_counter(), self.seconds
         everyone = self._ranked()
         self._pass_hints()
         early = self._move_ahead(everyone)
@@ -253,7 +253,7 @@ class Planner:
         if self._ageing is not None:
             self._ageing.serving = [work.sequence.id for work in plan.work]
         self._ledger.close_unplanned()
-        self.seconds += perf_counter() - began
+        self.seconds = before + perf_counter() - began  # learning on the way is part of it
         return plan
 
     def _ranked(self) -> list[Sequence]:

@@ -11,6 +11,7 @@ would read or write foreign memory) touch each property of a tensor once: a look
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,7 @@ class CpuKernels(CodedKernels, CacheKernels):
         self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
 
     def _bind(self, find: Callable[[str], Callable[[bytes], int]]) -> None:
+        self._attention_alone = find("attention_alone")
         self._attention, self._merge, self._rope_and_store = find("attention"), find("merge"), find("rope_and_store")
         self._rms_norm, self._add_rms_norm, self._act_mul = find("rms_norm"), find("add_rms_norm"), find("act_mul")
         self._copy_blocks, self._linear, self._sample = find("copy_blocks"), find("linear"), find("sample")
@@ -55,6 +57,21 @@ class CpuKernels(CodedKernels, CacheKernels):
                 yield tape
             finally:
                 self._bind(lambda function: getattr(self._lib, f"hasten_{function}"))
+
+    def timed(self) -> tuple[CpuKernels, Callable[[], float]]:
+        """The same kernels, but attention is computed by the calling thread alone; and the seconds that its last call took,
+        without those of checking its arguments."""
+        other, seconds = CpuKernels(self.name), 0.0
+
+        def attention(arguments: bytes) -> int:
+            nonlocal seconds
+            began = time.perf_counter()
+            self._attention_alone(arguments)
+            seconds = time.perf_counter() - began
+            return 0
+
+        other._attention = attention
+        return other, lambda: seconds
 
     def cut(self, tape: Tape) -> Segment:
         """What a tape recorded since the last cut, ready to run."""

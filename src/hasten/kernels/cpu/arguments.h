@@ -64,11 +64,17 @@ struct Quantized {
     double unit;  // what the stored scales are multiplied by
 };
 
+struct Forest {  // forest.Forest
+    const int32_t *nodes, *rows, *tasks, *path_offsets, *paths;
+    int64_t node_count, task_count;
+};
+
 struct Index {  // base.ViewIndex
     const int32_t *span_offsets, *positions, *runs, *run_offsets, *lengths;
     const int64_t *ancestors;
     const uint8_t *is_tree;
     int64_t spans, groups, words;
+    const Forest *forest;  // or null
 };
 
 struct Call {
@@ -101,6 +107,9 @@ HASTEN_PART void part_add_rms_norm(const void *args, void *team);
 HASTEN_PART void part_act_mul(const void *args, void *team);
 HASTEN_PART void part_rope_and_store(const void *args, void *team);
 HASTEN_PART void part_attention(const void *args, void *team);
+HASTEN_PART void part_forest(const void *args, void *team);
+HASTEN_PART int64_t forest_is_worth_sharing(const void *args);
+HASTEN_PART void count_kv_bytes(int64_t bytes);
 HASTEN_PART void part_linear(const void *args, void *team);
 HASTEN_PART void part_quantized_linear(const void *args, void *team);
 HASTEN_PART int64_t check_rope(const void *args);

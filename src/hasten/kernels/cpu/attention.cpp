@@ -5,6 +5,7 @@
 // result into its rows. Jobs that are too long for the number of threads are cut into ranges of tiles whose results are kept and
 // merged afterwards, in the same order by the same arithmetic.
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <vector>
 
@@ -41,9 +42,11 @@ void lay_out(const Call &call, Plan &plan, int threads) {
     auto cost = [&](const Job &job) { return double(job.tiles()) * ((job.to - job.from) * group + 4); };
     for (int span = 0; span < index.spans; span++) {
         for (int head = 0; head < call.kv_heads; head++) {
-            int length = index.lengths[index.groups == 1 ? span : span * index.groups + head];
+            Job job{};
+            read_view(index, span, head, job);
+            job.head = head, job.parts = 1;
             for (int from = index.span_offsets[span]; from < index.span_offsets[span + 1]; from += chunk) {
-                Job job{span, head, from, std::min(from + chunk, index.span_offsets[span + 1]), length, 1, 0};
+                job.from = from, job.to = std::min(from + chunk, index.span_offsets[span + 1]);
                 plan.max_rows = std::max(plan.max_rows, (job.to - job.from) * group);
                 plan.work += cost(job);
                 plan.jobs.push_back(job);
@@ -78,7 +81,7 @@ template <class Worker> void attend(const Call &call, const Plan &plan, int64_t 
             const Job &job = plan.jobs[plan.items[i].job];
             int64_t part = plan.items[i].part, tiles = job.tiles();
             int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
-            return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr};
+            return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr, nullptr};
         };
         Work first = next();
         if (first.job) {
@@ -103,10 +106,16 @@ template <class Worker> void attend(const Call &call, const Plan &plan, int64_t 
     });
 }
 
+<<<<<<< HEAD
 template <class E> auto attend_to(int64_t bits) {
     if (bits == 8) return attend<Worker<E, CodedTile<E, 8>>>;
     return bits == 4 ? attend<Worker<E, CodedTile<E, 4>>> : attend<Worker<E, Whole<E>>>;
 }
+=======
+std::atomic<int64_t> kv_bytes{0};
+
+bool goes_by_forest(const Call &call) { return call.index->forest && !call.deterministic; }
+>>>>>>> main
 
 }  // namespace
 
@@ -150,8 +159,14 @@ int64_t hasten_measure_views(const MeasureViews *a) {
 
 }
 
+HASTEN_PART void count_kv_bytes(int64_t bytes) { kv_bytes.fetch_add(bytes, std::memory_order_relaxed); }
+
+// Bytes of keys and values that attention has read from caches in this process, each as often as it was fetched for some rows.
+extern "C" int64_t hasten_kv_bytes(const void *) { return kv_bytes.load(std::memory_order_relaxed); }
+
 HASTEN_PART void part_attention(const void *args, void *with) {
     Call call = *(const Call *)args;
+    if (goes_by_forest(call)) return part_forest(args, with);
     auto &team = *(Team *)with;
     const int64_t *notes = team.once([&](int64_t *note) {
         lay_out(call, kept_plan, team.count);
@@ -167,7 +182,20 @@ HASTEN_PART void part_attention(const void *args, void *with) {
 
 extern "C" void hasten_attention(const void *args) {
     const Call &call = *(const Call *)args;
-    lay_out(call, kept_plan, omp_get_max_threads());
+    bool worth;
+    if (goes_by_forest(call)) {
+        worth = forest_is_worth_sharing(args);
+    } else {
+        lay_out(call, kept_plan, omp_get_max_threads());
+        worth = worth_sharing(call, kept_plan);
+    }
     int64_t rows = call.index->span_offsets[call.index->spans];
-    gather(worth_sharing(call, kept_plan), rows, [&](Team &team) { part_attention(args, &team); });
+    gather(worth, rows, [&](Team &team) { part_attention(args, &team); });
+}
+
+// The same by the calling thread alone, whatever torch's number of threads: for measuring.
+extern "C" void hasten_attention_alone(const void *args) {
+    Phase phases[PHASES];
+    Team alone(phases, 0, 1);
+    part_attention(args, &alone);
 }

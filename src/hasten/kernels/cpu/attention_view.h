@@ -12,18 +12,33 @@ namespace {
 constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
 struct Job {
-    int32_t span, head, from, to;  // tokens [from, to) of the flat batch
-    int32_t length;                // entries of the view
-    int32_t parts;                 // 1, or the number of tile ranges computed apart
-    size_t partial;                // where its tiles' results lie, in floats, if parts > 1
+    int32_t head, from, to;   // tokens [from, to) of the flat batch, or of `tokens`
+    int32_t length;           // entries to be read
+    const int32_t *run, *end;  // the runs they lie in
+    const int32_t *tokens;    // null, or the tokens whose rows are computed together
+    int32_t own;              // last entries that are the tokens of the rows' tree; 0: no tree
+    int32_t first_own;        // the first of these tokens in the flat batch
+    int32_t parts;            // 1, or the number of tile ranges computed apart
+    size_t partial;           // where its tiles' results lie, in floats, if parts > 1
     int tiles() const { return (length + TILE - 1) / TILE; }
+    int token(int i) const { return tokens ? tokens[from + i] : from + i; }
 };
 
-// Tiles [from, to) of a job. Without `partial` they are merged and the job's rows written; else each tile's result is kept there.
+// Entries, runs and tree of a job over the whole view of a span.
+inline void read_view(const Index &index, int span, int head, Job &job) {
+    int64_t view = index.groups == 1 ? span : span * index.groups + head;
+    job.length = index.lengths[view];
+    job.run = index.runs + 4 * index.run_offsets[view], job.end = index.runs + 4 * index.run_offsets[view + 1];
+    job.first_own = index.span_offsets[span];
+    job.own = index.is_tree && index.is_tree[span] ? index.span_offsets[span + 1] - job.first_own : 0;
+}
+
+// Tiles [from, to) of a job, merged. They give the job's rows; with `kept` they are left there unfinished: outputs [rows][width], then
+// the rows' maxima, then their masses. With `partial` every tile's result is left for itself.
 struct Work {
     const Job *job;
     int from, to;
-    float *partial;
+    float *partial, *kept;
 };
 
 // A tile's entries: where they lie and at which positions they stand.
@@ -39,9 +54,7 @@ struct Tile {
 class Cursor {
   public:
     Cursor(const Call &call, const Job &job, int first_entry) : call(&call), head(job.head), entry(first_entry) {
-        int64_t view = call.index->groups == 1 ? job.span : job.span * call.index->groups + job.head;
-        run = call.index->runs + 4 * call.index->run_offsets[view];
-        end = call.index->runs + 4 * call.index->run_offsets[view + 1];
+        run = job.run, end = job.end;
         int skip = first_entry;
         while (run != end && skip >= run[2]) skip -= run[2], run += 4;
         done = skip;

@@ -36,9 +36,9 @@ template <class E, class Store> class Worker {
         : call(call), placed(call), words(int(call.dim / A::STEP)), width(call.width()), pieces{(char *)memory}, store_of(call, max_rows, pieces) {
         if (Store::BITS) placed.dim = 1;
         q = pieces.next<int32_t>(size_t(max_rows) * words);
-        o = pieces.next<float>(size_t(max_rows) * width);
-        m = pieces.next<float>(max_rows);
-        l = pieces.next<float>(max_rows);
+        own_o = o = pieces.next<float>(size_t(max_rows) * width);
+        own_m = m = pieces.next<float>(max_rows);
+        own_l = l = pieces.next<float>(max_rows);
         blocks = pieces.next<Rows>(max_rows);
         k = pieces.next<int32_t>(size_t(PANELS) * words * PW);
         v = pieces.next<int32_t>(size_t((call.dim + PW - 1) / PW) * P_WORDS * PW);
@@ -62,19 +62,25 @@ template <class E, class Store> class Worker {
                 } else {
                     lay_out_next(claim, cursor);
                 }
+<<<<<<< HEAD
                 packed_keys = 0, values_to = 0;
                 if constexpr (Store::BITS != 0) store_of.open(*tile, highest);
+=======
+                packed_keys = 0, values_to = 0, read_from = PANELS, read_to = 0;
+>>>>>>> main
                 part = work.partial ? work.partial + size_t(t) * rows * (width + 2) : nullptr;
                 for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
+                entries_read += std::max(0, std::min(read_to * PW, tile->n) - read_from * PW);
                 std::swap(tile, ahead);
             }
-            if (!work.partial) finish(*work.job);
+            if (!work.partial && !work.kept) finish(*work.job);
             if (work.from >= work.to) {  // an empty view
                 lay_out_next(claim, cursor);
                 std::swap(tile, ahead);
             }
             work = next;
         }
+        count_kv_bytes(entries_read * call.dim * 2 * int64_t(sizeof(E)));
     }
 
     // Merges the kept tiles of a job and writes its rows.
@@ -82,6 +88,7 @@ template <class E, class Store> class Worker {
         this->job = &job;
         group = call.group();
         rows = (job.to - job.from) * group;
+        o = own_o, m = own_m, l = own_l;
         for (int r = 0; r < rows; r++) {
             m[r] = -INF, l[r] = 0;
             float *row = o + size_t(r) * width;
@@ -104,11 +111,14 @@ template <class E, class Store> class Worker {
     int words, width, group = 0, rows = 0, block_count = 0;
     int32_t *q, *k, *v, *p;
     float *o, *m, *l, *s, *part = nullptr;
+    float *own_o, *own_m, *own_l;  // where o, m and l are unless the work says where it wants them
     Rows *blocks;
     Tile *tile, *ahead;  // the one computed now and the next
     Work next{};         // where `ahead` belongs if not to this work
     uint32_t packed_keys = 0;            // bit by panel of the tile
     int values_from = 0, values_to = 0;  // packed range of entries
+    int read_from = 0, read_to = 0;      // range of the tile's panels that some row reads
+    int64_t entries_read = 0;
     size_t taken;
     int32_t highest = 0;  // position among the rows
     Pieces pieces;
@@ -120,6 +130,9 @@ template <class E, class Store> class Worker {
         rows = (job->to - job->from) * group;
         prepare_rows();
         if (work.partial) return;
+        o = work.kept ? work.kept : own_o;
+        m = work.kept ? o + size_t(rows) * width : own_m;
+        l = work.kept ? m + rows : own_l;
         std::fill(m, m + rows, -INF);
         std::fill(l, l + rows, 0.0f);
         std::fill(o, o + size_t(rows) * width, 0.0f);
@@ -138,9 +151,9 @@ template <class E, class Store> class Worker {
     Ahead<E> keys_ahead() const { return {store_of.keys, ahead->offset}; }
 
     const E *query(int row) const {
-        return (const E *)call.q + (job->from + row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
+        return (const E *)call.q + job->token(row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
     }
-    int32_t position(int row) const { return call.index->positions[job->from + row / group]; }
+    int32_t position(int row) const { return call.index->positions[job->token(row / group)]; }
 
     // Cuts the rows into blocks as even as possible and packs the queries: [block][word][row of the block].
     void prepare_rows() {
@@ -185,11 +198,7 @@ template <class E, class Store> class Worker {
         }
     }
 
-    bool reaches_own_tokens() const {
-        const Index &index = *call.index;
-        if (!index.is_tree || !index.is_tree[job->span]) return false;
-        return tile->first + tile->n > job->length - (index.span_offsets[job->span + 1] - index.span_offsets[job->span]);
-    }
+    bool reaches_own_tokens() const { return job->own && tile->first + tile->n > job->length - job->own; }
 
     template <int M> void attend(const Rows &block) {
         // The panels that some row may see, and whether every row sees all of each.
@@ -209,6 +218,7 @@ template <class E, class Store> class Worker {
                 for (int r = 0; r < M; r++) part[size_t(block.first + r) * (width + 2) + width] = -INF;
             return;
         }
+        read_from = std::min(read_from, begin), read_to = std::max(read_to, end);
         score<M>(block, begin, end);
         float top[M], mass[M], keep[M], add[M];
         for (int r = 0; r < M; r++) {
@@ -303,11 +313,11 @@ template <class E, class Store> class Worker {
     // The mask of one row of a tree span, entry by entry: trees are small.
     void hide_by_tree(int at, float *row, int from, int to) {
         const Index &index = *call.index;
-        int token = job->from + at / group, own = index.span_offsets[job->span + 1] - index.span_offsets[job->span];
+        int token = job->token(at / group);
         int64_t here = index.positions[token], low = call.window ? here - call.window : INT64_MIN;
         const uint64_t *bits = (const uint64_t *)index.ancestors + token * index.words;
         for (int e = from; e < to; e++) {
-            int j = tile->first + e - (job->length - own);
+            int j = tile->first + e - (job->length - job->own);
             bool seen = e < tile->n && tile->position[e] > low;
             seen = seen && (j < 0 ? tile->position[e] <= here : (bits[j / 64] >> j % 64 & 1) != 0);
             if (!seen) row[e] = -INF;
@@ -409,7 +419,7 @@ template <class E, class Store> class Worker {
 
     void finish(const Job &job) {
         for (int r = 0; r < rows; r++) {
-            int token = job.from + r / group, head = job.head * group + r % group;
+            int token = job.token(r / group), head = job.head * group + r % group;
             E *to = (E *)call.out + token * call.out_stride + head * call.dim;
             vf mass = set1(l[r] > 0 ? l[r] : 1.0f);
             int d = 0;

@@ -23,6 +23,14 @@ _WRONG_INDEX = (
 )
 
 
+_WRONG_FOREST = (
+    "",
+    "a node of the forest does not fit the views of its index",
+    "the tasks of the forest do not make up its nodes",
+    "a path of the forest does not make up the view of its row",
+)
+
+
 class PreparedIndex:
     """A `ViewIndex` as the library reads it, checked, with the bounds to hold against the cache."""
 
@@ -59,6 +67,14 @@ class PreparedIndex:
         )
         if wrong:
             raise (IndexError if wrong == 2 else ValueError)(_WRONG_INDEX[wrong])
+        forest, packed_forest = index.forest, None
+        if forest is not None:
+            parts = (forest.nodes, forest.rows, forest.tasks, forest.path_offsets, forest.paths)
+            if any(a.dtype != np.int32 or not a.flags.c_contiguous for a in parts) or len(forest.path_offsets) != tokens + 1:
+                raise ValueError("the arrays of a Forest must be contiguous int32, with a path for every token of the index")
+            packed_forest = ctypes.create_string_buffer(
+                native.FOREST(*(a.ctypes.data for a in parts), len(forest.nodes), len(forest.tasks))
+            )
         self.tokens, self.groups = tokens, groups
         self.block_end, self.slot_end = ends.tolist()
         packed = ctypes.create_string_buffer(
@@ -67,10 +83,15 @@ class PreparedIndex:
                 lengths.ctypes.data,
                 ancestors.data_ptr() if ancestors is not None and words else 0,
                 *(trees, spans, groups, words),
+                0 if packed_forest is None else ctypes.addressof(packed_forest),
             )
         )
         self.address = ctypes.addressof(packed)
-        self.keep = (packed, arrays, lengths, ancestors, is_tree)
+        if forest is not None:
+            checked = native.CHECK_FOREST(self.address, len(forest.rows), len(forest.paths))
+            if wrong := lib.hasten_check_forest(checked):
+                raise ValueError(_WRONG_FOREST[wrong])
+        self.keep = (packed, arrays, lengths, ancestors, is_tree, forest, packed_forest)
 
 
 class CacheKernels(ReferenceKernels):
@@ -170,6 +191,11 @@ class CacheKernels(ReferenceKernels):
                 *(0, 0, 0),
             )
         )
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that attention has read from caches in this process so far, by this library: each as often
+        as it was fetched, once for all rows that were computed with it."""
+        return int(self._lib.hasten_kv_bytes(b""))
 
     def merge(self, outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         is_bf16 = IS_BF16.get(outs.dtype)

@@ -27,8 +27,15 @@ NEEDS: dict[str, set[str]] = {
 # ctypes needs for a dozen arguments. Each field is eight bytes, q for pointers and integers, d for real numbers, in the order
 # of the C++ struct of the same name.
 INTERFACE = 6
+<<<<<<< HEAD
 INDEX = Struct("10q").pack
 ATTENTION = Struct("16qd3q").pack
+=======
+INDEX = Struct("11q").pack
+FOREST = Struct("7q").pack
+CHECK_FOREST = Struct("3q").pack
+ATTENTION = Struct("16qd").pack
+>>>>>>> main
 MEASURE_VIEWS = Struct("11q").pack
 MERGE = Struct("8q").pack
 ROPE = Struct("23q").pack
@@ -42,8 +49,14 @@ QUANTIZED_ROWS = Struct("13qd").pack
 SAMPLE = Struct("11q").pack
 APPLY_MASK = Struct("9q").pack
 
-_RETURNS_NOTHING = ("attention", "merge", "rms_norm", "add_rms_norm", "act_mul", "linear", "quantized_linear")
-_RETURNS_INTEGER = ("measure_views", "rope_and_store", "copy_blocks", "sample", "run_plan", "quantized_rows", "apply_mask")
+_RETURNS_NOTHING = (
+    *("attention", "attention_alone", "merge", "rms_norm", "add_rms_norm", "act_mul"),
+    *("linear", "quantized_linear"),
+)
+_RETURNS_INTEGER = (
+    *("measure_views", "check_forest", "kv_bytes", "rope_and_store", "copy_blocks", "sample", "run_plan"),
+    *("quantized_rows", "apply_mask"),
+)
 
 
 @functools.cache

@@ -96,7 +96,7 @@ class IndexCell:
 
     def __init__(self, tokens: int) -> None:
         self.tokens, self.groups, self.block_end, self.slot_end = tokens, 1, 0, 0
-        self._cell = ctypes.create_string_buffer(len(native.INDEX(*[0] * 10)))
+        self._cell = ctypes.create_string_buffer(len(native.INDEX(*[0] * 11)))
         self.address = ctypes.addressof(self._cell)
 
     def set(self, address: int) -> None:

@@ -73,16 +73,19 @@ def sweep(
 
 
 def picture(found: dict[str, Sequence[Planning]]) -> bytes:
-    """PNG: median and 99th percentile of each configuration against the length of the queue."""
+    """PNG: the median of each configuration against the length of the queue; of a few also the 99th percentile."""
     from hasten.lab.claims.picture import axes, png
 
     figure, (plot,) = axes(1, height=3.8)
-    for name, points in found.items():
+    for number, (name, points) in enumerate(found.items()):
         queue = [point.waiting for point in points]
-        (line,) = plot.plot(queue, [1e3 * point.median_s for point in points], marker="o", markersize=3, label=name)
-        plot.plot(queue, [1e3 * point.p99_s for point in points], linestyle=":", color=line.get_color())
-    plot.set(xlabel=f"waiting ({RUNNING} running)", ylabel="ms to plan a step (dotted: 99th percentile)", ylim=(0, None))
-    plot.legend(frameon=False, fontsize=7)
+        style = ("-", "--", "-.")[number // 10 % 3]  # there are ten colours
+        (line,) = plot.plot(queue, [1e3 * p.median_s for p in points], style, marker="o", markersize=3, label=name)
+        if len(found) <= 4:
+            plot.plot(queue, [1e3 * p.p99_s for p in points], ":", color=line.get_color())
+    dotted = " (dotted: 99th percentile)" if len(found) <= 4 else ", median"
+    plot.set(xlabel=f"waiting ({RUNNING} running)", ylabel=f"ms to plan a step{dotted}", ylim=(0, None))
+    plot.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return png(figure)
 
 
