@@ -106,16 +106,14 @@ template <class Worker> void attend(const Call &call, const Plan &plan, int64_t 
     });
 }
 
-<<<<<<< HEAD
 template <class E> auto attend_to(int64_t bits) {
     if (bits == 8) return attend<Worker<E, CodedTile<E, 8>>>;
     return bits == 4 ? attend<Worker<E, CodedTile<E, 4>>> : attend<Worker<E, Whole<E>>>;
 }
-=======
+
 std::atomic<int64_t> kv_bytes{0};
 
-bool goes_by_forest(const Call &call) { return call.index->forest && !call.deterministic; }
->>>>>>> main
+bool goes_by_forest(const Call &call) { return call.index->forest && !call.deterministic && !call.bits; }
 
 }  // namespace
 

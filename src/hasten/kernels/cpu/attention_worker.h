@@ -21,11 +21,12 @@ struct Rows {
 template <class E> struct Whole {
     static constexpr int BITS = 0;
     static constexpr bool BY_DOT = false;
+    static int64_t entry_bytes(int64_t dim) { return dim * 2 * int64_t(sizeof(E)); }  // key and value
     const E *keys, *values;
     Whole(const Call &call, int, Pieces &) : keys((const E *)call.k_cache), values((const E *)call.v_cache) {}
 };
 
-template <class E, class Store> class Worker {
+template <class E, class Store = Whole<E>> class Worker {
     using A = typename ArithmeticOf<E>::type;
     static constexpr int P_WORDS = TILE / A::STEP;
 
@@ -62,12 +63,8 @@ template <class E, class Store> class Worker {
                 } else {
                     lay_out_next(claim, cursor);
                 }
-<<<<<<< HEAD
-                packed_keys = 0, values_to = 0;
-                if constexpr (Store::BITS != 0) store_of.open(*tile, highest);
-=======
                 packed_keys = 0, values_to = 0, read_from = PANELS, read_to = 0;
->>>>>>> main
+                if constexpr (Store::BITS != 0) store_of.open(*tile, highest);
                 part = work.partial ? work.partial + size_t(t) * rows * (width + 2) : nullptr;
                 for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
                 entries_read += std::max(0, std::min(read_to * PW, tile->n) - read_from * PW);
@@ -80,7 +77,7 @@ template <class E, class Store> class Worker {
             }
             work = next;
         }
-        count_kv_bytes(entries_read * call.dim * 2 * int64_t(sizeof(E)));
+        count_kv_bytes(entries_read * Store::entry_bytes(call.dim));
     }
 
     // Merges the kept tiles of a job and writes its rows.

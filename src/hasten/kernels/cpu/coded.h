@@ -19,6 +19,9 @@ template <int BITS> inline int groups_of(int dim) { return BITS == 8 ? 1 : dim /
 template <int BITS> inline int64_t strip_bytes(int64_t dim) { return STRIP * dim * BITS / 8; }
 template <int BITS> inline int64_t strip_params(int64_t dim) { return STRIP * (BITS == 8 ? 2 : dim / GROUP); }
 
+// Of a key and a value with their scales.
+template <int BITS> inline int64_t coded_bytes(int64_t dim) { return 2 * (strip_bytes<BITS>(dim) + 2 * strip_params<BITS>(dim)) / STRIP; }
+
 inline vf to_floats(ints x) { return __builtin_convertvector(x, vf); }
 inline ints nearest(vf x) {
 #if defined(__AVX512F__)

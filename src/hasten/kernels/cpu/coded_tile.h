@@ -41,6 +41,7 @@ template <class E, int BITS_> class CodedTile {
   public:
     static constexpr int BITS = BITS_;
     static constexpr bool BY_DOT = true;
+    static int64_t entry_bytes(int64_t dim) { return coded_bytes<BITS>(dim); }
 
     CodedTile(const Call &call, int max_rows, Pieces &pieces)
         : keys((const uint8_t *)call.k_cache), values((const uint8_t *)call.v_cache), key_params((const uint16_t *)call.k_params),
@@ -300,6 +301,7 @@ template <class E, int BITS_> class CodedTile {
   public:
     static constexpr int BITS = BITS_;
     static constexpr bool BY_DOT = false;
+    static int64_t entry_bytes(int64_t dim) { return coded_bytes<BITS>(dim); }
     E *keys, *values;  // the tile's, rows of dim
 
     CodedTile(const Call &call, int, Pieces &pieces) : call(call), dim(int(call.dim)) {
