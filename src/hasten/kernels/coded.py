@@ -182,5 +182,5 @@ def dense(cache: CodedCache, index: ViewIndex) -> tuple[Tensor, Tensor, ViewInde
     runs = torch.cat([where[:, None].to(torch.int32), index.runs[:, 1:]], 1)
     host = index.on_host()
     here = HostIndex(host.span_offsets, host.positions, runs.cpu().numpy(), host.run_offsets, host.is_tree)
-    over = replace(index, runs=runs, host=here, cache={})
+    over = replace(index, runs=runs, host=here, forest=None, cache={})
     return decode(keys, key_params, cache.bits), decode(values, value_params, cache.bits), over, used

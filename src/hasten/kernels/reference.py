@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-<<<<<<< HEAD
-from hasten.kernels import coded
-=======
-from hasten.kernels import forest
->>>>>>> main
+from hasten.kernels import coded, forest
 from hasten.kernels.base import Activation, ViewIndex
 from hasten.kernels.coded import CodedCache
 from hasten.kernels.quantized import QuantizedWeight, round_activations
