@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from hasten.engine.attention.coded import CodedForm
 from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.memory import Memory, block_bytes
 
-FORMS: list[Form] = [DENSE]
+FORMS: list[Form] = [DENSE, CodedForm(8), CodedForm(4)]
 
 
 def model(sites: int = 2) -> Any:

@@ -10,7 +10,7 @@ Every `out` is overwritten whole, whatever it held. Nothing here synchronises wi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from hasten.kernels.forest import Forest
 from hasten.kernels.quantized import QuantizedWeight
+
+if TYPE_CHECKING:
+    from hasten.kernels.coded import CodedCache
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -212,6 +215,27 @@ class Kernels(Protocol):
         rounded once. Raises IndexError for a position or slot out of range, before anything is written (on the
         CPU only: elsewhere the check would wait for the device).
         """
+        ...
+
+    def coded_attention(
+        self,
+        q: Tensor,
+        cache: CodedCache,
+        index: ViewIndex,
+        scale: float,
+        out: Tensor,
+        lse: Tensor | None = None,
+        window: int | None = None,
+        log_weight: Tensor | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        """`attention` over keys and values that are codes (`kernels/coded.py`): what it gives for their decoded values."""
+        ...
+
+    def rope_and_encode(
+        self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, positions: Tensor, slots: Tensor, cache: CodedCache
+    ) -> None:
+        """`rope_and_store`, but the rotated k, rounded to the run dtype, and v become codes. Slots distinct."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:

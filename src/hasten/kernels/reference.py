@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.kernels import forest
+from hasten.kernels import coded, forest
 from hasten.kernels.base import Activation, ViewIndex
+from hasten.kernels.coded import CodedCache
 from hasten.kernels.quantized import QuantizedWeight, round_activations
 
 TILE = 256  # entries per tile where the order of summation is fixed
@@ -108,6 +109,34 @@ class ReferenceKernels:
         q.copy_(_rotate(q, table))
         _store(k_cache, _rotate(k, table), slots)
         _store(v_cache, v, slots)
+
+    def coded_attention(
+        self,
+        q: Tensor,
+        cache: CodedCache,
+        index: ViewIndex,
+        scale: float,
+        out: Tensor,
+        lse: Tensor | None = None,
+        window: int | None = None,
+        log_weight: Tensor | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        keys, values, over, used = coded.dense(cache, index)
+        weight = None if log_weight is None else log_weight[used]
+        # Of this class: one that computes `attention` otherwise may not take plain numbers beside queries of another dtype.
+        ReferenceKernels.attention(self, q, keys, values, over, scale, out, lse, window, weight, deterministic)
+
+    def rope_and_encode(
+        self, q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, positions: Tensor, slots: Tensor, cache: CodedCache
+    ) -> None:
+        _check_range("position", positions, 0, cos_sin.shape[0])
+        _check_range("slot", slots, -1, cache.blocks * cache.block_size)
+        table = cos_sin[positions.long()][:, None]
+        q.copy_(_rotate(q, table))
+        wanted = slots >= 0
+        held = (*coded.encode(_rotate(k, table)[wanted], cache.bits), *coded.encode(v[wanted], cache.bits))
+        coded.write(cache, slots[wanted], held)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
         # Not `mean`, whose order of summation depends on the number of rows on a GPU.

@@ -22,6 +22,7 @@ from hasten.kernels.base import Activation
 from hasten.kernels.cpu import native
 from hasten.kernels.cpu.cache import CacheKernels
 from hasten.kernels.cpu.checks import IS_BF16, say
+from hasten.kernels.cpu.coded import CodedKernels
 from hasten.kernels.cpu.packing import PackedWeight, packed
 from hasten.kernels.cpu.plan import Segment, Tape
 from hasten.kernels.quantized import QuantizedWeight
@@ -29,7 +30,7 @@ from hasten.kernels.quantized import QuantizedWeight
 _KINDS = {"silu": 0, "gelu_tanh": 1}
 
 
-class CpuKernels(CacheKernels):
+class CpuKernels(CodedKernels, CacheKernels):
     """`Kernels` on one native library ("avx512bf16", "avx512", "avx2", "generic"); what it lacks is the reference's."""
 
     def __init__(self, name: str) -> None:

@@ -38,6 +38,8 @@ struct Rope {
     const int32_t *positions;
     const int64_t *slots;
     int64_t q_stride, k_stride, v_stride, tokens, heads, kv_heads, dim, half, table_rows, blocks, block_size;
+    int64_t bits;  // 0: stored as they are; 8, 4: as codes, with params beside them (coded.h)
+    void *k_params, *v_params;
 };
 struct CopyBlocks {
     char *cache;
@@ -86,9 +88,13 @@ struct Call {
     int64_t window;         // 0 = none
     int64_t deterministic;  // whether a row's bits may not depend on the rows computed with it
     double scale;  // units of log 2 once the kernel has begun
+    int64_t bits;  // 0: keys and values as they are; 8, 4: codes, with params beside them (coded.h)
+    const void *k_params, *v_params;
     int group() const { return int(heads / kv_heads); }
     int width() const { return int((dim + W - 1) / W * W); }  // floats of an output row while it is accumulated
 };
+
+constexpr int LARGEST_HEAD = 512;  // dimensions of a head whose keys and values are codes
 
 // A small product on one thread costs microseconds more at best, and never waits for a core that somebody else has.
 template <class Args> bool worth_sharing(const Args &a) { return a.rows * a.outputs * a.inner > (1 << 19); }

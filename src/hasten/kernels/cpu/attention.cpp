@@ -71,7 +71,7 @@ void lay_out(const Call &call, Plan &plan, int threads) {
 bool worth_sharing(const Call &call, const Plan &plan) { return plan.work * call.dim > 48 * 128 && plan.items.size() > 1; }
 
 // The plan may be another call's already when a late thread comes here: only who has claimed an item looks into it.
-template <class E> void attend(const Call &call, const Plan &plan, int64_t items, int64_t jobs_in_parts, bool worth, Team &team) {
+template <class Worker> void attend(const Call &call, const Plan &plan, int64_t items, int64_t jobs_in_parts, bool worth, Team &team) {
     auto compute = [&](auto claim) {
         int64_t done = 0;
         auto next = [&]() -> Work {
@@ -85,7 +85,7 @@ template <class E> void attend(const Call &call, const Plan &plan, int64_t items
         };
         Work first = next();
         if (first.job) {
-            Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
+            Worker worker(call, plan.max_rows, kept_scratch.take(Worker::bytes(call, plan.max_rows)));
             worker.run(first, next);
         }
         return done;
@@ -101,14 +101,19 @@ template <class E> void attend(const Call &call, const Plan &plan, int64_t items
     team.share(jobs_in_parts, true, [&](int64_t j) {
         const Job &job = plan.jobs[j];
         if (job.parts == 1) return;
-        Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
+        Worker worker(call, plan.max_rows, kept_scratch.take(Worker::bytes(call, plan.max_rows)));
         worker.join(job, plan.partial + job.partial);
     });
 }
 
+template <class E> auto attend_to(int64_t bits) {
+    if (bits == 8) return attend<Worker<E, CodedTile<E, 8>>>;
+    return bits == 4 ? attend<Worker<E, CodedTile<E, 4>>> : attend<Worker<E, Whole<E>>>;
+}
+
 std::atomic<int64_t> kv_bytes{0};
 
-bool goes_by_forest(const Call &call) { return call.index->forest && !call.deterministic; }
+bool goes_by_forest(const Call &call) { return call.index->forest && !call.deterministic && !call.bits; }
 
 }  // namespace
 
@@ -169,7 +174,7 @@ HASTEN_PART void part_attention(const void *args, void *with) {
         note[3] = worth_sharing(call, kept_plan);
     });
     call.scale *= LOG2E;
-    auto attend_in = call.is_bf16 ? attend<bf16> : attend<float>;
+    auto attend_in = call.is_bf16 ? attend_to<bf16>(call.bits) : attend_to<float>(call.bits);
     attend_in(call, *(const Plan *)notes[0], notes[1], notes[2], notes[3], team);
 }
 

@@ -6,6 +6,7 @@
 
 #include "attention_tile.h"
 #include "attention_view.h"
+#include "coded_tile.h"
 #include "scratch.h"
 
 namespace {
@@ -16,15 +17,25 @@ struct Rows {
     int32_t lowest, highest;
 };
 
-template <class E> class Worker {
+// Keys and values that lie in the cache as they are.
+template <class E> struct Whole {
+    static constexpr int BITS = 0;
+    static constexpr bool BY_DOT = false;
+    static int64_t entry_bytes(int64_t dim) { return dim * 2 * int64_t(sizeof(E)); }  // key and value
+    const E *keys, *values;
+    Whole(const Call &call, int, Pieces &) : keys((const E *)call.k_cache), values((const E *)call.v_cache) {}
+};
+
+template <class E, class Store = Whole<E>> class Worker {
     using A = typename ArithmeticOf<E>::type;
     static constexpr int P_WORDS = TILE / A::STEP;
 
   public:
     static size_t bytes(const Call &call, int max_rows) { return Worker(call, max_rows, nullptr).taken; }
 
-    Worker(const Call &call, int max_rows, void *memory) : call(call), words(int(call.dim / A::STEP)), width(call.width()) {
-        Pieces pieces{(char *)memory};
+    Worker(const Call &call, int max_rows, void *memory)
+        : call(call), placed(call), words(int(call.dim / A::STEP)), width(call.width()), pieces{(char *)memory}, store_of(call, max_rows, pieces) {
+        if (Store::BITS) placed.dim = 1;
         q = pieces.next<int32_t>(size_t(max_rows) * words);
         own_o = o = pieces.next<float>(size_t(max_rows) * width);
         own_m = m = pieces.next<float>(max_rows);
@@ -42,7 +53,7 @@ template <class E> class Worker {
     // Computes `work` and all that `claim()` gives after it, until its job is null. Each tile is laid out while the one before it is computed, so
     // that its keys can be on their way from memory, over the border of two jobs too.
     template <class Claim> void run(Work work, Claim claim) {
-        Cursor cursor(call, *work.job, work.from * TILE);
+        Cursor cursor(placed, *work.job, work.from * TILE);
         cursor.next(*tile);
         while (work.job) {
             begin(work);
@@ -53,6 +64,7 @@ template <class E> class Worker {
                     lay_out_next(claim, cursor);
                 }
                 packed_keys = 0, values_to = 0, read_from = PANELS, read_to = 0;
+                if constexpr (Store::BITS != 0) store_of.open(*tile, highest);
                 part = work.partial ? work.partial + size_t(t) * rows * (width + 2) : nullptr;
                 for (int b = 0; b < block_count; b++) attend_block(blocks[b]);
                 entries_read += std::max(0, std::min(read_to * PW, tile->n) - read_from * PW);
@@ -65,7 +77,7 @@ template <class E> class Worker {
             }
             work = next;
         }
-        count_kv_bytes(entries_read * call.dim * 2 * int64_t(sizeof(E)));
+        count_kv_bytes(entries_read * Store::entry_bytes(call.dim));
     }
 
     // Merges the kept tiles of a job and writes its rows.
@@ -91,6 +103,7 @@ template <class E> class Worker {
 
   private:
     const Call &call;
+    Call placed;  // as the cursor sees it: offsets in elements, or in rows where keys and values are codes
     const Job *job = nullptr;
     int words, width, group = 0, rows = 0, block_count = 0;
     int32_t *q, *k, *v, *p;
@@ -104,6 +117,9 @@ template <class E> class Worker {
     int read_from = 0, read_to = 0;      // range of the tile's panels that some row reads
     int64_t entries_read = 0;
     size_t taken;
+    int32_t highest = 0;  // position among the rows
+    Pieces pieces;
+    Store store_of;
 
     void begin(const Work &work) {
         job = work.job;
@@ -122,14 +138,14 @@ template <class E> class Worker {
     template <class Claim> void lay_out_next(Claim &claim, Cursor &cursor) {
         next = claim();
         if (!next.job) return std::fill(ahead->offset, ahead->offset + TILE, int64_t(0));
-        cursor = Cursor(call, *next.job, next.from * TILE);
+        cursor = Cursor(placed, *next.job, next.from * TILE);
         cursor.next(*ahead);
     }
 
     // Keys and values of a tile are of the same size: while the keys are read the tile's values are fetched, while the values are
     // read the next tile's keys.
-    Ahead<E> values_ahead() const { return {(const E *)call.v_cache, tile->offset}; }
-    Ahead<E> keys_ahead() const { return {(const E *)call.k_cache, ahead->offset}; }
+    Ahead<E> values_ahead() const { return {store_of.values, tile->offset}; }
+    Ahead<E> keys_ahead() const { return {store_of.keys, ahead->offset}; }
 
     const E *query(int row) const {
         return (const E *)call.q + job->token(row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
@@ -140,6 +156,7 @@ template <class E> class Worker {
     void prepare_rows() {
         block_count = (rows + MR - 1) / MR;
         int first = 0;
+        highest = INT_MIN;
         for (int b = 0; b < block_count; b++) {
             int count = rows / block_count + (b < rows % block_count);
             Rows block{first, count, INT_MAX, INT_MIN};
@@ -147,6 +164,10 @@ template <class E> class Worker {
                 int at = first + r;
                 block.lowest = std::min(block.lowest, position(at)), block.highest = std::max(block.highest, position(at));
                 const E *from = query(at);
+                if constexpr (Store::BY_DOT) {
+                    store_of.take_query(first, count, r, from);
+                    continue;
+                }
                 int32_t *to = q + size_t(first) * words + r;
                 for (int w = 0; w < words; w++) {
                     if (A::STEP == 2) {
@@ -158,6 +179,7 @@ template <class E> class Worker {
                 }
             }
             blocks[b] = block;
+            highest = std::max(highest, block.highest);
             first += count;
         }
     }
@@ -200,7 +222,7 @@ template <class E> class Worker {
             float *row = s + r * TILE;
             if (tree) hide_by_tree(block.first + r, row, begin * PW, end * PW);
             softmax(row, block.first + r, begin * PW, end * PW, all || tree, top[r], mass[r]);
-            pack_probabilities<A>(row, begin * PW, end * PW, p + r * P_WORDS);
+            if constexpr (!Store::BY_DOT) pack_probabilities<A>(row, begin * PW, end * PW, p + r * P_WORDS);
         }
         if (part) {
             for (int r = 0; r < M; r++) {
@@ -214,7 +236,21 @@ template <class E> class Worker {
     }
 
     template <int M> void score(const Rows &block, int begin, int end) {
-        const E *cache = (const E *)call.k_cache;
+        if constexpr (Store::BY_DOT) {
+            if (block_count == 1)
+                store_of.template score<M, true>(block.first, begin * PW, end * PW, float(call.scale), s);
+            else
+                store_of.template score<M, false>(block.first, begin * PW, end * PW, float(call.scale), s);
+        } else {
+            score_numbers<M>(block, begin, end);
+        }
+        if (call.log_weight)
+            for (int r = 0; r < M; r++)
+                for (int e = begin * PW; e < end * PW; e += W) store(s + r * TILE + e, load(s + r * TILE + e) + load(tile->weight + e));
+    }
+
+    template <int M> void score_numbers(const Rows &block, int begin, int end) {
+        const E *cache = store_of.keys;
         int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
 #if defined(__AVX512F__)
@@ -240,9 +276,6 @@ template <class E> class Worker {
             for (int r = 0; r < M; r++)
                 for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(float(call.scale)));
         }
-        if (call.log_weight)
-            for (int r = 0; r < M; r++)
-                for (int e = begin * PW; e < end * PW; e += W) store(s + r * TILE + e, load(s + r * TILE + e) + load(tile->weight + e));
     }
 
     // Scores -> exp2(score - largest), 0 where hidden; and the largest and the sum.
@@ -268,6 +301,8 @@ template <class E> class Worker {
             vf x = exp2v(load(row + e) - base);
             sum = sum + x;
             store(row + e, x);
+            if constexpr (Store::BY_DOT)
+                if (block_count == 1) store_of.fetch_early(*ahead, e, at);
         }
         mass = sum_lanes(sum);
     }
@@ -300,6 +335,28 @@ template <class E> class Worker {
     }
 
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
+        if constexpr (Store::BY_DOT) {
+            store_of.template take_probabilities<M>(s, from, to);
+            constexpr int MOST = Store::BITS == 8 && M <= 3 ? 4 : 2;
+            int d = 0;
+            for (; d + MOST * W <= width; d += MOST * W) sum_codes<M, MOST>(block, d, keep, add);
+            for (; d < width; d += 2 * W) sum_codes<M, 2>(block, d, keep, add);
+            return;
+        } else {
+            sum_numbers<M>(block, from, to, keep, add);
+        }
+    }
+
+    template <int M, int N> void sum_codes(const Rows &block, int d, const float *keep, const float *add) {
+        vf acc[M][N];
+        if (block_count == 1)
+            store_of.template sum<M, N, true>(d, *ahead, acc);
+        else
+            store_of.template sum<M, N, false>(d, *ahead, acc);
+        merge_panel<M, N>(block, d, keep, add, acc);
+    }
+
+    template <int M> void sum_numbers(const Rows &block, int from, int to, const float *keep, const float *add) {
         if (block_count > 1) pack_value_range(from, to);
         int d = 0;
         if (M <= 2 && block_count == 1)  // few enough accumulators to read whole rows
@@ -313,7 +370,7 @@ template <class E> class Worker {
 
     void pack_value_range(int from, int to) {
         auto pack = [&](int a, int b) {
-            if (a < b) pack_values<A>((const E *)call.v_cache, tile->offset, a, b, tile->n, int(call.dim), keys_ahead(), v);
+            if (a < b) pack_values<A>((const E *)store_of.values, tile->offset, a, b, tile->n, int(call.dim), keys_ahead(), v);
         };
         if (!values_to) {
             pack(from, to);
@@ -334,11 +391,11 @@ template <class E> class Worker {
             merge_panel<M, N>(block, d, keep, add, acc);
         } else if (d + N * W <= call.dim) {
             vf acc[M][N];
-            sum_rows<A, M, N, true>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+            sum_rows<A, M, N, true>((const E *)store_of.values, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
             merge_panel<M, N>(block, d, keep, add, acc);
         } else {
             vf acc[M][N];
-            sum_rows<A, M, N, false>((const E *)call.v_cache, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+            sum_rows<A, M, N, false>((const E *)store_of.values, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
             merge_panel<M, N>(block, d, keep, add, acc);
         }
     }

@@ -188,6 +188,7 @@ class CacheKernels(ReferenceKernels):
                 window or 0,
                 deterministic,
                 scale,
+                *(0, 0, 0),
             )
         )
 
@@ -293,6 +294,7 @@ class CacheKernels(ReferenceKernels):
                 table[0],
                 blocks,
                 block_size,
+                *(0, 0, 0),
             )
         )
         if wrong == 1:

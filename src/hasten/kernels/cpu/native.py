@@ -26,14 +26,14 @@ NEEDS: dict[str, set[str]] = {
 # Every function of the libraries takes one pointer to its arguments: packed into bytes they cross in a fifth of the time that
 # ctypes needs for a dozen arguments. Each field is eight bytes, q for pointers and integers, d for real numbers, in the order
 # of the C++ struct of the same name.
-INTERFACE = 6
+INTERFACE = 7
 INDEX = Struct("11q").pack
 FOREST = Struct("7q").pack
 CHECK_FOREST = Struct("3q").pack
-ATTENTION = Struct("16qd").pack
+ATTENTION = Struct("16qd3q").pack
 MEASURE_VIEWS = Struct("11q").pack
 MERGE = Struct("8q").pack
-ROPE = Struct("20q").pack
+ROPE = Struct("23q").pack
 RMS_NORM = Struct("11qd").pack
 ADD_RMS_NORM = Struct("10qd").pack
 ACT_MUL = Struct("8q").pack

@@ -1,5 +1,6 @@
 // RMS norm, residual addition fused with it, gated activations, rotary embedding fused with storing keys, block copies.
 #include "arguments.h"
+#include "coded.h"
 
 namespace {
 
@@ -123,6 +124,35 @@ template <class E> void rope_and_store(const Rope &a, Team &team) {
     });
 }
 
+// The same into codes. Slots share bytes, so one thread stores all tokens of a head.
+template <class E, int BITS> void rope_and_encode(const Rope &a, Team &team) {
+    bool worth = a.tokens * (a.heads + 2 * a.kv_heads) * a.dim > SMALL;
+    auto cos_of = [&](int64_t t) { return a.cos_sin + a.positions[t] * 2 * a.half; };
+    team.share_rows(a.tokens, worth, [&](int64_t from, int64_t to) {
+        for (int64_t t = from; t < to; t++)
+            for (int64_t h = 0; h < a.heads; h++) {
+                E *q = (E *)a.q + t * a.q_stride + h * a.dim;
+                rotate(q, q, cos_of(t), cos_of(t) + a.half, int(a.half), int(a.dim));
+            }
+    });
+    team.share(a.kv_heads, worth, [&](int64_t h) {
+        E rotated[LARGEST_HEAD];
+        for (int64_t t = 0; t < a.tokens; t++) {
+            if (a.slots[t] < 0) continue;
+            int64_t slot = (a.slots[t] / a.block_size * a.kv_heads + h) * a.block_size + a.slots[t] % a.block_size;
+            rotate((const E *)a.k + t * a.k_stride + h * a.dim, rotated, cos_of(t), cos_of(t) + a.half, int(a.half), int(a.dim));
+            store_coded<BITS, true>(rotated, int(a.dim), slot, (uint8_t *)a.k_cache, (uint16_t *)a.k_params);
+            store_coded<BITS, false>((const E *)a.v + t * a.v_stride + h * a.dim, int(a.dim), slot, (uint8_t *)a.v_cache,
+                                     (uint16_t *)a.v_params);
+        }
+    });
+}
+
+template <class E> void rope(const Rope &a, Team &team) {
+    if (a.bits == 8) return rope_and_encode<E, 8>(a, team);
+    a.bits == 4 ? rope_and_encode<E, 4>(a, team) : rope_and_store<E>(a, team);
+}
+
 // 0, or 1 for a position out of range, 2 for a slot out of range.
 int64_t check(const Rope &a) {
     for (int64_t t = 0; t < a.tokens; t++) {
@@ -158,7 +188,7 @@ HASTEN_PART void part_act_mul(const void *args, void *with) {
 HASTEN_PART void part_rope_and_store(const void *args, void *with) {
     auto a = (const Rope *)args;
     auto team = (Team *)with;
-    a->is_bf16 ? rope_and_store<bf16>(*a, *team) : rope_and_store<float>(*a, *team);
+    a->is_bf16 ? rope<bf16>(*a, *team) : rope<float>(*a, *team);
 }
 
 HASTEN_PART int64_t check_rope(const void *args) { return check(*(const Rope *)args); }

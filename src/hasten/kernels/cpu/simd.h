@@ -17,6 +17,9 @@
 #if defined(__AVX512BF16__)
 #define HASTEN_DOT_BF16 1  // pairs of bf16 multiplied and accumulated in float32 by one instruction
 #endif
+#if defined(__AVX512VNNI__)
+#define HASTEN_DOT_BYTES 1  // the same of four bytes, in whole numbers
+#endif
 
 namespace {
 
