@@ -1,7 +1,8 @@
 """JITServe's arithmetic: what serving a sequence gains under its SLO, and what it takes.
 
 Arrays float64 [n, 1], what depends on lengths [n, cases], of cases that are equally likely; moments in engine seconds,
-`objectives.NEVER_S` where there is no objective. All of it assumes that a sequence is served from now on, one token a step of `interval_s`, after its prompt. With a whole-response deadline
+`objectives.NEVER_S` where there is no objective. All of it assumes that a sequence is served from now on, one token a step of
+`interval_s`, after its prompt. With a whole-response deadline
 
     gain = (prompt + w output) min(1, time allowed / time taken)^p
 

@@ -59,7 +59,7 @@ class Options:
     frame: int = 50
     """Steps in which every key is made anew once."""
     quantile: float | None = None
-    """Of the predicted length, that is planned with as if it were the length (published: 0.95); None: the whole distribution."""
+    """Of the predicted length: planned with as if it were the length (published: 0.95); None: with the whole distribution."""
     output_weight: float = 8.0
     """What an output token is worth in prompt tokens."""
     penalty: float = 100.0
