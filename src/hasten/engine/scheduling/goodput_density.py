@@ -106,19 +106,19 @@ class GoodputDensity:
         standing, prices = standings.of(rows), self._pace.prices(view)
         groups = _Groups(standings, rows)
         later_s = gain.later_s(standings.later[rows], prices)
-        cost_s = (
-            groups.largest(gain.remaining_s(standing, prices))
-            if options.per == "time"
-            else groups.total(gain.work_s(standing, prices))
-        ).mean(axis=1)
+        if options.per == "time":
+            takes_s = groups.largest(gain.remaining_s(standing, prices))
+        else:
+            takes_s = groups.total(gain.work_s(standing, prices))
+        cost_s: gain.Floats = np.maximum(takes_s.mean(axis=1), 1e-9)
         streams = standings.streams[rows][:, None]
         now = self._worth(standing, prices, groups, streams, view.now, later_s)
         if options.early == 1:
-            return now / np.maximum(cost_s, 1e-9)
+            return now / cost_s
         put_off_s = view.now + options.frame * prices.interval_s
         put_off = self._worth(standing, prices, groups, streams, put_off_s, later_s)
         lost = np.maximum(0.0, now - put_off)
-        return (lost + options.early * (now - lost)) / np.maximum(cost_s, 1e-9)
+        return (lost + options.early * (now - lost)) / cost_s
 
     def _worth(
         self, standing: Standing, prices: Prices, groups: _Groups, streams: Bools, now_s: float, later_s: gain.Floats
@@ -132,7 +132,9 @@ class GoodputDensity:
         share = gain.kept_share(standing.deadline_s - standing.begin_s, end_s - standing.begin_s)
         response *= share**options.penalty
         bounded = standing.deadline_s < NEVER_S
-        return np.where(streams, np.where(bounded, np.minimum(stream, response), stream), response).mean(axis=1)
+        worth = np.where(streams, np.where(bounded, np.minimum(stream, response), stream), response)
+        expected: gain.Floats = worth.mean(axis=1)
+        return expected
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         kind = event.kind

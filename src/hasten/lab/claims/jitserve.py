@@ -195,8 +195,8 @@ def _reasons(rows: list[dict[str, Served]]) -> dict[str, str]:
     return {
         "best": f"the best baseline, {best}, has {had:.0%} of the tokens in time, so that all of them in time would be "
         f"{1 / had:.2f}x, and JITServe with all lengths known is {first[ORACLE].share / had:.2f}x; in time under it and under "
-        f"JITServe: {parts}. At this load the most that an engine can leave out is a sixth of the work, and who gives the "
-        "least to long work leaves out nearly that. A lead of 1.3 needs baselines that have at most 77 % in time: a heavier "
+        f"JITServe: {parts}. At this load a sixth of the work has to be left out, and to give least to the longest leaves out "
+        "little more. A lead of 1.3 needs baselines that have at most 77 % in time: a heavier "
         "or longer overload, or objectives that say more than size does"
     }
 
