@@ -16,6 +16,7 @@ def asking(
     tokens: int = 3,
     workflow: str = "",
     stage: str = "",
+    app: str = "app",
     arrival_s: float | None = None,
 ) -> Request:
     return Request(
@@ -23,7 +24,7 @@ def asking(
         prompt=np.arange(prompt) % 37,
         sampling=SamplingParams(max_tokens=tokens, temperature=0, seed=1),
         slo=slo or SLO(),
-        app=AppContext(application="app", workflow=workflow, stage=stage),
+        app=AppContext(application=app, workflow=workflow, stage=stage),
         arrival_s=arrival_s,
     )
 

@@ -55,7 +55,7 @@ def test_tokens_on_schedule_are_counted_right(
     assert found.tolist() == [want]
 
 
-PRICES = Prices(interval_s=0.5, token_s=0.01, row_s=0.02, cached_s=0.001, pair_s=1e-4, chunk=8)
+PRICES = Prices(interval_s=0.5, token_s=0.01, row_s=0.02, cached_s=0.001, pair_s=1e-4, chunk=8, kv_tokens=100.0, occupied=0.25)
 
 
 def test_the_time_and_the_work_that_are_left() -> None:
@@ -63,7 +63,12 @@ def test_the_time_and_the_work_that_are_left() -> None:
     assert gain.remaining_s(one, PRICES).tolist() == [3 * 0.5 + 2.0, 2.5 + 2.0]
     prompt = 17 * 0.01 + sum(3 + i + 0.5 for i in range(17)) * 1e-4
     decode = [4 * 0.02 + sum(before + i + 0.5 for i in range(4)) * 0.001 for before in (20, 20)]
-    np.testing.assert_allclose(gain.engine_s(one, PRICES), [prompt + decode[0], 2.5 + decode[1]])
+    engine = np.array([prompt + decode[0], 2.5 + decode[1]])
+    np.testing.assert_allclose(gain.engine_s(one, PRICES), engine)
+    pool = np.array([(3 + 4) * 0.5 * (3 + 17 + 2) / 100, 4 * 0.5 * (20 + 2) / 100])
+    np.testing.assert_allclose(gain.memory_s(one, PRICES), pool)
+    np.testing.assert_allclose(gain.work_s(one, PRICES), 0.75 * engine + 0.25 * pool)
+    assert gain.later_s(np.array([[10.0, 16.0, 3.0]]), PRICES).tolist() == [(10 + 2) * 0.5 + 3]
 
 
 def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_s: float) -> tuple[float, float, float]:
@@ -77,6 +82,8 @@ def alone_worth(seq: Sequence, view: Any, options: Options, prices: Prices, now_
     taken_s = start_s + left * prices.interval_s
     prefill = todo * prices.token_s + (todo * held + todo**2 / 2) * prices.pair_s
     cost = prefill + left * (prices.row_s + (held + todo + left / 2) * prices.cached_s)
+    pool = (start_s + left * prices.interval_s) * (held + todo + left / 2) / prices.kv_tokens
+    cost = (1 - prices.occupied) * cost + prices.occupied * pool
     if options.per == "time":
         cost = taken_s
     if slo.ttft_s is None and slo.tpot_s is None:
@@ -191,6 +198,72 @@ def test_what_others_have_put_into_a_workflow_counts() -> None:
     assert ends(engine.run()) == ["w2", "v1"]
 
 
+def test_what_is_late_does_not_go_first_for_what_it_has_put_in() -> None:
+    engine = make_engine(rows=1, order=GoodputDensity(Options()), reuse=False)
+    engine.add(asking("w1", SLO(deadline_s=100.0), prompt=60, tokens=80, workflow="w"))
+    engine.run()
+    engine.clock.sleep(110.0)
+    engine.add(asking("w2", SLO(deadline_s=100.0), prompt=10, tokens=10, workflow="w"))
+    engine.add(asking("fresh", SLO(deadline_s=100.0), prompt=10, tokens=10))
+    assert ends(engine.run()) == ["fresh", "w2"]
+
+
+def test_a_workflow_is_as_urgent_as_the_stages_that_follow_make_it() -> None:
+    """The same call and deadline, but workflows of one application go on and those of the other do not."""
+    order = GoodputDensity(Options(frame=5))
+    engine = make_engine(rows=1, order=order, reuse=False)
+    submit = engine.executor.submit
+
+    def taking(batch: Any, taps: frozenset[int] = frozenset()) -> Any:
+        engine.clock.sleep(0.1)
+        return submit(batch, taps)
+
+    engine.executor.submit = taking
+    slo = SLO(deadline_s=6.4)  # 60 steps are needed, and a frame of 5 cannot be spared
+    for number in range(4):
+        for application, stages in (("short", 1), ("long", 2)):
+            for stage in range(stages):
+                tokens = 10 + 40 * stage
+                engine.add(asking(f"{application}{number}.{stage}", slo, tokens=tokens, workflow=f"w{number}", app=application))
+                engine.run()
+    engine.clock.sleep(40.0)
+    engine.add(asking("short", slo, tokens=10, workflow="v", app="short"))
+    engine.add(asking("long", slo, tokens=10, workflow="v", app="long"))
+    later = order._standings.patterns
+    engine._inbox.empty_into(engine.ledger)
+    engine._planner._ranked()
+    of = {seq.request.id: later.later(seq)[:, 0] for seq in engine._planner.sequences}
+    assert set(of["short"]) == {0.0} and set(of["long"]) == {50.0}
+    assert ends(engine.run()) == ["long", "short"]
+
+
+def test_the_whole_distribution_is_weighed_unless_a_quantile_is_asked_for() -> None:
+    """One that ends in time in half of the cases is worth half; by its upper quantile it is hopeless."""
+
+    class Either:
+        def remaining(self, seq: Sequence, view: Any) -> np.ndarray:
+            return np.array([10.0, 1000.0])
+
+    worths = {}
+    for quantile in (None, 0.95, 0.5):
+        order = GoodputDensity(Options(quantile=quantile, early=1.0, per="time"))
+        engine = make_engine(order=order, lengths=Either(), max_length=2048)
+        engine.add(asking("a", SLO(deadline_s=1.0), prompt=8, tokens=1000))
+        engine._inbox.empty_into(engine.ledger)
+        view = engine._planner
+        view._ranked()
+        order._pace.interval_s, order._pace._prices = 0.01, None
+        view._ranking.touch_all()
+        view._ranked()
+        prices = order._pace.prices(view)
+        rows = order._standings.refresh(view.sequences, view, 0.0)
+        cost = float(gain.remaining_s(order._standings.of(rows), prices).mean())
+        worths[quantile] = -view.order_key(view.sequences[0]) * cost
+    assert worths[0.5] == pytest.approx(8 + 8 * 10, rel=1e-6)
+    assert worths[None] == pytest.approx((8 + 8 * 10) / 2, rel=1e-6)
+    assert worths[0.95] < 1e-6
+
+
 def test_what_is_hopeless_makes_way() -> None:
     engine = make_engine(rows=1, order=GoodputDensity(Options()), reuse=False)
     engine.add(asking("late", SLO(deadline_s=0.1), tokens=20, arrival_s=-10.0))
@@ -232,7 +305,7 @@ def test_a_swapped_sequence_pays_for_its_copy(monkeypatch: pytest.MonkeyPatch) -
         for seq in engine.ledger.sequences.values():
             if seq.state.value == "swapped" and order._pace.block_copy_s > 0 and seq.id in rows:
                 engine._planner._ranked()
-                paid = order._standings.of(np.array([rows[seq.id]])).copy_s[0]
+                paid = order._standings.of(np.array([rows[seq.id]])).copy_s[0, 0]
                 assert paid == pytest.approx(len(seq.stored) * order._pace.block_copy_s)
                 seen += 1
     assert seen > 0

@@ -1,7 +1,8 @@
 """JITServe's arithmetic: what serving a sequence gains under its SLO, and what it takes.
 
-Arrays float64 [n], moments in engine seconds, `objectives.NEVER_S` where there is no objective. All of it assumes that a
-sequence is served from now on, one token a step of `interval_s`, after its prompt. With a whole-response deadline
+Arrays float64 [n, 1], what depends on lengths [n, cases], of cases that are equally likely; moments in engine seconds,
+`objectives.NEVER_S` where there is no objective. All of it assumes that a sequence is served from now on, one token a step of
+`interval_s`, after its prompt. With a whole-response deadline
 
     gain = (prompt + w output) min(1, time allowed / time taken)^p
 
@@ -51,7 +52,7 @@ class Standing:
 class Prices:
     """Seconds of engine time: `token_s` a prompt token, `row_s` a decode step of one row apart from what it reads, `cached_s`
     a cached token read in decoding, `pair_s` a pair of query and key in a prompt. `interval_s`: of a step. `chunk`: prompt
-    tokens that a step takes up."""
+    tokens that a step takes up. `kv_tokens`: how many the KV pool holds; `occupied`: the share of them that a step reads."""
 
     interval_s: float
     token_s: float
@@ -59,6 +60,8 @@ class Prices:
     cached_s: float
     pair_s: float
     chunk: float
+    kv_tokens: float
+    occupied: float
 
 
 def prompt_s(standing: Standing, prices: Prices) -> Floats:
@@ -77,6 +80,22 @@ def engine_s(standing: Standing, prices: Prices) -> Floats:
     prefill_s = new * prices.token_s + (new * held + new * new / 2) * prices.pair_s
     decode_s = left * (prices.row_s + (held + new + left / 2) * prices.cached_s)
     return standing.copy_s + prefill_s + decode_s
+
+
+def memory_s(standing: Standing, prices: Prices) -> Floats:
+    """Seconds of the whole KV pool that it takes: its share of the pool while it has it."""
+    steps = np.ceil(standing.todo / prices.chunk) + standing.left
+    return steps * prices.interval_s * (standing.held + standing.todo + standing.left / 2) / prices.kv_tokens
+
+
+def work_s(standing: Standing, prices: Prices) -> Floats:
+    """What others cannot have because of it: the engine's time and the pool's, the latter as far as memory is short."""
+    return (1 - prices.occupied) * engine_s(standing, prices) + prices.occupied * memory_s(standing, prices)
+
+
+def later_s(later: Floats, prices: Prices) -> Floats:
+    """Seconds of what comes later, [..., patterns.LATER], if it is never kept waiting."""
+    return (later[..., 0] + later[..., 1] / prices.chunk) * prices.interval_s + later[..., 2]
 
 
 def on_schedule(standing: Standing, first_s: Floats, next_s: Floats, interval_s: float) -> Floats:

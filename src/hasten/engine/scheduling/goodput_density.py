@@ -1,12 +1,12 @@
 """Goodput density: what serving a sequence gains under its SLO over the time it takes. The order of JITServe.
 
 Zhang et al., JITServe: SLO-aware LLM Serving with Imprecise Request Information, 2025 (NSDI '26). How long an output becomes
-is not known, so its length is taken at an upper quantile of what the Lengths part predicts, looked up again as tokens appear:
-the conservatism shrinks while a sequence runs. From it follow the gain that is left under the request's objectives and the
-time that is left (`gain`); denser sequences go first. Calls of one workflow under one deadline are weighed together, with
-what ended calls have already put in, since all of it is lost if the deadline is missed. What lies in the slower tier pays for
-its copy back, what must be computed again pays for that. Every key is made anew once in `frame` steps, and at once when an
-event changed it.
+is not known, so the gain that is left under the request's objectives, and what it takes (`gain`), are those to expect over the
+lengths that the Lengths part holds possible, looked up again as tokens appear: they narrow while a sequence runs. Denser
+sequences go first. Calls of one workflow under one deadline are weighed together, with what ended calls have already put in,
+since all of it is lost if the deadline is missed; and they end in time only if the stages after theirs do as well, whose time
+is that of earlier workflows (`patterns`). What lies in the slower tier pays for its copy back, what must be computed again pays
+for that. Every key is made anew once in `frame` steps, and at once when an event changed it.
 
 Exact. O(sequences) a frame, vectorised and spread over it; a look at the lengths costs what the Lengths part takes and is
 made once for each arrival and again when the output has grown by a quarter.
@@ -16,13 +16,15 @@ counts in full only as far as a frame's wait would cost it (`early` is what the 
 that is close to earliest deadline first; beyond saturation it is the density that decides.
 
 Where it differs from the paper, and what was reconstructed: its text and released code agree on gain and density, but the
-code takes the predicted length as it was at the start, counts the prompt in the gain and not in the time, and spreads a
-deadline over the workflow by matched patterns, which we leave out. `per=time` is the paper's density (seconds until the last
-token); the default `per=work` divides by seconds *of the engine*, prompt included, because under continuous batching a
-sequence shares its steps with others and a long prompt takes more of them than its answer. The predicted share on schedule is
-ours (`gain`), and so is the sharper `penalty`: the paper's 1 leaves a request that is late by half its deadline two thirds of
-its worth, while a whole response that misses its deadline counts for nothing in token goodput. A request without objectives
-is taken to want its whole answer within `best_effort_s`, a stream that only says its pace the first token.
+code takes one upper quantile of the length, as it was at the start, counts the prompt in the gain and not in the time, and
+gives each stage of a workflow its part of the deadline. With the upper quantile and a penalty under which only what is in time
+counts, whatever could become long looks hopeless and makes way to what cannot (`quantile=0.95`). `per=time` is the paper's
+density (seconds until the last token); the default `per=work` divides by what others cannot have: seconds of the *engine*,
+prompt included, because under continuous batching a sequence shares its steps with others and a long prompt takes more of
+them than its answer; and seconds of the *KV pool*, as far as that is full. The predicted share on schedule is ours (`gain`).
+`penalty` is that of the released benchmark, with which what is late counts for nothing; with 1 a workflow that has missed its
+deadline goes ahead of fresh requests by what it has put in. A request without objectives is taken to want its whole answer
+within `best_effort_s`, a stream that only says its pace the first token.
 """
 
 from __future__ import annotations
@@ -56,12 +58,12 @@ PARTS = 5
 class Options:
     frame: int = 50
     """Steps in which every key is made anew once."""
-    quantile: float = 0.95
-    """Of the predicted length: the length that is planned with."""
+    quantile: float | None = None
+    """Of the predicted length: planned with as if it were the length (published: 0.95); None: with the whole distribution."""
     output_weight: float = 8.0
     """What an output token is worth in prompt tokens."""
-    penalty: float = 4.0
-    """Power of the share of its time that a late sequence keeps; the paper's is 1."""
+    penalty: float = 100.0
+    """Power of the share of its time that a late sequence keeps."""
     per: Literal["work", "time"] = field(default="work", metadata={"search": ("time",)})
     """Gain per second of the engine, or per second until the last token as in the paper."""
     early: float = field(default=0.1, metadata={"search": (1.0,)})
@@ -78,7 +80,7 @@ class GoodputDensity:
     def __init__(self, options: Options) -> None:
         if options.frame < 1:
             raise ValueError(f"goodput-density: frame must be at least 1 step, got {options.frame}")
-        if not 0 < options.quantile <= 1:
+        if options.quantile is not None and not 0 < options.quantile <= 1:
             raise ValueError(f"goodput-density: quantile must be above 0 and at most 1, got {options.quantile}")
         if not 0 <= options.early <= 1:
             raise ValueError(f"goodput-density: early must be a share from 0 to 1, got {options.early}")
@@ -103,29 +105,36 @@ class GoodputDensity:
         options, standings = self._options, self._standings
         standing, prices = standings.of(rows), self._pace.prices(view)
         groups = _Groups(standings, rows)
-        cost_s = (
-            groups.largest(gain.remaining_s(standing, prices))
-            if options.per == "time"
-            else groups.total(gain.engine_s(standing, prices))
-        )
-        now = self._worth(standing, prices, groups, standings.streams[rows], view.now)
+        later_s = gain.later_s(standings.later[rows], prices)
+        if options.per == "time":
+            takes_s = groups.largest(gain.remaining_s(standing, prices))
+        else:
+            takes_s = groups.total(gain.work_s(standing, prices))
+        cost_s: gain.Floats = np.maximum(takes_s.mean(axis=1), 1e-9)
+        streams = standings.streams[rows][:, None]
+        now = self._worth(standing, prices, groups, streams, view.now, later_s)
         if options.early == 1:
-            return now / np.maximum(cost_s, 1e-9)
-        later_s = view.now + options.frame * prices.interval_s
-        later = self._worth(standing, prices, groups, standings.streams[rows], later_s)
-        lost = np.maximum(0.0, now - later)
-        return (lost + options.early * (now - lost)) / np.maximum(cost_s, 1e-9)
+            return now / cost_s
+        put_off_s = view.now + options.frame * prices.interval_s
+        put_off = self._worth(standing, prices, groups, streams, put_off_s, later_s)
+        lost = np.maximum(0.0, now - put_off)
+        return (lost + options.early * (now - lost)) / cost_s
 
-    def _worth(self, standing: Standing, prices: Prices, groups: _Groups, streams: Bools, now_s: float) -> gain.Floats:
-        """The gain of each if it is served from `now_s` on, calls under one deadline together."""
+    def _worth(
+        self, standing: Standing, prices: Prices, groups: _Groups, streams: Bools, now_s: float, later_s: gain.Floats
+    ) -> gain.Floats:
+        """[n]: the gain to expect of each if it is served from `now_s` on, calls under one deadline together; their workflow
+        takes `later_s` [n, cases] more after this stage."""
         options = self._options
         stream = gain.streaming(standing, now_s, prices, options.output_weight, options.penalty)
-        response = groups.total(gain.whole(standing, options.output_weight)) + groups.ended
-        end_s = groups.largest(now_s + gain.remaining_s(standing, prices))
+        response = groups.total(gain.whole(standing, options.output_weight)) + groups.ended[:, None]
+        end_s = groups.largest(now_s + gain.remaining_s(standing, prices)) + later_s
         share = gain.kept_share(standing.deadline_s - standing.begin_s, end_s - standing.begin_s)
         response *= share**options.penalty
         bounded = standing.deadline_s < NEVER_S
-        return np.where(streams, np.where(bounded, np.minimum(stream, response), stream), response)
+        worth = np.where(streams, np.where(bounded, np.minimum(stream, response), stream), response)
+        expected: gain.Floats = worth.mean(axis=1)
+        return expected
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         kind = event.kind
@@ -134,6 +143,11 @@ class GoodputDensity:
             return self._next_part() if kind is Kind.READ else ()
         if sequence is None:
             return ()
+        if is_compound(sequence):
+            if kind in (Kind.ARRIVED, Kind.FORKED):
+                self._standings.patterns.came(sequence, view.now)
+            elif kind in (Kind.FINISHED, Kind.FAILED):
+                self._standings.patterns.went(sequence, view.now)
         if kind is Kind.FIRST_TOKEN:
             self._standings.began(sequence, event.time_s)
             return ()
@@ -153,7 +167,7 @@ class GoodputDensity:
 
 
 class _Groups:
-    """Calls under one deadline among `rows`: their values taken together, each call having that of all."""
+    """Calls under one deadline among `rows`: their values [n, cases] taken together, each call having that of all."""
 
     def __init__(self, standings: Standings, rows: Ints) -> None:
         group = standings.group[rows]
@@ -167,12 +181,14 @@ class _Groups:
 
     def total(self, values: gain.Floats) -> gain.Floats:
         if self._count:
-            values[self._inside] = np.bincount(self._of, values[self._inside], self._count)[self._of]
+            found = np.zeros((self._count, values.shape[1]))
+            np.add.at(found, self._of, values[self._inside])
+            values[self._inside] = found[self._of]
         return values
 
     def largest(self, values: gain.Floats) -> gain.Floats:
         if self._count:
-            found = np.full(self._count, -np.inf)
+            found = np.full((self._count, values.shape[1]), -np.inf)
             np.maximum.at(found, self._of, values[self._inside])
             values[self._inside] = found[self._of]
         return values

@@ -70,6 +70,7 @@ class Pace:
         mixed_s = view.price(StepShape(rows + _CHUNK, rows + 1, rows, cached, cached))
         paired_s = view.price(StepShape(rows + _CHUNK, rows + 1, rows, cached, cached + _CHUNK * _CHUNK))
         cached_s = max(0.0, more_s - decode_s) / _CHUNK
+        kv_tokens = view.total_blocks * view.block_size
         self._prices = Prices(
             interval_s=self.interval_s if self.interval_s is not None else mixed_s,
             token_s=max(1e-9, (mixed_s - decode_s) / _CHUNK),
@@ -77,5 +78,7 @@ class Pace:
             cached_s=cached_s,
             pair_s=max(0.0, (paired_s - mixed_s) / _CHUNK**2),
             chunk=max(self._prompts, _CHUNK) if self._prompts else _CHUNK,
+            kv_tokens=kv_tokens,
+            occupied=min(1.0, self._cached / kv_tokens),
         )
         return self._prices

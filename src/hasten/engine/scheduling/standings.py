@@ -15,6 +15,7 @@ import numpy.typing as npt
 from hasten.engine.scheduling.base import View
 from hasten.engine.scheduling.gain import Standing
 from hasten.engine.scheduling.objectives import NEVER_S, begin_s, deadline_s, first_token_s, is_compound
+from hasten.engine.scheduling.patterns import CASES, LATER, Patterns
 from hasten.engine.sequence import Sequence, State
 
 Ints = npt.NDArray[np.int64]
@@ -33,11 +34,14 @@ class Group:
 
 
 class Standings:
-    def __init__(self, quantile: float, best_effort_s: float, output_weight: float) -> None:
+    def __init__(self, quantile: float | None, best_effort_s: float, output_weight: float) -> None:
         self._quantile = quantile
         self._best_effort_s = best_effort_s
         self._weight = output_weight
-        self._columns = {name: np.zeros(64) for name in _COLUMNS}
+        self._columns = {name: np.zeros((64, CASES) if name == "left" else 64) for name in _COLUMNS}
+        self.patterns = Patterns()
+        self.later = np.zeros((64, CASES, LATER))
+        """By row: what comes after its workflow's stage."""
         self.streams = np.zeros(64, dtype=bool)
         """By row: it has a schedule for its tokens."""
         self.group = np.full(64, -1, dtype=np.int64)
@@ -79,7 +83,7 @@ class Standings:
         at = np.array([row for row, _ in served])
         produced = np.array([seq.output_length for _, seq in served], dtype=np.float64)
         # What was predicted counts from the last look on.
-        columns["left"][at] = np.maximum(1.0, columns["left"][at] + columns["produced"][at] - produced)
+        columns["left"][at] = np.maximum(1.0, columns["left"][at] - (produced - columns["produced"][at])[:, None])
         columns["produced"][at] = produced
         columns["todo"][at] = [0 if seq.decoding else seq.remaining for _, seq in served]
         columns["held"][at] = [seq.view.length for _, seq in served]
@@ -112,16 +116,22 @@ class Standings:
             self._columns[name][row] = value
         self.streams[row] = streams
         number = self.group[row] = self._join(seq, row, view)
+        self.later[row] = self.patterns.later(seq) if number >= 0 else 0.0
         self._part[seq.id] = number if number >= 0 else seq.id
         self._look(row, seq, view)
         return row
 
     def _look(self, row: int, seq: Sequence, view: View) -> None:
-        """Predict how much it will still produce, at the upper quantile."""
+        """Predict how much it will still produce: in equally likely cases, or at the quantile in all of them."""
         samples = view.remaining_output(seq)
-        index = min(len(samples) - 1, int(np.ceil(self._quantile * len(samples))) - 1)
         produced = seq.output_length
-        self._columns["left"][row] = samples[index]
+        if self._quantile is not None:
+            at = np.full(CASES, min(len(samples) - 1, int(np.ceil(self._quantile * len(samples))) - 1))
+        else:
+            at = ((np.arange(CASES) + 0.5) / CASES * len(samples)).astype(np.int64)
+            if self.group[row] >= 0:  # calls of a workflow are not all long in the same case
+                at = at[np.random.default_rng(seq.id).permutation(CASES)]
+        self._columns["left"][row] = samples[at]
         self._columns["produced"][row] = produced
         self._look_at[seq.id] = produced + max(16, produced // 4)
 
@@ -142,7 +152,8 @@ class Standings:
     def _grow(self) -> None:
         size = len(self.group)
         for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.zeros(size)])
+            self._columns[name] = np.concatenate([column, np.zeros_like(column)])
+        self.later = np.concatenate([self.later, np.zeros_like(self.later)])
         self.streams = np.concatenate([self.streams, np.zeros(size, dtype=bool)])
         self.group = np.concatenate([self.group, np.full(size, -1, dtype=np.int64)])
         self._free = list(range(2 * size - 1, size - 1, -1))
@@ -183,4 +194,5 @@ class Standings:
         return self._by_number[number].ended
 
     def of(self, rows: Ints) -> Standing:
-        return Standing(**{name: column[rows] for name, column in self._columns.items()})
+        """Columns [n, 1], `left` [n, CASES]."""
+        return Standing(**{name: column[rows].reshape(len(rows), -1) for name, column in self._columns.items()})

@@ -21,21 +21,26 @@ MODEL, HARDWARE = "llama-3-8b", "l4"
 its deadlines takes few steps."""
 LARGE, LARGER = "llama-3.1-8b", "h100"
 """What the traces run on: the same size with a context that holds their prompts."""
-TTFT_S, TPOT_S, REPORT_S, STAGE_S = 3.0, 0.15, 80.0, 20.0
-TRACED = (1.0, 0.05, 20.0, 45.0)
+TTFT_S, TPOT_S, REPORT_S, STAGE_S = 3.0, 0.15, 120.0, 30.0
+"""Twice what an unloaded engine needs for the mean of each: 65 ms a token, 30 s a report (the longest: 80 s), 12 s the longest
+call of a stage. A full one needs 90 ms a token. A workflow has `STAGE_S` for each of its stages."""
+TRACED = (1.0, 0.05, 20.0, 5.0)
 """The same objectives where the traces run."""
 LIMIT = 4096
 """Most output tokens of every request, as clients set it; true lengths are known to nobody."""
 LENGTHS = "length-histogram"
 OVERLOAD = 1.2
-OTHER_LOADS = (0.8, 1.0, 1.3)
+OTHER_LOADS = (0.8, 1.0, 1.3, 2.2)
 CHUNKS = (128, 256, 512)
 PATIENCE_S = 60.0
 UNSERVED_S = 300.0
 """A request without a token for so long counts as never served: nobody waits for one any more."""
 COMMON = ("kv.reuse=none", "kv.host_bytes=90000000000", "scheduling.patience_s=none")
-STARTED = 0.9
-"""Load 1: the highest rate at which so many of the last third of requests are begun within `TTFT_S` under FCFS."""
+CROWD = 2.0
+"""Load 1 is measured at so many times the rate at which all requests that come at once are served: more than an engine does."""
+SCORED = "goodput-density:output_weight=1000"
+"""What the claim counts: output tokens, and prompts for nothing."""
+PUBLISHED = "goodput-density:per=time:quantile=0.95:early=1"
 
 FCFS, EDF, SRPT, WORK, LAS = "fcfs", "edf", "srpt", "srpt by work", "least-attained"
 BASELINES = (FCFS, EDF, SRPT, WORK, LAS)
@@ -50,11 +55,11 @@ def sides(chunk: int) -> list[Side]:
         Side(SRPT, ("srpt", plain, LENGTHS)),
         Side(WORK, ("srpt:by=work", plain, LENGTHS)),
         Side(LAS, ("least-attained", plain)),
-        Side(JIT, (frames, LENGTHS)),
-        Side(ORACLE, (frames, "length-oracle")),
-        Side(ORDER, ("goodput-density", plain, LENGTHS)),
-        Side(PAPER, (frames, LENGTHS, "goodput-density:per=time:penalty=1")),
-        Side(AGED, (frames, LENGTHS), (f"scheduling.patience_s={PATIENCE_S:g}",)),
+        Side(JIT, (frames, SCORED, LENGTHS)),
+        Side(ORACLE, (frames, SCORED, "length-oracle")),
+        Side(ORDER, (SCORED, plain, LENGTHS)),
+        Side(PAPER, (frames, PUBLISHED, LENGTHS)),
+        Side(AGED, (frames, SCORED, LENGTHS), (f"scheduling.patience_s={PATIENCE_S:g}",)),
     ]
 
 
@@ -104,64 +109,64 @@ def lead(row: Mapping[str, Served]) -> float:
 
 
 def tuned(work: Workload, chunks: tuple[int, ...], tell: Callable[[str, float], None]) -> tuple[int, float, dict[int, float]]:
-    """(the chunk with most goodput under FCFS at load 1, load 1 in requests/s, goodput by chunk)."""
-    from hasten.lab.workloads.transform import scale_load
-
+    """(the chunk with most goodput under FCFS at load 1, load 1 in output tokens/s, goodput by chunk)."""
     middle = chunks[len(chunks) // 2]
     tell("load 1", 0.0)
-    rate = sustained(engines_of(middle), work, TTFT_S, 2.5)
+    tokens_s = sustained(engines_of(middle), work)
     goods = {}
     for number, chunk in enumerate(chunks if len(chunks) > 1 else ()):
         tell(f"chunks of {chunk}", (1 + number) / (1 + len(chunks)))
-        goods[chunk] = served(engines_of(chunk).replay(FCFS, scale_load(work, rate))).share
-    return max(goods, key=lambda chunk: goods[chunk], default=middle), rate, goods
+        goods[chunk] = served(engines_of(chunk).replay(FCFS, at_load(work, 1.0, tokens_s))).share
+    return max(goods, key=lambda chunk: goods[chunk], default=middle), tokens_s, goods
 
 
-def sustained(engines: Virtual, work: Workload, ttft_s: float, guess: float) -> float:
-    """Requests per second that FCFS keeps up with: beyond, the queue grows for as long as requests come. (What all at once
-    would give ends with long answers and last stages alone, and says too little.)"""
-    from hasten.lab.bench.metrics import requests
-    from hasten.lab.bench.saturation import Probe, search
+def sustained(engines: Virtual, work: Workload) -> float:
+    """Output tokens per second that FCFS commits while more keeps coming than it can serve, after a quarter of the arrivals:
+    what a load is a share of. (What all at once would give ends with long answers and last stages alone, and says too little;
+    so does the rate up to which nobody waits, which bursts exceed long before an engine is busy all the time.)"""
+    from hasten.engine.events import Kind
     from hasten.lab.workloads.transform import scale_load
 
-    def measure(rate: float) -> Probe:
-        scaled = scale_load(work, rate)
-        table = requests(engines.replay(FCFS, scaled))
-        last = (table.due_s > 2 / 3 * scaled.duration_s) & (table.due_s <= scaled.duration_s)
-        return Probe(rate, float((table.queue_s[last] <= ttft_s).mean()))
+    crowd = scale_load(work, CROWD * engines.saturation(FCFS, work))
+    run = engines.replay(FCFS, crowd)
+    begin_s, end_s = crowd.duration_s / 4, crowd.duration_s
+    time_s = run.columns["time_s"] - run.start_s
+    counted = (run.columns["kind"] == Kind.TOKENS) & (time_s > begin_s) & (time_s <= end_s)
+    return float(run.columns["a"][counted].sum()) / (end_s - begin_s)
 
-    return search(measure, guess, attainment=STARTED, tolerance=0.04).rate
+
+def at_load(work: Workload, load: float, tokens_s: float) -> Workload:
+    """`work`, asking for `load` times `tokens_s` output tokens per second: samples differ in the mean length of a request."""
+    from hasten.lab.workloads.transform import scale_load
+
+    return scale_load(work, load * tokens_s * len(work) / sum(request.output_tokens for request in work))
 
 
 def curve_of(
     engines: Virtual,
     work: Workload,
-    rate: float,
+    tokens_s: float,
     overload: Mapping[str, Served],
     tell: Callable[[str, float], None],
     *,
     quick: bool,
 ) -> dict[float, Mapping[str, Served]]:
     """What is served by load, in order."""
-    from hasten.lab.workloads.transform import scale_load
-
     found: dict[float, Mapping[str, Served]] = {OVERLOAD: overload}
-    loads = OTHER_LOADS[:1] if quick else OTHER_LOADS
+    loads = OTHER_LOADS[:: len(OTHER_LOADS) - 1] if quick else OTHER_LOADS
     names = (*BASELINES, JIT)
     for number, load in enumerate(loads):
         row = {}
         for turn, name in enumerate(names):
             tell(f"load {load:g}: {name}", (number + turn / len(names)) / len(loads))
-            row[name] = served(engines.replay(name, scale_load(work, load * rate)))
+            row[name] = served(engines.replay(name, at_load(work, load, tokens_s)))
         found[load] = row
     return dict(sorted(found.items()))
 
 
 def on_traces(workflows: int, seed: int) -> dict[str, Served]:
     """The same at overload with the traces' lengths."""
-    from hasten.lab.workloads.transform import scale_load
-
     engines = engines_of(512, traces=True)
     work = traced(workflows, objectives(*TRACED), seed)
-    work = scale_load(work, OVERLOAD * sustained(engines, work, TRACED[0], 17.0))
+    work = at_load(work, OVERLOAD, sustained(engines, work))
     return {name: served(engines.replay(name, work)) for name in (*BASELINES, JIT)}
