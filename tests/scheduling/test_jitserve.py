@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from tests.engine.fake import alone, make_engine
 from tests.engine.test_steady import engine as simulated
@@ -36,6 +36,20 @@ def parts(frame: int = 4, **knobs: Any) -> dict[str, Any]:
     }
 
 
+@example(  # one row: whoever makes way for a member that then gets no memory must go on itself
+    jobs=[
+        (5, 8, 2, SLO(ttft_s=0.5, tpot_s=0.1, deadline_s=2.0), "", 5, None),
+        (8, 24, 3, SLO(deadline_s=0.4), "v", 0, None),
+        (11, 26, 3, SLO(ttft_s=0.5, tpot_s=0.1, deadline_s=2.0), "v", 6, None),
+        (27, 10, 1, SLO(deadline_s=0.4), "v", 6, None),
+    ],
+    blocks=12,
+    host=0,
+    shape=(39, 1, 27),
+    frame=1,
+    pool=1.0,
+    reuse=False,
+)
 @settings(
     max_examples=60,
     deadline=None,

@@ -23,6 +23,8 @@ class FramedStep:
         self._prompts: list[Work] = []
         self._paused: list[Sequence] = []
         """Who could decode and is left out, worst last, and still has its memory."""
+        self._gave: Work | None = None
+        """Who has just lost its row to a member."""
         self._free = 0
 
     def compose(self, ranked: Seq[Sequence]) -> StepPlan:
@@ -52,6 +54,7 @@ class FramedStep:
             if seq.state is State.WAITING and back_first is not None and back_first <= view.order_key(seq):
                 break  # what is already started and ranks before comes back first
             if not (self._row_for(seq) and (seq.state is State.RUNNING or self._admit(seq))):
+                self._return_row()
                 if member:
                     break  # nobody behind overtakes: small prompts would starve a large one
                 members_only = True
@@ -78,12 +81,21 @@ class FramedStep:
 
     def _row_for(self, seq: Sequence) -> bool:
         """Whether there is a row for it; a member takes that of the worst one outside the frame."""
+        self._gave = None
         if len(self._decodes) + len(self._prompts) < self._rows:
             return True
         worst = next(self._outside(seq), None) if seq.id in self._members else None
         if worst is not None:
             self._pause(worst)
+            self._gave = worst
         return worst is not None
+
+    def _return_row(self) -> None:
+        """Whoever made way for a row goes on after all: there was no memory for the one who was to have it."""
+        if self._gave is not None:
+            self._paused.remove(self._gave.sequence)
+            self._decodes.append(self._gave)
+            self._free -= self._view.blocks_for([self._gave])
 
     def _outside(self, claimant: Sequence) -> Iterator[Work]:
         """The decodes outside the frame that rank behind `claimant`, worst first."""
