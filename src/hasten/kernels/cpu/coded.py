@@ -12,7 +12,7 @@ from hasten.kernels.base import ViewIndex
 from hasten.kernels.coded import CodedCache, shapes
 from hasten.kernels.cpu import native
 from hasten.kernels.cpu.cache import PreparedIndex
-from hasten.kernels.cpu.checks import IS_BF16, say, side_by_side
+from hasten.kernels.cpu.checks import IS_BF16, check_places, check_reads, raise_misplaced, say, side_by_side
 
 
 class CodedKernels:
@@ -51,28 +51,11 @@ class CodedKernels:
                 "coded_attention needs q, out [T, Hq, D] with heads side by side, both float32 or both bfloat16; "
                 f"got {say(q, out)}"
             )
-        tokens, heads, dim = shape
+        _, heads, dim = shape
         blocks, kv_heads, block_size = _sizes(cache, dim)
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
-        if tokens != prepared.tokens or prepared.groups not in (1, kv_heads):
-            raise ValueError(
-                f"the index is for {prepared.tokens} tokens and {prepared.groups} views a span; "
-                f"got {tokens} tokens and {kv_heads} KV heads"
-            )
-        if prepared.block_end > blocks or prepared.slot_end > block_size:
-            raise IndexError(
-                f"runs reach block {prepared.block_end - 1} and slot {prepared.slot_end - 1}; "
-                f"the cache has {blocks} blocks of {block_size}"
-            )
-        if lse is not None and not (lse.shape == shape[:2] and lse.dtype is torch.float32 and lse.is_contiguous()):
-            raise ValueError(f"lse must be contiguous float32 [T, Hq]; got {say(lse)}")
-        if log_weight is not None and not (
-            log_weight.shape == (blocks, block_size) and log_weight.dtype is torch.float32 and log_weight.is_contiguous()
-        ):
-            raise ValueError(f"log_weight must be contiguous float32 [blocks, block_size]; got {say(log_weight)}")
-        if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
+        check_reads(prepared, shape, (blocks, kv_heads, block_size), lse, window, log_weight)
         self._attention(
             native.ATTENTION(
                 *(is_bf16, prepared.address, q.data_ptr(), cache.k_codes.data_ptr(), cache.v_codes.data_ptr()),
@@ -106,22 +89,7 @@ class CodedKernels:
             )
         tokens, heads, dim = shape
         blocks, kv_heads, block_size = _sizes(cache, dim)
-        if (
-            positions.dtype is not torch.int32
-            or slots.dtype is not torch.int64
-            or positions.shape != (tokens,)
-            or slots.shape != (tokens,)
-            or not (positions.is_contiguous() and slots.is_contiguous())
-        ):
-            raise ValueError(f"positions must be int32 [T] and slots int64 [T]; got {say(positions, slots)}")
-        if (
-            cos_sin.dtype is not torch.float32
-            or len(table) != 3
-            or table[1] != 2
-            or 2 * table[2] > dim
-            or not cos_sin.is_contiguous()
-        ):
-            raise ValueError(f"cos_sin must be contiguous float32 [positions, 2, R / 2], R <= {dim}; got {say(cos_sin)}")
+        check_places(tokens, dim, cos_sin, positions, slots)
         wrong = self._rope_and_store(
             native.ROPE(
                 *(is_bf16, q.data_ptr(), k.data_ptr(), v.data_ptr(), cache.k_codes.data_ptr(), cache.v_codes.data_ptr()),
@@ -130,10 +98,7 @@ class CodedKernels:
                 *(cache.bits, cache.k_params.data_ptr(), cache.v_params.data_ptr()),
             )
         )
-        if wrong == 1:
-            raise IndexError(f"positions must lie in [0, {table[0]}); found {positions.min()} .. {positions.max()}")
-        if wrong:
-            raise IndexError(f"slots must lie in [-1, {blocks * block_size}); found {slots.min()} .. {slots.max()}")
+        raise_misplaced(wrong, cos_sin, positions, slots, blocks * block_size)
 
 
 def _sizes(cache: CodedCache, dim: int) -> tuple[int, int, int]:

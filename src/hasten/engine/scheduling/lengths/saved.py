@@ -8,6 +8,7 @@ import logging
 import math
 import weakref
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +32,7 @@ _FORMAT = 1
 _log = logging.getLogger(__name__)
 
 
-class Learning:
+class Learning(ABC):
     """A policy `Lengths` that learns online; subclasses say from what.
 
     `file`: read at the start if it is there, written every `SAVE_EVERY_S` seconds of engine time while outputs end, and at the
@@ -53,21 +54,22 @@ class Learning:
 
     # -- what a subclass is -------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def observe(self, request: Request, output: int, *, ended: bool) -> None:
         """An output had `output` tokens, at least 1, when it ended well, or when it was cut short (not `ended`)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, request: Request, produced: int) -> Floats | None:
         """Equally likely numbers of tokens still to come after `produced`, float64 [k], ascending, each at least 1. None:
         nothing is known yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """(what JSON can hold, arrays): all that has been learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, meta: dict[str, Any], arrays: Arrays) -> None:
-        raise NotImplementedError
+        """Go on from what `state` gave. Raises KeyError, ValueError, TypeError or IndexError for anything else."""
 
     # -- the seam -----------------------------------------------------------------------------------------------------------
 
