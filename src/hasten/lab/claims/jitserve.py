@@ -96,7 +96,11 @@ def run(setting: Setting) -> Outcome:
     return Outcome(
         samples=samples,
         guards=[guard, _all_served(rows[0][AGED])],
-        shortfall=_reasons(rows),
+        shortfall={
+            **_reasons(rows),
+            "real-error": f"its load is too high to tell much: for real {_most(point):.0%} of the tokens are in time at best, and "
+            "of so small a share little is a large part",
+        },
         notes=[
             "token goodput: the share of all output tokens that came in time, of streams each token by its own time, of "
             "reports and of workflows all or none",
@@ -184,6 +188,11 @@ def _real(setting: Setting, step_s: float) -> Point:
         [plain, jit], lambda number: work(slos, number), ["token_goodput"], tell,
         load=OVERLOAD, rounds=rounds, common=common, calibration_s=3.0 if setting.quick else 6.0, limit=LIMIT // 8,
     )  # fmt: skip
+
+
+def _most(point: Point) -> float:
+    """The largest share of tokens in time of any side and round."""
+    return max(value for of in point.measured.values() for value in of["token_goodput"])
 
 
 def _reasons(rows: list[dict[str, Served]]) -> dict[str, str]:
