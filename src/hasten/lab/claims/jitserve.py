@@ -98,8 +98,8 @@ def run(setting: Setting) -> Outcome:
         guards=[guard, _all_served(rows[0][AGED])],
         shortfall={
             **_reasons(rows),
-            "real-error": f"its load is too high to tell much: for real {_most(point):.0%} of the tokens are in time at best, and "
-            "of so small a share little is a large part",
+            "real-error": f"its load is too high to tell much: for real {_most(point):.0%} of the tokens are in time at best, "
+            "and of so small a share little is a large part",
         },
         notes=[
             "token goodput: the share of all output tokens that came in time, of streams each token by its own time, of "
