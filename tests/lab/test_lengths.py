@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from hasten.cli.lengths import app
 from hasten.engine.request import Request
-from hasten.engine.scheduling.lengths.saved import Learning
+from hasten.engine.scheduling.lengths.saved import Arrays, Learning
 from hasten.lab.bench.lengths import LEVELS, Example, _place, examples, of_all, score
 from hasten.lab.workloads import jsonl
 from hasten.lab.workloads.base import TimedRequest, Workload
@@ -31,6 +32,12 @@ class Knows(Learning):
     def predict(self, request: Request, produced: int) -> np.ndarray:
         left = self.lengths[self.lengths > produced] - produced
         return np.quantile(left, (np.arange(64) + 0.5) / 64) if len(left) else np.array([1.0])
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        return {}, {"lengths": self.lengths}
+
+    def restore(self, meta: dict[str, Any], arrays: Arrays) -> None:
+        self.lengths = arrays["lengths"]
 
 
 def known(outputs: list[int]) -> list[Example]:
