@@ -110,6 +110,9 @@ HASTEN_PART void part_attention(const void *args, void *team);
 HASTEN_PART void part_forest(const void *args, void *team);
 HASTEN_PART int64_t forest_is_worth_sharing(const void *args);
 HASTEN_PART void count_kv_bytes(int64_t bytes);
+// Does `first` and what `claims` gives (Call, Work, Claims), none of more than max_rows rows. Keys and values as they are, or codes.
+HASTEN_PART void work_on_numbers(const void *call, int max_rows, const void *first, const void *claims);
+HASTEN_PART void work_on_codes(const void *call, int max_rows, const void *first, const void *claims);
 HASTEN_PART void part_linear(const void *args, void *team);
 HASTEN_PART void part_quantized_linear(const void *args, void *team);
 HASTEN_PART int64_t check_rope(const void *args);

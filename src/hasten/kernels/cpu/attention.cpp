@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "arguments.h"
-#include "attention_worker.h"
+#include "attention_rows.h"
+#include "attention_team.h"
+#include "scratch.h"
 
 namespace {
 
@@ -68,47 +70,23 @@ void lay_out(const Call &call, Plan &plan, int threads) {
     plan.partial = floats ? (float *)plan.partial_memory.take(floats * sizeof(float)) : nullptr;
 }
 
-bool worth_sharing(const Call &call, const Plan &plan) { return plan.work * call.dim > 48 * 128 && plan.items.size() > 1; }
-
-// The plan may be another call's already when a late thread comes here: only who has claimed an item looks into it.
-template <class Worker> void attend(const Call &call, const Plan &plan, int64_t items, int64_t jobs_in_parts, bool worth, Team &team) {
-    auto compute = [&](auto claim) {
-        int64_t done = 0;
-        auto next = [&]() -> Work {
-            int64_t i = claim();
-            if (i >= items) return {};
-            done++;
-            const Job &job = plan.jobs[plan.items[i].job];
-            int64_t part = plan.items[i].part, tiles = job.tiles();
-            int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
-            return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr, nullptr};
-        };
-        Work first = next();
-        if (first.job) {
-            Worker worker(call, plan.max_rows, kept_scratch.take(Worker::bytes(call, plan.max_rows)));
-            worker.run(first, next);
+// Merges the kept tiles of a job, each [rows][width + 2], and writes its rows.
+void join(const Call &call, const Plan &plan, const Job &job) {
+    int rows = (job.to - job.from) * call.group(), width = call.width();
+    Pieces pieces{(char *)kept_scratch.take(size_t(rows) * (width + 2) * sizeof(float) + 3 * 64)};
+    Partial all{pieces.next<float>(size_t(rows) * width), pieces.next<float>(rows), pieces.next<float>(rows), width};
+    all.clear(rows);
+    for (int r = 0; r < rows; r++) {
+        float *row = all.o + size_t(r) * width;
+        for (int t = 0; t < job.tiles(); t++) {
+            const float *kept = plan.partial + job.partial + (size_t(t) * rows + r) * (width + 2);
+            if (kept[width] == -INF) continue;
+            float keep, add;
+            all.merge(r, 1, kept + width, kept + width + 1, &keep, &add);
+            for (int d = 0; d < width; d += W) store(row + d, fma(load(row + d), set1(keep), load(kept + d) * set1(add)));
         }
-        return done;
-    };
-    if (worth) {
-        team.share_claims(items, compute);
-    } else {
-        team.share(items > 0, false, [&](int64_t) {
-            int64_t i = 0;
-            compute([&] { return i++; });
-        });
     }
-    team.share(jobs_in_parts, true, [&](int64_t j) {
-        const Job &job = plan.jobs[j];
-        if (job.parts == 1) return;
-        Worker worker(call, plan.max_rows, kept_scratch.take(Worker::bytes(call, plan.max_rows)));
-        worker.join(job, plan.partial + job.partial);
-    });
-}
-
-template <class E> auto attend_to(int64_t bits) {
-    if (bits == 8) return attend<Worker<E, CodedTile<E, 8>>>;
-    return bits == 4 ? attend<Worker<E, CodedTile<E, 4>>> : attend<Worker<E, Whole<E>>>;
+    all.finish(call, job);
 }
 
 std::atomic<int64_t> kv_bytes{0};
@@ -171,11 +149,19 @@ HASTEN_PART void part_attention(const void *args, void *with) {
         note[0] = int64_t(&kept_plan);
         note[1] = int64_t(kept_plan.items.size());
         note[2] = kept_plan.partial ? int64_t(kept_plan.jobs.size()) : 0;
-        note[3] = worth_sharing(call, kept_plan);
+        note[3] = worth_a_team(call, kept_plan.work, kept_plan.items.size());
     });
     call.scale *= LOG2E;
-    auto attend_in = call.is_bf16 ? attend_to<bf16>(call.bits) : attend_to<float>(call.bits);
-    attend_in(call, *(const Plan *)notes[0], notes[1], notes[2], notes[3], team);
+    const Plan &plan = *(const Plan *)notes[0];
+    work_as_team(call, plan.max_rows, notes[1], notes[3], team, [&](int64_t i) -> Work {
+        const Job &job = plan.jobs[plan.items[i].job];
+        int64_t part = plan.items[i].part, tiles = job.tiles();
+        int from = int(tiles * part / job.parts), to = int(tiles * (part + 1) / job.parts);
+        return {&job, from, to, job.parts > 1 ? plan.partial + job.partial : nullptr, nullptr};
+    });
+    team.share(notes[2], true, [&](int64_t j) {
+        if (plan.jobs[j].parts > 1) join(call, plan, plan.jobs[j]);
+    });
 }
 
 extern "C" void hasten_attention(const void *args) {
@@ -185,7 +171,7 @@ extern "C" void hasten_attention(const void *args) {
         worth = forest_is_worth_sharing(args);
     } else {
         lay_out(call, kept_plan, omp_get_max_threads());
-        worth = worth_sharing(call, kept_plan);
+        worth = worth_a_team(call, kept_plan.work, kept_plan.items.size());
     }
     int64_t rows = call.index->span_offsets[call.index->spans];
     gather(worth, rows, [&](Team &team) { part_attention(args, &team); });

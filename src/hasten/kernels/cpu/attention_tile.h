@@ -206,7 +206,8 @@ inline __attribute__((always_inline)) void gather_values(const E *one, const E *
         const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int v = 0; v < N; v += 2) {
             int here = left - v * W;
-            __mmask32 wanted = FULL || here >= 2 * W ? ~0u : (1u << here) - 1;
+            __mmask32 wanted = v + 1 == N ? 0xffffu : ~0u;
+            if (!FULL && here < 2 * W) wanted &= (1u << here) - 1;
             __m512i a = _mm512_maskz_loadu_epi16(wanted, one + v * W);
             __m512i b = two ? _mm512_maskz_loadu_epi16(wanted, two + v * W) : __m512i{};
             x[v] = (ints)_mm512_permutex2var_epi16(a, low, b);

@@ -41,6 +41,17 @@ struct Work {
     float *partial, *kept;
 };
 
+// Gives the work that a thread does next, until its job is null. It lives as long as what it was made of.
+class Claims {
+  public:
+    template <class Next> explicit Claims(const Next &next) : context(&next), call([](const void *next) { return (*(const Next *)next)(); }) {}
+    Work operator()() const { return call(context); }
+
+  private:
+    const void *context;
+    Work (*call)(const void *);
+};
+
 // A tile's entries: where they lie and at which positions they stand.
 struct Tile {
     int first, n;  // entry numbers first .. first + n

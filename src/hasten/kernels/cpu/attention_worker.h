@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <climits>
 
+#include "attention_rows.h"
 #include "attention_tile.h"
-#include "attention_view.h"
-#include "coded_tile.h"
 #include "scratch.h"
 
 namespace {
@@ -17,16 +16,10 @@ struct Rows {
     int32_t lowest, highest;
 };
 
-// Keys and values that lie in the cache as they are.
-template <class E> struct Whole {
-    static constexpr int BITS = 0;
-    static constexpr bool BY_DOT = false;
-    static int64_t entry_bytes(int64_t dim) { return dim * 2 * int64_t(sizeof(E)); }  // key and value
-    const E *keys, *values;
-    Whole(const Call &call, int, Pieces &) : keys((const E *)call.k_cache), values((const E *)call.v_cache) {}
-};
-
-template <class E, class Store = Whole<E>> class Worker {
+// Computes jobs over keys and values as `Store` gives them: numbers of its type `Number` at a tile's offsets, or sums of its own
+// (`BY_DOT`). Queries and outputs are of the call's type.
+template <class Store> class Worker {
+    using E = typename Store::Number;
     using A = typename ArithmeticOf<E>::type;
     static constexpr int P_WORDS = TILE / A::STEP;
 
@@ -37,22 +30,21 @@ template <class E, class Store = Whole<E>> class Worker {
         : call(call), placed(call), words(int(call.dim / A::STEP)), width(call.width()), pieces{(char *)memory}, store_of(call, max_rows, pieces) {
         if (Store::BITS) placed.dim = 1;
         q = pieces.next<int32_t>(size_t(max_rows) * words);
-        own_o = o = pieces.next<float>(size_t(max_rows) * width);
-        own_m = m = pieces.next<float>(max_rows);
-        own_l = l = pieces.next<float>(max_rows);
+        own = {pieces.next<float>(size_t(max_rows) * width), pieces.next<float>(max_rows), pieces.next<float>(max_rows), width};
         blocks = pieces.next<Rows>(max_rows);
         k = pieces.next<int32_t>(size_t(PANELS) * words * PW);
         v = pieces.next<int32_t>(size_t((call.dim + PW - 1) / PW) * P_WORDS * PW);
         s = pieces.next<float>(MR * TILE);
         p = pieces.next<int32_t>(MR * P_WORDS);
+        if (Store::BITS) plain = pieces.next<E>(size_t(MR) * call.dim);
         tile = pieces.next<Tile>(1);
         ahead = pieces.next<Tile>(1);
         taken = pieces.used;
     }
 
-    // Computes `work` and all that `claim()` gives after it, until its job is null. Each tile is laid out while the one before it is computed, so
+    // Computes `work` and all that `claims` gives after it. Each tile is laid out while the one before it is computed, so
     // that its keys can be on their way from memory, over the border of two jobs too.
-    template <class Claim> void run(Work work, Claim claim) {
+    void run(Work work, const Claims &claims) {
         Cursor cursor(placed, *work.job, work.from * TILE);
         cursor.next(*tile);
         while (work.job) {
@@ -61,7 +53,7 @@ template <class E, class Store = Whole<E>> class Worker {
                 if (t + 1 < work.to) {
                     cursor.next(*ahead);
                 } else {
-                    lay_out_next(claim, cursor);
+                    lay_out_next(claims, cursor);
                 }
                 packed_keys = 0, values_to = 0, read_from = PANELS, read_to = 0;
                 if constexpr (Store::BITS != 0) store_of.open(*tile, highest);
@@ -70,35 +62,14 @@ template <class E, class Store = Whole<E>> class Worker {
                 entries_read += std::max(0, std::min(read_to * PW, tile->n) - read_from * PW);
                 std::swap(tile, ahead);
             }
-            if (!work.partial && !work.kept) finish(*work.job);
+            if (!work.partial && !work.kept) now.finish(call, *work.job);
             if (work.from >= work.to) {  // an empty view
-                lay_out_next(claim, cursor);
+                lay_out_next(claims, cursor);
                 std::swap(tile, ahead);
             }
             work = next;
         }
         count_kv_bytes(entries_read * Store::entry_bytes(call.dim));
-    }
-
-    // Merges the kept tiles of a job and writes its rows.
-    void join(const Job &job, const float *partial) {
-        this->job = &job;
-        group = call.group();
-        rows = (job.to - job.from) * group;
-        o = own_o, m = own_m, l = own_l;
-        for (int r = 0; r < rows; r++) {
-            m[r] = -INF, l[r] = 0;
-            float *row = o + size_t(r) * width;
-            std::fill(row, row + width, 0.0f);
-            for (int t = 0; t < job.tiles(); t++) {
-                const float *kept = partial + (size_t(t) * rows + r) * (width + 2);
-                if (kept[width] == -INF) continue;
-                float keep, add;
-                merge(r, 1, kept + width, kept + width + 1, &keep, &add);
-                for (int d = 0; d < width; d += W) store(row + d, fma(load(row + d), set1(keep), load(kept + d) * set1(add)));
-            }
-        }
-        finish(job);
     }
 
   private:
@@ -107,8 +78,9 @@ template <class E, class Store = Whole<E>> class Worker {
     const Job *job = nullptr;
     int words, width, group = 0, rows = 0, block_count = 0;
     int32_t *q, *k, *v, *p;
-    float *o, *m, *l, *s, *part = nullptr;
-    float *own_o, *own_m, *own_l;  // where o, m and l are unless the work says where it wants them
+    E *plain = nullptr;  // queries of a single block as the numbers that codes become
+    float *s, *part = nullptr;
+    Partial now, own;  // the rows computed now are the worker's own unless the work says where it wants them
     Rows *blocks;
     Tile *tile, *ahead;  // the one computed now and the next
     Work next{};         // where `ahead` belongs if not to this work
@@ -125,18 +97,15 @@ template <class E, class Store = Whole<E>> class Worker {
         job = work.job;
         group = call.group();
         rows = (job->to - job->from) * group;
-        prepare_rows();
+        call.is_bf16 ? prepare_rows<bf16>() : prepare_rows<float>();
         if (work.partial) return;
-        o = work.kept ? work.kept : own_o;
-        m = work.kept ? o + size_t(rows) * width : own_m;
-        l = work.kept ? m + rows : own_l;
-        std::fill(m, m + rows, -INF);
-        std::fill(l, l + rows, 0.0f);
-        std::fill(o, o + size_t(rows) * width, 0.0f);
+        float *kept = work.kept, *maxima = kept + size_t(rows) * width;
+        now = kept ? Partial{kept, maxima, maxima + rows, width} : own;
+        now.clear(rows);
     }
 
-    template <class Claim> void lay_out_next(Claim &claim, Cursor &cursor) {
-        next = claim();
+    void lay_out_next(const Claims &claims, Cursor &cursor) {
+        next = claims();
         if (!next.job) return std::fill(ahead->offset, ahead->offset + TILE, int64_t(0));
         cursor = Cursor(placed, *next.job, next.from * TILE);
         cursor.next(*ahead);
@@ -147,13 +116,13 @@ template <class E, class Store = Whole<E>> class Worker {
     Ahead<E> values_ahead() const { return {store_of.values, tile->offset}; }
     Ahead<E> keys_ahead() const { return {store_of.keys, ahead->offset}; }
 
-    const E *query(int row) const {
-        return (const E *)call.q + job->token(row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
+    template <class Q> const Q *query(int row) const {
+        return (const Q *)call.q + job->token(row / group) * call.q_stride + (job->head * group + row % group) * call.dim;
     }
     int32_t position(int row) const { return call.index->positions[job->token(row / group)]; }
 
     // Cuts the rows into blocks as even as possible and packs the queries: [block][word][row of the block].
-    void prepare_rows() {
+    template <class Q> void prepare_rows() {
         block_count = (rows + MR - 1) / MR;
         int first = 0;
         highest = INT_MIN;
@@ -163,24 +132,29 @@ template <class E, class Store = Whole<E>> class Worker {
             for (int r = 0; r < count; r++) {
                 int at = first + r;
                 block.lowest = std::min(block.lowest, position(at)), block.highest = std::max(block.highest, position(at));
-                const E *from = query(at);
+                const Q *from = query<Q>(at);
                 if constexpr (Store::BY_DOT) {
                     store_of.take_query(first, count, r, from);
-                    continue;
-                }
-                int32_t *to = q + size_t(first) * words + r;
-                for (int w = 0; w < words; w++) {
-                    if (A::STEP == 2) {
-                        std::memcpy(to + w * count, from + 2 * w, 4);
-                    } else {
-                        float wide = widen(from[w]);
-                        std::memcpy(to + w * count, &wide, 4);
-                    }
+                } else {
+                    pack_query(from, count, q + size_t(first) * words + r);
+                    if (Store::BITS && block_count == 1)
+                        for (int d = 0; d < call.dim; d++) narrow(widen(from[d]), plain + size_t(r) * call.dim + d);
                 }
             }
             blocks[b] = block;
             highest = std::max(highest, block.highest);
             first += count;
+        }
+    }
+
+    template <class Q> void pack_query(const Q *from, int count, int32_t *to) const {
+        for (int w = 0; w < words; w++) {
+            if (A::STEP == 2) {
+                std::memcpy(to + w * count, from + 2 * w, 4);
+            } else {
+                float wide = widen(from[w]);
+                std::memcpy(to + w * count, &wide, 4);
+            }
         }
     }
 
@@ -230,17 +204,20 @@ template <class E, class Store = Whole<E>> class Worker {
                 kept[0] = top[r], kept[1] = mass[r];
             }
         } else {
-            merge(block.first, M, top, mass, keep, add);
+            now.merge(block.first, M, top, mass, keep, add);
         }
         sum_values<M>(block, begin * PW, std::min(end * PW, (tile->n + A::STEP - 1) / A::STEP * A::STEP), keep, add);
     }
 
+    // Whether there are more rows than this block's M. Cut evenly, each block has half of MR then, so that less need not be compiled.
+    template <int M> bool several() const { return M >= MR / 2 && block_count > 1; }
+
     template <int M> void score(const Rows &block, int begin, int end) {
         if constexpr (Store::BY_DOT) {
-            if (block_count == 1)
-                store_of.template score<M, true>(block.first, begin * PW, end * PW, float(call.scale), s);
-            else
+            if (several<M>())
                 store_of.template score<M, false>(block.first, begin * PW, end * PW, float(call.scale), s);
+            else
+                store_of.template score<M, true>(block.first, begin * PW, end * PW, float(call.scale), s);
         } else {
             score_numbers<M>(block, begin, end);
         }
@@ -254,15 +231,15 @@ template <class E, class Store = Whole<E>> class Worker {
         int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
 #if defined(__AVX512F__)
-            if (block_count == 1 && !call.deterministic) {
+            if (!several<M>() && !call.deterministic) {
                 const E *queries[M];
-                for (int r = 0; r < M; r++) queries[r] = query(block.first + r);
+                for (int r = 0; r < M; r++) queries[r] = Store::BITS ? plain + size_t(r) * dim : query<E>(r);
                 for (int key = panel * PW; key < (panel + 1) * PW; key += W)
                     score_rows<M>(cache, tile->offset, key, dim, values_ahead(), queries, float(call.scale), s);
                 continue;
             }
 #endif
-            if (block_count == 1) {
+            if (!several<M>()) {
                 score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, float(call.scale), s);
                 continue;
             }
@@ -321,19 +298,6 @@ template <class E, class Store = Whole<E>> class Worker {
         }
     }
 
-    // Factors that turn (kept rows, new tile) into the merged rows; updates the rows' maxima and masses.
-    void merge(int row, int count, const float *top, const float *mass, float *keep, float *add) {
-        for (int i = 0; i < count; i += W) {
-            int n = std::min(W, count - i);
-            vf before = load_n(m + row + i, n), here = load_n(top + i, n), highest = vmax(before, here);
-            vf base = choose(equal(highest, set1(-INF)), vf{}, highest);  // neither holds a key: both factors are 0
-            vf old_share = exp2v(before - base), new_share = exp2v(here - base);
-            store_n(keep + i, old_share, n), store_n(add + i, new_share, n);
-            store_n(l + row + i, fma(load_n(l + row + i, n), old_share, load_n(mass + i, n) * new_share), n);
-            store_n(m + row + i, highest, n);
-        }
-    }
-
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
         if constexpr (Store::BY_DOT) {
             store_of.template take_probabilities<M>(s, from, to);
@@ -349,23 +313,28 @@ template <class E, class Store = Whole<E>> class Worker {
 
     template <int M, int N> void sum_codes(const Rows &block, int d, const float *keep, const float *add) {
         vf acc[M][N];
-        if (block_count == 1)
-            store_of.template sum<M, N, true>(d, *ahead, acc);
-        else
+        if (several<M>())
             store_of.template sum<M, N, false>(d, *ahead, acc);
+        else
+            store_of.template sum<M, N, true>(d, *ahead, acc);
         merge_panel<M, N>(block, d, keep, add, acc);
     }
 
     template <int M> void sum_numbers(const Rows &block, int from, int to, const float *keep, const float *add) {
-        if (block_count > 1) pack_value_range(from, to);
-        int d = 0;
-        if (M <= 2 && block_count == 1)  // few enough accumulators to read whole rows
-            for (; d + 2 * PW <= width; d += 2 * PW) sum_panel<M, (M <= 2 ? 2 * NV : NV)>(block, from, to, d, keep, add);
-        for (; d + PW <= width; d += PW) sum_panel<M, NV>(block, from, to, d, keep, add);
-        int left = (width - d) / W;
-        if (left == 1) sum_panel<M, 1>(block, from, to, d, keep, add);
-        if (left == 2) sum_panel<M, NV == 2 ? 1 : 2>(block, from, to, d, keep, add);
-        if (left == 3) sum_panel<M, NV == 2 ? 1 : 3>(block, from, to, d, keep, add);
+        int d = 0, dim = int(call.dim);
+        if (several<M>()) {
+            pack_value_range(from, to);
+            for (; d + PW <= width; d += PW) sum_packed<M, NV>(block, from, to, d, keep, add);
+            if (NV > 2 && d + 2 * W <= width) sum_packed<M, 2>(block, from, to, d, keep, add), d += 2 * W;
+            if (d < width) sum_packed<M, 1>(block, from, to, d, keep, add);
+            return;
+        }
+        if constexpr (M <= 2)  // few enough accumulators to read whole rows
+            for (; d + 2 * PW <= dim; d += 2 * PW) sum_rows_of<M, 2 * NV, true>(block, from, to, d, keep, add);
+        for (; d + PW <= dim; d += PW) sum_rows_of<M, NV, true>(block, from, to, d, keep, add);
+        if (NV > 2 && d + 2 * W <= dim) sum_rows_of<M, 2, true>(block, from, to, d, keep, add), d += 2 * W;
+        if (d + W <= dim) sum_rows_of<M, 1, true>(block, from, to, d, keep, add), d += W;
+        if (d < dim) sum_rows_of<M, 1, false>(block, from, to, d, keep, add);
     }
 
     void pack_value_range(int from, int to) {
@@ -382,22 +351,19 @@ template <class E, class Store = Whole<E>> class Worker {
         }
     }
 
-    template <int M, int N> void sum_panel(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
-        // Each way has accumulators of its own, lest the compiler keep shared ones in memory.
-        if (block_count > 1) {
-            vf acc[M][N];
-            const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW;
-            multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from + A::STEP - 1) / A::STEP, acc);
-            merge_panel<M, N>(block, d, keep, add, acc);
-        } else if (d + N * W <= call.dim) {
-            vf acc[M][N];
-            sum_rows<A, M, N, true>((const E *)store_of.values, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
-            merge_panel<M, N>(block, d, keep, add, acc);
-        } else {
-            vf acc[M][N];
-            sum_rows<A, M, N, false>((const E *)store_of.values, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
-            merge_panel<M, N>(block, d, keep, add, acc);
-        }
+    template <int M, int N> void sum_packed(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
+        vf acc[M][N];
+        const int32_t *values = v + size_t(d / PW) * P_WORDS * PW + from / A::STEP * PW + d % PW;
+        multiply<A, M, N, P_WORDS, 1>(p + from / A::STEP, values, (to - from + A::STEP - 1) / A::STEP, acc);
+        merge_panel<M, N>(block, d, keep, add, acc);
+    }
+
+    template <int M, int N, bool FULL>
+    void sum_rows_of(const Rows &block, int from, int to, int d, const float *keep, const float *add) {
+        vf acc[M][N];
+        const E *values = store_of.values;
+        sum_rows<A, M, N, FULL>(values, tile->offset, from, to, tile->n, d, int(call.dim), keys_ahead(), p, acc);
+        merge_panel<M, N>(block, d, keep, add, acc);
     }
 
     template <int M, int N>
@@ -408,23 +374,19 @@ template <class E, class Store = Whole<E>> class Worker {
             if (part) {
                 for (int n = 0; n < N; n++) store(part + row * (width + 2) + d + n * W, acc[r][n]);
             } else {
-                float *to = o + row * width + d;
+                float *to = now.o + row * width + d;
                 for (int n = 0; n < N; n++) store(to + n * W, fma(load(to + n * W), set1(keep[r]), acc[r][n] * set1(add[r])));
             }
         }
     }
-
-    void finish(const Job &job) {
-        for (int r = 0; r < rows; r++) {
-            int token = job.token(r / group), head = job.head * group + r % group;
-            E *to = (E *)call.out + token * call.out_stride + head * call.dim;
-            vf mass = set1(l[r] > 0 ? l[r] : 1.0f);
-            int d = 0;
-            for (; d + W <= call.dim; d += W) store(to + d, load(o + size_t(r) * width + d) / mass);
-            if (d < call.dim) store_n(to + d, load(o + size_t(r) * width + d) / mass, int(call.dim) - d);
-            if (call.lse) call.lse[int64_t(token) * call.heads + head] = l[r] > 0 ? LN2 * (m[r] + std::log2(l[r])) : -INF;
-        }
-    }
 };
+
+thread_local Scratch kept_scratch;
+
+template <class Worker> void work_with(const void *call, int max_rows, const void *first, const void *claims) {
+    const Call &of = *(const Call *)call;
+    Worker worker(of, max_rows, kept_scratch.take(Worker::bytes(of, max_rows)));
+    worker.run(*(const Work *)first, *(const Claims *)claims);
+}
 
 }  // namespace

@@ -37,8 +37,9 @@ inline int strips_of(const Tile &tile, Strip *strips) {
 
 constexpr float DIGITS = 127 * 256;  // the largest whole number of two digits
 
-template <class E, int BITS_> class CodedTile {
+template <int BITS_> class CodedTile {
   public:
+    using Number = float;
     static constexpr int BITS = BITS_;
     static constexpr bool BY_DOT = true;
     static int64_t entry_bytes(int64_t dim) { return coded_bytes<BITS>(dim); }
@@ -59,7 +60,7 @@ template <class E, int BITS_> class CodedTile {
     }
 
     // Row r of `count` in the block that begins at row `first` of the job.
-    void take_query(int first, int count, int r, const E *query) {
+    template <class Q> void take_query(int first, int count, int r, const Q *query) {
         vf largest = {};
         for (int d = 0; d < dim; d += W) {
             vf x = load(query + d);
@@ -297,16 +298,17 @@ template <class E, int BITS_> class CodedTile {
 
 #else
 
-template <class E, int BITS_> class CodedTile {
+template <int BITS_> class CodedTile {
   public:
+    using Number = float;
     static constexpr int BITS = BITS_;
     static constexpr bool BY_DOT = false;
     static int64_t entry_bytes(int64_t dim) { return coded_bytes<BITS>(dim); }
-    E *keys, *values;  // the tile's, rows of dim
+    float *keys, *values;  // the tile's, rows of dim
 
     CodedTile(const Call &call, int, Pieces &pieces) : call(call), dim(int(call.dim)) {
-        keys = pieces.next<E>(size_t(TILE) * dim);
-        values = pieces.next<E>(size_t(TILE) * dim);
+        keys = pieces.next<float>(size_t(TILE) * dim);
+        values = pieces.next<float>(size_t(TILE) * dim);
         strips = pieces.next<Strip>(TILE);
     }
 
@@ -318,7 +320,7 @@ template <class E, int BITS_> class CodedTile {
             int32_t lowest = INT_MAX;
             for (int j = 0; j < strip.count; j++) lowest = std::min(lowest, tile.position[strip.entry + j]);
             if (lowest > highest) {  // a probability of 0 will multiply them
-                std::fill(values + size_t(strip.entry) * dim, values + size_t(strip.entry + strip.count) * dim, E{});
+                std::fill(values + size_t(strip.entry) * dim, values + size_t(strip.entry + strip.count) * dim, 0.0f);
                 continue;
             }
             decode_keys(strip);

@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "arguments.h"
-#include "attention_worker.h"
+#include "attention_team.h"
+#include "scratch.h"
 
 namespace {
 
@@ -90,8 +91,6 @@ void lay_out(const Call &call, Plan &plan) {
     plan.kept = floats ? (float *)plan.memory.take(floats * sizeof(float)) : nullptr;
 }
 
-bool worth_sharing(const Call &call, const Plan &plan) { return plan.work * call.dim > 48 * 128 && plan.items.size() > 1; }
-
 // The rows of one token and KV head, merged from the tasks on its path.
 template <class E> void merge_path(const Call &call, const Plan &plan, int64_t token, int head) {
     const Forest &forest = *call.index->forest;
@@ -131,43 +130,12 @@ template <class E> void merge_path(const Call &call, const Plan &plan, int64_t t
     }
 }
 
-// As in attention.cpp: only who has claimed something looks into the plan.
-template <class E> void attend(const Call &call, const Plan &plan, int64_t items, int64_t merges, bool worth, Team &team) {
-    auto compute = [&](auto claim) {
-        int64_t done = 0;
-        auto next = [&]() -> Work {
-            int64_t i = claim();
-            if (i >= items) return {};
-            done++;
-            const Item &item = plan.items[i];
-            return {&plan.jobs[item.job], item.from, item.to, nullptr, item.kept < 0 ? nullptr : plan.kept + item.kept};
-        };
-        Work first = next();
-        if (first.job) {
-            Worker<E> worker(call, plan.max_rows, kept_scratch.take(Worker<E>::bytes(call, plan.max_rows)));
-            worker.run(first, next);
-        }
-        return done;
-    };
-    if (worth) {
-        team.share_claims(items, compute);
-    } else {
-        team.share(items > 0, false, [&](int64_t) {
-            int64_t i = 0;
-            compute([&] { return i++; });
-        });
-    }
-    team.share_rows(merges, worth, [&](int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; i++) merge_path<E>(call, plan, i / call.kv_heads, int(i % call.kv_heads));
-    });
-}
-
 }  // namespace
 
 HASTEN_PART int64_t forest_is_worth_sharing(const void *args) {
     const Call &call = *(const Call *)args;
     lay_out(call, kept_plan);
-    return worth_sharing(call, kept_plan);
+    return worth_a_team(call, kept_plan.work, kept_plan.items.size());
 }
 
 HASTEN_PART void part_forest(const void *args, void *with) {
@@ -178,11 +146,18 @@ HASTEN_PART void part_forest(const void *args, void *with) {
         note[0] = int64_t(&kept_plan);
         note[1] = int64_t(kept_plan.items.size());
         note[2] = kept_plan.kept ? call.index->span_offsets[call.index->spans] * call.kv_heads : 0;
-        note[3] = worth_sharing(call, kept_plan);
+        note[3] = worth_a_team(call, kept_plan.work, kept_plan.items.size());
     });
     call.scale *= LOG2E;
-    auto attend_in = call.is_bf16 ? attend<bf16> : attend<float>;
-    attend_in(call, *(const Plan *)notes[0], notes[1], notes[2], notes[3], team);
+    const Plan &plan = *(const Plan *)notes[0];
+    work_as_team(call, plan.max_rows, notes[1], notes[3], team, [&](int64_t i) -> Work {
+        const Item &item = plan.items[i];
+        return {&plan.jobs[item.job], item.from, item.to, nullptr, item.kept < 0 ? nullptr : plan.kept + item.kept};
+    });
+    auto merge = call.is_bf16 ? merge_path<bf16> : merge_path<float>;
+    team.share_rows(notes[2], notes[3], [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; i++) merge(call, plan, i / call.kv_heads, int(i % call.kv_heads));
+    });
 }
 
 struct CheckForest {  // as native.py packs it
