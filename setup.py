@@ -2,7 +2,8 @@
 
 They are plain C++17 behind ``extern "C"``, loaded with ctypes: no Python or torch headers, so one library serves every
 Python version. The CPU kernels get a shared library for each instruction set, ``hasten/kernels/cpu/libhasten_<isa>.so``,
-and the package picks one when it starts; grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``, and so does entropy
+and the package picks one when it starts (an editable install has only those that the machine it is built on can run: ``make
+clean native`` where it is moved to another one); grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``, and so does entropy
 coding, which picks its instructions itself. Nothing here can fail an installation: without kernels hasten runs on plain torch,
 without grammars it refuses constrained requests, without entropy coding compressed KV.
 
@@ -36,6 +37,8 @@ X86 = {
     "avx2": AVX2,
     "generic": [],
 }
+# Features by which /proc/cpuinfo names what a library needs (kernels/cpu/native.py has them all).
+TELLING = {"avx512bf16": {"avx512_bf16", "avx512_vnni"}, "avx512": {"avx512dq", "avx512vl"}, "avx2": {"avx2", "fma"}}
 
 COMPILE = [
     "-O3",
@@ -71,12 +74,23 @@ class Library:
         return max(path.stat().st_mtime for path in inputs)
 
 
-def libraries() -> list[Library]:
-    """Of the processor family of this machine."""
+def libraries(runnable: bool) -> list[Library]:
+    """Of the processor family of this machine; `runnable`: only those that this very processor can run, as far as it says."""
     variants = X86 if platform.machine().lower() in ("x86_64", "amd64") else {"generic": []}
+    if runnable and (features := processor_features()):
+        variants = {isa: flags for isa, flags in variants.items() if TELLING.get(isa, set()) <= features}
     kernels = [Library(KERNELS / "cpu", isa, ("-fopenmp", "-fno-math-errno", *flags)) for isa, flags in variants.items()]
     others = [Library(KERNELS / "grammar", "grammar", ("-pthread",)), Library(KERNELS / "entropy", "entropy", ())]
     return [*kernels, *others]
+
+
+def processor_features() -> set[str]:
+    """Empty where they are not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
 
 
 def find_compiler() -> list[str]:
@@ -110,7 +124,7 @@ class BuildLibraries(build_ext):
 
     def _build(self) -> None:
         wanted = []
-        for library in libraries():
+        for library in libraries(runnable=False):
             if not library.sources():
                 raise RuntimeError(f"no C++ sources in {SOURCES / library.folder}")
             output = self._destination / library.path
@@ -118,6 +132,9 @@ class BuildLibraries(build_ext):
                 # A library of older sources would be worse than none, should the build fail.
                 output.unlink(missing_ok=True)
                 wanted.append(library)
+        if self._in_place:  # for this machine; a package is for any
+            runnable = libraries(runnable=True)
+            wanted = [library for library in wanted if library in runnable]
         if not wanted:
             return
         compiler = find_compiler()
@@ -202,7 +219,7 @@ class BuildLibraries(build_ext):
         return []  # the sources are package data
 
     def _built(self) -> list[Path]:
-        return [library.path for library in libraries() if (self._destination / library.path).exists()]
+        return [library.path for library in libraries(runnable=False) if (self._destination / library.path).exists()]
 
 
 class Wheel(bdist_wheel):

@@ -53,7 +53,7 @@ def members(forest: Forest | None) -> list[tuple[int, list[int]]]:
     return sorted((int(n[4]), forest.rows[n[5] : n[6]].tolist()) for n in forest.nodes if n[4] != REST)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(views=st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=7), data=st.data())
 def test_nodes_are_the_prefixes_that_two_views_share(views: list[list[int]], data: st.DataObject) -> None:
     limits = [data.draw(st.integers(0, len(view))) for view in views]
@@ -133,7 +133,7 @@ def test_long_spans_and_trees_keep_what_is_theirs() -> None:
     assert members(planner().plan(same)) == [(3 * SIZE, list(range(13)))], "a tree's own tokens are its leaf's"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9000)), min_size=1, max_size=8),
     heads=st.integers(1, 3),

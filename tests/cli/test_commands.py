@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import typer
 
 import hasten
 from hasten.cli import options
+from hasten.cli.main import main
 from hasten.engine.technique import all_techniques
 
 BUILTIN = Path(hasten.__file__).with_name("builtin_model")
@@ -22,6 +24,20 @@ needs_builtin = pytest.mark.skipif(not BUILTIN.is_dir(), reason="there is no bui
 def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hasten.cli.main", *arguments]
     return subprocess.run(command, input=given, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run` without a process of its own: torch takes a second or two to import."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["hasten", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
+
+    return call
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -41,10 +57,10 @@ def test_help_and_version() -> None:
     assert run("--version").stdout.strip() == f"hasten {hasten.__version__}"
 
 
-def test_techniques() -> None:
+def test_techniques(here: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = run("techniques", "--json")
     assert [t["name"] for t in json.loads(done.stdout)] == [t.name for t in all_techniques()]
-    table = run("techniques").stdout
+    table = here("techniques").stdout
     assert "prefix-tree" in table and "exact" in table
 
 
@@ -66,8 +82,10 @@ def test_techniques() -> None:
         (("serve", "--host", "no such host"), "--host"),
     ],
 )
-def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str) -> None:
-    done = run(*arguments)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], said: str, here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = here(*arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert done.stdout.strip() == ""

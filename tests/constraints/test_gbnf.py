@@ -105,7 +105,7 @@ NODES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({"S": NODES, "A": NODES, "B": NODES}))
 def test_merging_changes_no_text(rules: dict[str, Node]) -> None:
     try:

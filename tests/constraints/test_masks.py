@@ -65,7 +65,7 @@ def test_masks(grammar: Grammar) -> None:
     compare(grammar, signs, words, walks=6, length=14)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.fixed_dictionaries({"S": NODES, "A": NODES, "B": NODES}), st.booleans())
 def test_masks_of_random_grammars(rules: dict[str, Node], merged: bool) -> None:
     try:

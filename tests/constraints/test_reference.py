@@ -147,7 +147,7 @@ NODES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({"S": NODES, "A": NODES, "B": NODES}))
 def test_random_rules(rules: dict[str, Node]) -> None:
     try:
@@ -227,7 +227,7 @@ def meaning(expr: tuple, words: frozenset[str]) -> frozenset[str]:
     return frozenset({""}) if kind == "empty" else frozenset()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(EXPRESSIONS)
 def test_automata_of_expressions(expr: tuple) -> None:
     automaton = build(expr)

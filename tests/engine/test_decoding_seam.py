@@ -48,7 +48,7 @@ class NoisyOracle:
         return Draft(np.array(tokens, dtype=np.int32), np.array(parents, dtype=np.int32))
 
 
-@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=40, phases=(Phase.explicit, Phase.generate))
 @given(
     prompts=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30), min_size=1, max_size=5),
     tree=st.booleans(),

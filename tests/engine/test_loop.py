@@ -52,8 +52,7 @@ requests = st.builds(
 
 
 @settings(
-    max_examples=40,
-    deadline=None,
+    max_examples=25,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

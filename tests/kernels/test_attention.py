@@ -14,7 +14,7 @@ from tests.kernels.worlds import build_index, make_world, naive_attention, poiso
 from hasten.kernels import ReferenceKernels, ViewIndex
 
 TOLERANCE = {torch.float32: dict(atol=3e-5, rtol=3e-5), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
-FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 worlds = st.fixed_dictionaries(
     dict(

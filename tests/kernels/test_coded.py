@@ -15,7 +15,7 @@ from hasten.kernels import Kernels, ReferenceKernels, ViewIndex
 from hasten.kernels.coded import CodedCache, decode, encode, read, shapes, write
 
 TOLERANCE = {torch.float32: dict(atol=5e-4, rtol=5e-4), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 worlds = st.fixed_dictionaries(
     dict(
@@ -215,10 +215,10 @@ def test_bits_do_not_depend_on_the_batch(bits, kernels, dtype, threads):
     few = [(i, i + 1) for i in range(0, length, 97)]
     threads(1)
     alone_one = attend([[s] for s in few], 0, 0.1)
-    threads(5)
-    alone_five = attend([[s] for s in few], 21, 0.0)
+    threads(2 if isinstance(kernels, ReferenceKernels) else 5)  # more than there are cores cost torch seconds
+    alone_many = attend([[s] for s in few], 21, 0.0)
     for first, _ in few:
-        assert plain[first].equal(alone_one[first]) and plain[first].equal(alone_five[first])
+        assert plain[first].equal(alone_one[first]) and plain[first].equal(alone_many[first])
 
 
 def test_malformed_calls_are_refused(native_kernels):

@@ -11,7 +11,7 @@ from tests.kernels.worlds import poisoned
 from hasten.kernels import ReferenceKernels
 
 REFERENCE = ReferenceKernels()
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 # One rounding to bfloat16 may fall the other way, and a product of two rounded numbers then differs by two units.
 TOLERANCE = {torch.float32: dict(atol=2e-6, rtol=2e-6), torch.bfloat16: dict(atol=1e-6, rtol=1.6e-2)}
 

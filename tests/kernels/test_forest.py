@@ -18,7 +18,7 @@ from hasten.kernels.cpu.costs import AttentionCosts
 from hasten.kernels.forest import REST, TILE
 
 TOLERANCE = {torch.float32: dict(atol=3e-5, rtol=3e-5), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 worlds = st.fixed_dictionaries(
     dict(

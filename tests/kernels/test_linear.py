@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.kernels.worlds import poisoned
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     rows=st.sampled_from([0, 1, 2, 3, 4, 5, 7, 64, 66, 131]),
     inner=st.sampled_from([1, 8, 17, 32, 96, 200, 1031]),

@@ -62,7 +62,7 @@ def test_chosen_rows_have_the_values_of_the_whole(bits, group, symmetric, shape,
         kernels.quantized_rows(held, torch.tensor([0, 0]), poisoned(3, shape[1], dtype=dtype))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(
     rows=st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 13, 66, 200]),
     inner=st.sampled_from([1, 8, 33, 96, 200, 1031]),

@@ -22,7 +22,7 @@ def check(groups: BlockGroups, free: set[int]) -> None:
         assert start - 1 not in free, "a tail is kept for somebody who is gone"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 120),
     st.integers(1, 16),

@@ -58,7 +58,7 @@ def read(data: bytes) -> tuple[Head, bytes]:
     return read_chunk(io.BytesIO(data), MOST)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 5), st.sampled_from([1, 8]), st.integers(0, 99), st.sampled_from(["float32", "bfloat16", "int8", "uint64"])
 )

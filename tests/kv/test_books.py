@@ -77,7 +77,7 @@ actions = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(4, 14), st.lists(actions, max_size=40))
 def test_books_keep_every_view_intact(blocks: int, script: list[tuple[str, int, int, int]]) -> None:
     world = World(blocks)

@@ -29,7 +29,7 @@ def put(shelf: Shelf, one: Head, nbytes: int = 10, seconds: float = 1.0) -> Entr
     return entry
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(RETENTIONS)),
     st.integers(20, 90),

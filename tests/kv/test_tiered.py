@@ -203,8 +203,7 @@ def test_a_prompt_without_memory_for_all_of_it_waits_and_takes_nothing() -> None
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
+    max_examples=25,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -289,7 +288,7 @@ def test_any_schedule_gives_what_each_request_gets_alone(
     engine.ledger.audit()
 
 
-@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=25, phases=(Phase.explicit, Phase.generate))
 @given(
     victim=st.integers(17, 90),
     probe=st.integers(17, 90),

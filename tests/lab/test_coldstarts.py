@@ -176,7 +176,7 @@ def test_nothing_is_charged_after_the_stream() -> None:
 
 
 @given(st.lists(st.floats(4, 500), min_size=1, max_size=30), st.floats(0, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fixed_keep_alive_against_a_closed_form(gaps: list[float], keep_s: float) -> None:
     """Calls that never overlap: each ends 3 s after its arrival if cold, 1 s if warm, and meets a pod if it comes in time."""
     arrivals = np.cumsum([0.0, *gaps])
@@ -318,7 +318,7 @@ def gain(gaps: np.ndarray[Any, Any], window: tuple[float, float], worth_s: float
     st.integers(0, 600),
     st.integers(0, 30),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_window_chosen_is_the_best(gaps: list[int], worth_s: int, lead_s: int) -> None:
     seconds = np.sort(np.array(gaps, dtype=np.float64))
     window = best_window(seconds, worth_s, lead_s)
@@ -342,7 +342,7 @@ def test_windows() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e3), st.floats(0, 1e3)), min_size=1, max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_hull_is_below_all_points_and_convex(points: list[tuple[float, float]]) -> None:
     x, y = (np.array(column) for column in zip(*points, strict=True))
     hx, hy = lower_hull(x, y)

@@ -67,7 +67,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     return Workload(name="drawn", requests=out)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     workloads(),
     st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=4),

@@ -28,7 +28,7 @@ def layer(seed: int, rows: int, columns: int, directions: int, noise: float) -> 
     return torch.randn(rows, columns, generator=draw), inputs.T @ inputs
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(8, 24), st.integers(33, 200), st.floats(0.001, 1.0), FORMS, st.data())
 def test_outputs_change_no_more_than_with_the_nearest_levels(
     seed: int, rows: int, columns: int, noise: float, form: tuple[int, int, bool], data: st.DataObject

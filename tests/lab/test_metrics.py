@@ -136,7 +136,7 @@ def lives(draw: st.DrawFn) -> list[Life]:
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lives())
 def test_the_columns_say_what_a_recount_says(many: list[Life]) -> None:
     run = run_of(many)

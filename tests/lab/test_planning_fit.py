@@ -60,7 +60,7 @@ def test_a_known_model_is_found_through_noise_and_disturbed_steps() -> None:
     assert fitted.steps == 4000
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 200))
 def test_no_term_is_negative_whatever_was_measured(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)

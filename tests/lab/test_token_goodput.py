@@ -71,7 +71,7 @@ def test_the_run_as_a_whole() -> None:
     assert "token_goodput" not in summary(plain) and definition(plain) == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lives=st.lists(
         st.tuples(

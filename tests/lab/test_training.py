@@ -397,6 +397,8 @@ def test_a_run_goes_on_from_weights_alone(
     assert sum(after) / 10 < sum(before) / 10 + 0.3 < sum(losses[:3]) / 3
 
 
+STEPS = 30
+
 DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -413,7 +415,7 @@ folder = Path(sys.argv[2])
 config = recipes.NetConfig(**eval(sys.argv[3]))
 recipes.MODELS["tiny"] = config
 stages = (recipes.Stage(1.0, 128),)
-recipe = recipes.Recipe("tiny", 100 * 512, 512, stages, warm_up_steps=4, tasks=t.TASKS, texts={"small talk": 1.0})
+recipe = recipes.Recipe("tiny", t.STEPS * 512, 512, stages, warm_up_steps=4, tasks=t.TASKS, texts={"small talk": 1.0})
 material = Material(len, t.SMALL_TALK, t.SMALL_TALK[:2])
 tokenizer = t.Tokenizer.from_file(sys.argv[4])
 print("started", flush=True)
@@ -452,7 +454,7 @@ def test_a_run_killed_three_times_has_the_loss_curve_of_one_that_was_not(
     assert "done" in said and resumed + ("resumed after" in said) == 3, said
     assert "done" in undisturbed.communicate(timeout=120)[0]
     curves = [json.loads((tmp_path / f / "training.json").read_text())["progress"]["losses"] for f in ("whole", "killed")]
-    assert len(curves[0]) == 100
+    assert len(curves[0]) == STEPS
     assert curves[0] == curves[1]  # to the last bit: one thread, the same batches, weights and optimisers
 
 

@@ -15,7 +15,7 @@ from hasten.lab.workloads import TimedRequest, Workload, WorkloadError, load
 from hasten.lab.workloads import transform as t
 from hasten.lab.workloads.prompts import FIRST_TOKEN, Prompts
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 
 @st.composite

@@ -34,7 +34,7 @@ def naive_index(total: list[float], attained: float) -> float:
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 49))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_rank_is_the_inverse_of_the_best_ratio(total: list[int], attained: int) -> None:
     ascending = np.sort(np.array(total, dtype=np.float64))
     if attained >= ascending[-1]:

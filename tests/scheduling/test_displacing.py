@@ -124,7 +124,7 @@ def test_crossing_keys_cost_a_preemption_each_hold_tokens_at_most(seed: int) -> 
     assert preempted[8] < preempted[0] / 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=JOBS,
     blocks=st.integers(12, 40),

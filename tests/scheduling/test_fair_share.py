@@ -53,7 +53,7 @@ class Naive:
         self.counter[tenant] += 2 * tokens / self.weights.get(tenant, 1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcd"), st.integers(1, 30), st.integers(1, 12), st.integers(0, 6)), min_size=1, max_size=25
@@ -232,7 +232,7 @@ def test_steps_taken_together_are_single_steps(seed: int) -> None:
         assert np.array_equal(logs[0][name], column), name
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=st.lists(
         st.tuples(

@@ -60,8 +60,7 @@ def request(number: int, prompt: int, output: int, n: int = 1) -> Request:
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
+    max_examples=25,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -21,7 +21,7 @@ from hasten.engine.sequence import State
 from hasten.engine.technique import ConfigError
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     candidates=st.lists(st.tuples(st.integers(-50, 50), st.integers(1, 9)), min_size=1, max_size=30),
     width=st.integers(1, 12),
@@ -36,7 +36,7 @@ def test_the_window_is_the_best_of_all(candidates: list[tuple[int, int]], width:
     assert values[chosen].sum() == max(values[w].sum() for w in windows)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     left=st.integers(0, 2000),
     time_s=st.one_of(st.just(-1.0), st.floats(0.01, 50)),

@@ -37,7 +37,7 @@ def standing(count: int = 1, **columns: Any) -> Standing:
     return Standing(**fields | {name: np.atleast_1d(np.asarray(value, dtype=float)) for name, value in columns.items()})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     first_s=eighths,
     next_s=eighths,
@@ -130,7 +130,7 @@ jobs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     jobs=jobs,
     per=st.sampled_from(["work", "time"]),

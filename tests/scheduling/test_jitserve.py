@@ -51,8 +51,7 @@ def parts(frame: int = 4, **knobs: Any) -> dict[str, Any]:
     reuse=False,
 )
 @settings(
-    max_examples=60,
-    deadline=None,
+    max_examples=25,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

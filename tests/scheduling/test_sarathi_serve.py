@@ -37,7 +37,7 @@ class Priced:
         return self.costs.step(shape)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.integers(1, 256),
     context=st.integers(0, 20_000),
@@ -197,7 +197,7 @@ def test_preempted_half_way_through_its_prompt_it_starts_over() -> None:
     assert len(lost) and 0 < lost[0] < 60, "in the middle of its prompt"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=JOBS,
     blocks=st.integers(12, 40),

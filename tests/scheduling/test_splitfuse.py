@@ -129,7 +129,7 @@ def test_while_somebody_can_run_nobody_loses_memory() -> None:
     assert engine.events.counts[Kind.PREEMPTED] == 0
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=JOBS,
     blocks=st.integers(12, 40),
@@ -150,7 +150,7 @@ def test_any_arrivals_give_what_each_request_gets_alone(
     )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(jobs=JOBS, blocks=st.integers(12, 40), shape=st.tuples(st.integers(8, 70), st.integers(1, 8)))
 def test_the_reset_serves_any_batching(jobs: list, blocks: int, shape: tuple[int, int]) -> None:
     check(jobs, blocks=blocks, tokens=shape[0], rows=shape[1], residency=ResetOnDeadlock())

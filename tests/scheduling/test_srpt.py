@@ -122,7 +122,7 @@ def test_steps_taken_together_are_single_steps(seed: int) -> None:
     assert out == expected_out
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 4)), min_size=1, max_size=9),
     blocks=st.integers(12, 40),

@@ -134,7 +134,7 @@ def test_only_a_batch_that_decodes_is_steady() -> None:
     assert policy().steady(StepPlan(replan_at=3.0), view) == 0
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=st.lists(
         st.tuples(st.integers(1, 40), st.integers(1, 25), st.sampled_from([1, 1, 1, 3]), st.integers(0, 5)),

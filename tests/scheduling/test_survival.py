@@ -28,7 +28,7 @@ def test_bins_are_single_tokens_first_and_leave_nothing_out() -> None:
     assert bin_of(10**9) == BINS - 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     ended=st.lists(st.integers(1, 3000), min_size=1, max_size=40),
     cut=st.lists(st.integers(1, 3000), max_size=20),
@@ -55,7 +55,7 @@ def survival(weights: np.ndarray, passed: int, length: int) -> float:
     return share
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ended=st.lists(st.integers(1, 600), min_size=1, max_size=30),
     cut=st.lists(st.integers(1, 600), max_size=15),

@@ -15,7 +15,7 @@ from hasten.engine.text.pieces import read_decoder
 
 ALPHABET = st.characters(codec="utf-8") | st.sampled_from("  \ndogthe好👍🏽é")
 TEXTS = st.text(ALPHABET, max_size=30) | st.sampled_from(TEXT).map(lambda t: t[:40])
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 
 def tokenizer(kind: str) -> Tokenizer:

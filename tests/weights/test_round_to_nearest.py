@@ -35,7 +35,7 @@ def naive(values: np.ndarray, bits: int, group: int) -> np.ndarray:
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(0, 1000))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(2, 8), st.integers(1, 20))
 def test_values_are_the_nearest_levels(shape: tuple[int, int, int], bits: int, group: int) -> None:
     before = weight(*shape)
@@ -43,7 +43,7 @@ def test_values_are_the_nearest_levels(shape: tuple[int, int, int], bits: int, g
     np.testing.assert_allclose(after.numpy(), naive(before.numpy(), bits, group), rtol=1e-6, atol=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.integers(2, 8), st.integers(1, 20), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_errors_stay_within_half_a_step_and_rounding_twice_changes_nothing(
     shape: tuple[int, int, int], bits: int, group: int, dtype: torch.dtype

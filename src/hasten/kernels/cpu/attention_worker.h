@@ -99,8 +99,11 @@ template <class Store> class Worker {
         rows = (job->to - job->from) * group;
         call.is_bf16 ? prepare_rows<bf16>() : prepare_rows<float>();
         if (work.partial) return;
-        float *kept = work.kept, *maxima = kept + size_t(rows) * width;
-        now = kept ? Partial{kept, maxima, maxima + rows, width} : own;
+        now = own;
+        if (work.kept) {
+            float *maxima = work.kept + size_t(rows) * width;
+            now = {work.kept, maxima, maxima + rows, width};
+        }
         now.clear(rows);
     }
 
