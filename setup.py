@@ -2,10 +2,10 @@
 
 They are plain C++17 behind ``extern "C"``, loaded with ctypes: no Python or torch headers, so one library serves every
 Python version. The CPU kernels get a shared library for each instruction set, ``hasten/kernels/cpu/libhasten_<isa>.so``,
-and the package picks one when it starts (an editable install has only those that the machine it is built on can run: ``make
-clean native`` where it is moved to another one); grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``, and so does entropy
-coding, which picks its instructions itself. Nothing here can fail an installation: without kernels hasten runs on plain torch,
-without grammars it refuses constrained requests, without entropy coding compressed KV.
+and the package picks one when it starts; an editable install has only those that the machine it is built on can run (``make
+clean native`` where it is moved to another one). Grammars get one, ``hasten/kernels/grammar/libhasten_grammar.so``, and so does
+entropy coding, which picks its instructions itself. Nothing here can fail an installation: without kernels hasten runs on plain
+torch, without grammars it refuses constrained requests, without entropy coding compressed KV.
 
 ``make native`` (``python setup.py build_ext --inplace``) rebuilds quickly while developing.
 """
