@@ -15,15 +15,14 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
-from typing import Any
 
 from hasten.engine.kv.base import Handle
 from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
 from hasten.engine.kv.blockfile import Head, Unusable, pack, read_chunk
 from hasten.engine.kv.codecs import RAW, Codec, accepts, codec
-from hasten.engine.kv.disk import submit
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
+from hasten.engine.kv.jobs import submit
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.wire import (
     _U64,
@@ -99,8 +98,7 @@ class PeerServer:
             elif kind is Kind.PUT and self._writable:
                 self._put(wire, body)
             elif kind is Kind.DROP and self._writable and len(body) > 32:
-                there = self._folder.drop(body[:32], _plain(body[32:].decode(errors="replace")))
-                wire.send(Kind.DONE if there else Kind.MISSING)
+                self._drop(wire, body[:32], body[32:].decode(errors="replace"))
             else:
                 wire.send(Kind.REFUSED, b"this server only gives chunks" if not self._writable else b"a call it does not know")
 
@@ -131,6 +129,13 @@ class PeerServer:
         else:
             wire.send(Kind.DONE)
 
+    def _drop(self, wire: Wire, name: bytes, codec_name: str) -> None:
+        try:
+            there = self._folder.drop(name, _plain(codec_name))
+        except (OSError, Unusable):
+            there = False
+        wire.send(Kind.DONE if there else Kind.MISSING)
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -144,8 +149,9 @@ def _plain(codec_name: str) -> str:
 
 
 class Peer:
-    """The `Store` of what the server at `address` has, which is asked every `refresh_s` for what is new and every `whole_list_s`
-    for all. Nothing is stored there. `timeout_s`: of connecting and of each call. Chunks are transferred one after the other, while the one before is decoded.
+    """The `Store` of what the server at `address` has, which is asked every `refresh_s` for what is new and every
+    `whole_list_s` for all. Nothing is stored there. `timeout_s`: of connecting and of each call. Chunks are transferred one
+    after the other, while the one before is decoded.
     `price(start, tokens)`: seconds of computing so many tokens behind others; where there is one, each chunk comes in the
     quality that allows the first token in `first_token_s`, or not at all where computing is sooner (`bitstream/chooser.py`)."""
 
