@@ -34,6 +34,12 @@ def make_stores(
     def seconds(start: int, tokens: int) -> float:
         return price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
 
+    # What is wrong is said before a folder is taken.
+    token = options.peer_token or os.environ.get(TOKEN, "")
+    if options.peer and not token:
+        raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
+    if options.peer and not 0 < options.peer_port < 65536:
+        raise ConfigError(f"tiered: peer_port={options.peer_port}: ports are numbers from 1 to 65535")
     stores: list[Store] = []
     if options.disk:
         try:
@@ -52,11 +58,6 @@ def make_stores(
             )
         )
     if options.peer:
-        token = options.peer_token or os.environ.get(TOKEN, "")
-        if not token:
-            raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
-        if not 0 < options.peer_port < 65536:
-            raise ConfigError(f"tiered: peer_port={options.peer_port}: ports are numbers from 1 to 65535")
         stores.append(
             Peer(
                 f"{options.peer}:{options.peer_port}",

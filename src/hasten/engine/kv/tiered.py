@@ -57,6 +57,9 @@ def _make(parts: Any, options: Options) -> TieredCache:
     for name, known in (("keep", RETENTIONS), ("to_disk", ADMISSIONS)):
         if (said := getattr(options, name)) not in known:
             raise ValueError(f"tiered: {name}={said}: there are {', '.join(known)}")
+    for name in ("chunk", "disk_rate", "peer_rate", "timeout_s", "first_token_s"):
+        if not (said := getattr(options, name)) > 0:
+            raise ValueError(f"tiered: {name} must be above 0, got {said}")
     name = options.codec
     if name == RAW and CACHEGEN in parts.config.techniques:
         name = CACHEGEN
