@@ -12,10 +12,11 @@ Everything is decided by the engine's thread; bytes move elsewhere. Names, and s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -108,22 +109,18 @@ class TieredCache:
 
     # -- names and prices -----------------------------------------------------------------------------------------------
 
-    def _heads(self, key: ReuseKey, tokens: Ints, count: int) -> list[Head]:
+    def _heads(self, key: ReuseKey, tokens: Ints, count: int) -> Iterator[Head]:
         """Of the first `count` chunks of a prompt."""
         size = self._chunk * self._books.pool.block_size
         first = parent = self._root(key, self._context)
-        heads = []
         for start in range(0, count * size, size):
-            piece = tokens[start : start + size]
+            piece = tokens[start : start + size].copy()  # a chunk that is kept must not keep the whole prompt
             name = name_after(parent, piece)
-            heads.append(
-                Head(
-                    name, parent, first, start, piece, self._books.pool.block_size, self._planes, self._codec, key.weights,
-                    key.adapter, key.tenant,
-                )
+            yield Head(
+                name, parent, first, start, piece, self._books.pool.block_size, self._planes, self._codec, key.weights,
+                key.adapter, key.tenant,
             )  # fmt: skip
             parent = name
-        return heads
 
     def _seconds(self, start: int, tokens: int) -> float:
         """Predicted, of computing so many tokens behind `start` others."""
@@ -158,7 +155,7 @@ class TieredCache:
         if last * size <= held or len(tokens) < span:
             return []
         pieces: list[_Piece] = []
-        for head in self._heads(key, tokens, len(tokens) // span)[held // span :]:
+        for head in islice(self._heads(key, tokens, len(tokens) // span), held // span, None):
             skip = max(0, held - head.start) // size
             count = min(self._chunk, last - head.start // size) - skip
             piece = self._source(head, skip, count) if count > 0 else None
