@@ -228,7 +228,7 @@ def test_damage_behind_a_good_beginning_costs_only_what_is_behind_it() -> None:
 
 
 def test_nothing_is_loaded_that_is_computed_sooner() -> None:
-    engine = tiered_engine(price=lambda shape: 1e-12)
+    engine = tiered_engine(price=lambda start, tokens: 1e-12)
     serve(engine, request("a", prompt(70)))
     forget_device(engine)
     out, _ = serve(engine, request("b", prompt(70)))

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.base import Store
 from hasten.engine.kv.disk import Disk
 from hasten.engine.kv.folder import Folder
@@ -25,15 +24,11 @@ TOKEN = "HASTEN_CACHE_TOKEN"
 def make_stores(
     second: SecondPool,
     options: Options,
-    price: Callable[[StepShape], float],
+    price: Callable[[int, int], float],
     retention: Callable[[], Retention],
     codec_name: str,
 ) -> list[Store]:
     """The disk, then the peer, as far as they are asked for. Raises ConfigError."""
-
-    def seconds(start: int, tokens: int) -> float:
-        return price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
-
     # What is wrong is said before a folder is taken.
     token = options.peer_token or os.environ.get(TOKEN, "")
     if options.peer and not token:
@@ -52,7 +47,7 @@ def make_stores(
                 second,
                 options.disk_bytes,
                 retention(),
-                price=seconds,
+                price=price,
                 codec_name=codec_name,
                 rate=options.disk_rate,
             )
@@ -63,7 +58,7 @@ def make_stores(
                 f"{options.peer}:{options.peer_port}",
                 token,
                 second,
-                price=seconds,
+                price=price,
                 codec_name=codec_name,
                 rate=options.peer_rate,
                 first_token_s=options.first_token_s,

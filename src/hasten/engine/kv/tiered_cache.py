@@ -20,7 +20,6 @@ from itertools import islice
 
 import numpy as np
 
-from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.arrivals import Arrivals, ChunkLoad, Part
 from hasten.engine.kv.base import Found, Handle, Ints, NoBlocks, Readiness, Reuse, ReuseKey, Store
 from hasten.engine.kv.blockfile import Head, name_after, root
@@ -31,8 +30,6 @@ from hasten.engine.kv.host_chunks import HostChunks
 from hasten.engine.kv.retention import Admission, Facts, Retention
 from hasten.engine.kv.shelf import Entry
 from hasten.engine.kv.view import View
-
-Price = Callable[[StepShape], float]
 
 _NOTHING = np.empty((0, 4), dtype=np.int32)
 
@@ -68,8 +65,9 @@ class _Piece:
 
 class TieredCache:
     """`device`: what is cached in the pool of `books`; `chunk`: blocks of a chunk; `stores`: where chunks lie beyond host
-    memory, the fastest first; `price`: predicted seconds of a step; `context`: as `blockfile.root` takes it; `margin`: loading
-    must be predicted to take at most this part of computing; `admission`: what of host memory is offered to the stores."""
+    memory, the fastest first; `price(start, tokens)`: predicted seconds of computing so many behind others; `context`: as
+    `blockfile.root` takes it; `margin`: loading must be predicted to take at most this part of computing; `admission`: what of
+    host memory is offered to the stores."""
 
     def __init__(
         self,
@@ -79,7 +77,7 @@ class TieredCache:
         stores: Seq[Store],
         *,
         chunk: int,
-        price: Price,
+        price: Callable[[int, int], float],
         retention: Retention,
         admission: Admission,
         context: str = "",
@@ -122,12 +120,8 @@ class TieredCache:
             )  # fmt: skip
             parent = name
 
-    def _seconds(self, start: int, tokens: int) -> float:
-        """Predicted, of computing so many tokens behind `start` others."""
-        return self._price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
-
     def _facts(self, head: Head) -> Facts:
-        return Facts(head.start, self._chunk * self._second.block_bytes, self._seconds(head.start, len(head.tokens)))
+        return Facts(head.start, self._chunk * self._second.block_bytes, self._price(head.start, len(head.tokens)))
 
     def _copied(self, copy: Handle, blocks: int) -> None:
         took = copy.seconds / max(1, blocks * self._second.block_bytes)
@@ -165,7 +159,7 @@ class TieredCache:
             if piece.count < count:
                 break
         stop = held + size * sum(piece.count for piece in pieces)
-        return pieces if self._load_s(pieces) <= self._margin * self._seconds(held, stop - held) else []
+        return pieces if self._load_s(pieces) <= self._margin * self._price(held, stop - held) else []
 
     def _source(self, head: Head, skip: int, count: int) -> _Piece | None:
         """Where the chunk is: on its way already, in host memory, or in a store."""
