@@ -245,6 +245,26 @@ def test_a_stranger_learns_nothing(tmp_path: Path) -> None:
             PeerServer(Folder(tmp_path), "")
 
 
+def test_a_server_has_so_many_clients_and_leaves_none_behind(tmp_path: Path) -> None:
+    with served(tmp_path, most_clients=2) as server:
+        stranger = socket.create_connection(("127.0.0.1", int(server.address.split(":")[1])))
+        stranger.recv(1)
+        one = PeerClient(server.address, TOKEN, 1.0)
+        with pytest.raises(OSError):
+            PeerClient(server.address, TOKEN, 1.0)
+        stranger.close()
+        deadline = time.monotonic() + 10
+        two = None
+        while two is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                two = PeerClient(server.address, TOKEN, 1.0)
+        assert two is not None and one.list()[1] == two.list()[1] == []
+    with pytest.raises(OSError):
+        one.list()
+    one.close()
+    two.close()
+
+
 def test_chunks_are_listed_got_put_and_dropped(tmp_path: Path) -> None:
     filled(tmp_path / "one")
     Folder(tmp_path / "two")
@@ -258,7 +278,7 @@ def test_chunks_are_listed_got_put_and_dropped(tmp_path: Path) -> None:
             target.put(pack(*got))
         assert source.get(bytes(32), RAW, 1 << 20) is None
         third = bytes.fromhex(chain(tmp_path / "one")[2].name[:64])
-        assert target.drop(third, RAW) and not target.drop(third, RAW)
+        assert target.drop(third, RAW) and not target.drop(third, RAW) and not target.drop(third, "../../x")
         _, there = target.list()
         assert {offer.name for offer in there} == {offer.name for offer in offers} - {third}
         with pytest.raises(PeerError, match="only gives"):

@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
+from typing import Any
 
 from hasten.engine.kv.base import Handle
 from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
@@ -43,7 +44,8 @@ MOST_CHUNK_BYTES = 1 << 30
 
 class PeerServer:
     """Serves a folder's chunks at `host:port` (port 0: any free one; see `address`) to whoever knows `token`. `writable`:
-    clients may put and drop too. `timeout_s` for each call, `idle_s` between calls. Raises ValueError without a token, OSError
+    clients may put and drop too. `timeout_s` for each call, `idle_s` between calls; beyond `most_clients` at a time none is
+    let in. Raises ValueError without a token, OSError
     when the address cannot be had."""
 
     def __init__(
@@ -56,6 +58,7 @@ class PeerServer:
         writable: bool = False,
         timeout_s: float = 10.0,
         idle_s: float = 300.0,
+        most_clients: int = 256,
     ) -> None:
         if not token:
             raise ValueError("a cache is served to those who know a token; give one")
@@ -66,11 +69,21 @@ class PeerServer:
                 with suppress(OSError):
                     outer._serve(self.request)
 
+            def finish(self) -> None:
+                outer._clients.discard(self.request)
+
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
             daemon_threads = True
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                if len(outer._clients) >= most_clients:  # each has a thread, strangers too until they time out
+                    return False
+                outer._clients.add(request)
+                return True
+
+        self._clients: set[socket.socket] = set()
         self._folder = folder
         self._token = token
         self._writable = writable
@@ -139,6 +152,9 @@ class PeerServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for client in list(self._clients):
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 def _plain(codec_name: str) -> str:
