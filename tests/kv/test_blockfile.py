@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from hasten.engine.kv.blockfile import (
     write_file,
 )
 from hasten.engine.kv.codecs import RAW, codec
+from hasten.engine.kv.folder import Folder
 
 MOST = 1 << 20
 
@@ -112,6 +114,25 @@ def test_a_well_formed_lie_is_noticed() -> None:
     got, _ = read(bytes_of(pack(head, payload[:-1])))
     with pytest.raises(Unusable, match="bytes of planes"):
         codec(RAW).decode(payload[:-1], got)
+
+
+def test_a_head_made_to_hurt_is_unusable_like_any_other() -> None:
+    for said in (b"[" * 100_000, b'{"name":' * 50_000, b"null", b'{"name":1}'):
+        with pytest.raises(Unusable):
+            Head.from_bytes(said)
+
+
+def test_a_file_that_comes_in_pieces_is_not_taken_for_one_cut_short(tmp_path: Path) -> None:
+    """Network file systems give what they have."""
+    head, planes = chunk(64, 32)
+    whole = bytes_of(pack(head, codec(RAW).encode(planes, head)))
+    path = tmp_path / file_name(head.name, RAW)
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(whole))
+    writer.start()
+    got, _ = Folder(tmp_path).get(head.name, RAW, MOST)
+    writer.join()
+    assert got.says(head) and path.exists()
 
 
 @given(

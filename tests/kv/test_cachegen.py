@@ -19,6 +19,7 @@ from hasten.engine.kv.bitstream.native import PATH
 from hasten.engine.kv.blockfile import Head, Plane, Planes, Unusable, name_after, root
 from hasten.engine.kv.codecs import RAW, accepts, codec
 from hasten.engine.kv.folder import Folder
+from hasten.engine.kv.jobs import STALE_S, Rate
 from hasten.engine.kv.peer import PeerServer
 from hasten.engine.llm import LLM
 from hasten.engine.request import SamplingParams
@@ -237,6 +238,27 @@ def test_each_choice_rests_on_the_transfer_before() -> None:
         made.over(ticket)
     again = made.ask(tickets[3].name, tickets[2].name, {RAW: (0, 1)}, 1000, 10.0)
     assert chosen(made, again) == RAW  # asked for anew, it is looked at anew
+
+
+def test_a_slow_moment_of_the_link_does_not_end_its_use() -> None:
+    """Without transfers it would never be measured again."""
+    now = 0.0
+    made = Chooser(1000.0, 1.0, clock=lambda: now)
+    ticket = made.ask(bytes(32), bytes(32), OFFERS, 1000, 10.0)
+    made.transferred(ticket, 100, 100.0)
+    made.over(ticket)
+    assert made.seconds(1000) == pytest.approx(1000.0)
+    now = STALE_S + 1
+    assert made.seconds(1000) == pytest.approx(1.0)
+    assert chosen(made, made.ask(bytes(32), bytes(32), {RAW: (0, 1000)}, 1000, 10.0)) == RAW
+
+    disk = Rate(1000.0, clock=lambda: now)
+    for _ in range(9):
+        disk.asked(100)
+        disk.over(100, 100.0)
+    assert disk.seconds(1000) > 100.0
+    now += STALE_S + 1
+    assert disk.seconds(1000) == pytest.approx(1.0)
 
 
 def test_without_a_price_nothing_is_computed_instead() -> None:

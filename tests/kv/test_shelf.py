@@ -109,3 +109,15 @@ def test_what_is_never_used_again_ages_however_dear_it_was() -> None:
 def test_admission() -> None:
     fresh, found = Facts(0, 1, 1.0), Facts(0, 1, 1.0, hits=1)
     assert ADMISSIONS["all"](fresh) and ADMISSIONS["reused"](found) and not ADMISSIONS["reused"](fresh)
+
+
+def test_what_turned_out_smaller_is_worth_more_by_the_byte() -> None:
+    """As written by a codec, whose bytes are known afterwards."""
+    shelf = Shelf(100, CostAware())
+    small, large = shelf.add(head(None, 1), Facts(0, 60, 2.0))[0], put(shelf, head(None, 2), 10, 1.0)
+    assert small is not None and large is not None
+    shelf.resize(small, 10)
+    small.ready = True
+    shelf.unpin(small)
+    shelf.audit()
+    assert shelf.make_room(90) == [large]

@@ -207,11 +207,11 @@ def served(path: Path, **settings: Any) -> Iterator[PeerServer]:
         server.close()
 
 
-def peer_engine(address: str, token: str = TOKEN, timeout_s: float = 1.0) -> tuple[Engine, Peer]:
+def peer_engine(address: str, token: str = TOKEN, timeout_s: float = 1.0, **more: Any) -> tuple[Engine, Peer]:
     peers: list[Peer] = []
 
     def stores(pool: FakePool) -> list[Peer]:
-        peers.append(Peer(address, token, pool, timeout_s=timeout_s, refresh_s=0.05))
+        peers.append(Peer(address, token, pool, timeout_s=timeout_s, refresh_s=0.05, **more))
         return peers
 
     engine = tiered_engine(stores=stores, clock=RealClock())
@@ -245,6 +245,26 @@ def test_a_stranger_learns_nothing(tmp_path: Path) -> None:
             PeerServer(Folder(tmp_path), "")
 
 
+def test_a_server_has_so_many_clients_and_leaves_none_behind(tmp_path: Path) -> None:
+    with served(tmp_path, most_clients=2) as server:
+        stranger = socket.create_connection(("127.0.0.1", int(server.address.split(":")[1])))
+        stranger.recv(1)
+        one = PeerClient(server.address, TOKEN, 1.0)
+        with pytest.raises(OSError):
+            PeerClient(server.address, TOKEN, 1.0)
+        stranger.close()
+        deadline = time.monotonic() + 10
+        two = None
+        while two is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                two = PeerClient(server.address, TOKEN, 1.0)
+        assert two is not None and one.list()[1] == two.list()[1] == []
+    with pytest.raises(OSError):
+        one.list()
+    one.close()
+    two.close()
+
+
 def test_chunks_are_listed_got_put_and_dropped(tmp_path: Path) -> None:
     filled(tmp_path / "one")
     Folder(tmp_path / "two")
@@ -257,9 +277,10 @@ def test_chunks_are_listed_got_put_and_dropped(tmp_path: Path) -> None:
             assert got is not None
             target.put(pack(*got))
         assert source.get(bytes(32), RAW, 1 << 20) is None
-        assert target.drop(offers[0].name, RAW) and not target.drop(offers[0].name, RAW)
+        third = bytes.fromhex(chain(tmp_path / "one")[2].name[:64])
+        assert target.drop(third, RAW) and not target.drop(third, RAW) and not target.drop(third, "../../x")
         _, there = target.list()
-        assert {offer.name for offer in there} == {offer.name for offer in offers[1:]}
+        assert {offer.name for offer in there} == {offer.name for offer in offers} - {third}
         with pytest.raises(PeerError, match="only gives"):
             source.put(pack(*got))
         head, payload = got
@@ -269,7 +290,7 @@ def test_chunks_are_listed_got_put_and_dropped(tmp_path: Path) -> None:
             target2.put(pack(lie, payload))
         for client in (source, target, target2):
             client.close()
-    assert reused_after_restart(tmp_path / "two") in (0, 16, 32, 48, 64)
+    assert reused_after_restart(tmp_path / "two") == 32, "all that came before the chunk that was dropped"
 
 
 class Proxy:
@@ -335,6 +356,10 @@ class Proxy:
         near.send(Frame.CHUNK, bytes_of(pack(head, codec(RAW).encode(planes, head))))
         return True
 
+    def heal(self) -> None:
+        with self._lock:
+            self._whole = 1 << 30
+
     def close(self) -> None:
         self._sock.close()
 
@@ -355,6 +380,89 @@ def test_a_peer_that_fails_in_mid_stream_costs_a_recomputation(tmp_path: Path, h
         assert cache_of(engine).counts()["loads_failed"] > 0
         proxy.close()
         cache_of(engine).close()
+
+
+def peer_of(engine: Engine) -> Peer:
+    (peer,) = cache_of(engine)._stores
+    assert isinstance(peer, Peer)
+    return peer
+
+
+def found_again(engine: Engine, name: bytes, within_s: float) -> bool:
+    """Whether the peer is known, before long, to have the chunk."""
+    deadline = time.monotonic() + within_s
+    while peer_of(engine).holds(name) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return peer_of(engine).holds(name) is not None
+
+
+def test_a_peer_that_failed_once_is_left_alone_for_a_while_and_then_asked_again(tmp_path: Path) -> None:
+    filled(tmp_path)
+    for file in tmp_path.glob("*.kv"):
+        os.utime(file, (1e9, 1e9))
+    first = next(one.head.name for one in Folder(tmp_path).list() if one.head.start == 0)
+    with served(tmp_path) as server:
+        proxy = Proxy(server, "silent", whole=0)
+        engine, peer = peer_engine(proxy.address, timeout_s=0.4)
+        assert peer.reachable.wait(10)
+        out, _ = serve(engine, request("a", prompt(70)))
+        assert out[0].reused == 0 and proxy.harmed == 1
+        failed_s = time.monotonic()
+        proxy.heal()
+        assert not found_again(engine, first, 0.5), "each question would cost its time limit"
+        assert found_again(engine, first, 10), "what it has did not change, and is offered again all the same"
+        assert time.monotonic() - failed_s > 0.6
+        out, _ = serve(engine, request("b", prompt(130, 2)))
+        assert out[0].reused == 128
+        proxy.close()
+        cache_of(engine).close()
+
+
+def test_a_connection_that_the_server_closed_meanwhile_costs_nothing(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with served(tmp_path, idle_s=0.3) as server:
+        engine, peer = peer_engine(server.address)
+        assert peer.reachable.wait(10)
+        out, _ = serve(engine, request("a", prompt(70)))
+        assert out[0].reused == 64
+        time.sleep(0.6)
+        out, _ = serve(engine, request("b", prompt(130, 2)))
+        assert out[0].reused == 128 and cache_of(engine).counts()["loads_failed"] == 0
+        cache_of(engine).close()
+
+
+def test_a_peer_that_dropped_chunks_is_not_remembered_to_have_them(tmp_path: Path) -> None:
+    filled(tmp_path)
+    names = [one.head.name for one in Folder(tmp_path).list()]
+    with served(tmp_path) as server:
+        engine, peer = peer_engine(server.address, whole_list_s=0.2)
+        assert peer.reachable.wait(10) and found_again(engine, names[0], 10)
+        Folder(tmp_path).drop(names[0], RAW)
+        deadline = time.monotonic() + 10
+        while peer.holds(names[0]) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert peer.holds(names[0]) is None and peer.holds(names[1]) is not None
+        cache_of(engine).close()
+
+
+def test_a_call_has_its_time_limit_in_all() -> None:
+    """Also when the first byte comes late."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+    wire = Wire(near, 0.5)
+
+    def answer() -> None:
+        time.sleep(0.3)
+        far.sendall(b"\x05")
+
+    threading.Thread(target=answer).start()
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        wire.receive(100)
+    assert time.monotonic() - began < 0.7
+    wire.close()
+    far.close()
 
 
 def test_others_are_served_while_a_peer_is_silent(tmp_path: Path) -> None:

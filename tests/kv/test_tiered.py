@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +15,13 @@ from hypothesis import strategies as st
 from tests.engine.fake import VOCABULARY, alone
 from tests.kv.tiers import FakeStore, cache_of, forget_device, tiered_engine
 
+from hasten.engine.clock import RealClock
 from hasten.engine.events import Kind
 from hasten.engine.loop import Engine
 from hasten.engine.outputs import TokenDelta
 from hasten.engine.request import Request, SamplingParams
+from hasten.engine.scheduling.base import StepPlan, View
+from hasten.engine.scheduling.stall_free import Options, StallFree
 from hasten.engine.sequence import State
 
 
@@ -54,6 +61,13 @@ def test_what_the_device_lost_comes_back_from_host_memory() -> None:
     assert engine.events.counts[Kind.LOADED] == 1
     out, computed = serve(engine, request("c", prompt(70)))
     assert out[0].reused == 64 and engine.events.counts[Kind.LOADED] == 1, "what was loaded is cached in the pool again"
+
+
+def test_what_is_kept_of_a_chunk_does_not_keep_its_prompt() -> None:
+    engine = tiered_engine()
+    serve(engine, request("a", prompt(170)))
+    for entry in cache_of(engine)._host.everything():
+        assert entry.head.tokens.base is None
 
 
 def test_a_span_of_both_the_device_and_the_host_continues_within_a_chunk() -> None:
@@ -111,6 +125,44 @@ def test_two_that_want_the_same_share_its_journey_and_its_blocks() -> None:
     assert engine.executor.traffic.blocks_in == 8
     for id in ("b", "c"):
         assert tokens_of(out, id) == alone(request(id, prompt(70)))[0]
+
+
+def test_while_one_loads_others_are_planned_when_their_policy_says_so() -> None:
+    """And no later than a transfer of another kind ends."""
+
+    class Late(StallFree):
+        """Holds "other" back for 50 ms."""
+
+        opens_s = 0.0
+
+        def compose(self, ranked: Sequence[Any], view: View) -> StepPlan:
+            if any(seq.request.id == "other" for seq in ranked) and view.now < self.opens_s:
+                return StepPlan(replan_at=self.opens_s)
+            return super().compose(ranked, view)
+
+    batching = Late(Options())
+    engine = tiered_engine(clock=RealClock(), batching=batching, stores=lambda pool: [FakeStore(pool, 99)], second=16)
+    serve(engine, request("a", prompt(70)))
+    serve(engine, request("z", prompt(130, 2)))  # pushes it out of host memory
+    forget_device(engine)
+    arrived = threading.Event()
+    late = SimpleNamespace(done=arrived.is_set, wait=arrived.wait, ends_s=inf, seconds=0.0)
+    cache_of(engine)._stores[0].fetch = lambda wanted, blocks: late  # type: ignore[method-assign]
+    engine.add(request("b", prompt(70)))
+    engine.step()
+    assert engine.ledger.loads
+    batching.opens_s = engine.clock.now() + 0.05
+    engine.add(request("other", prompt(20, 1)))
+    threading.Timer(1.0, arrived.set).start()
+    out = []
+    while not tokens_of(out, "other"):
+        out += engine.step()
+    assert not arrived.is_set()
+    engine.run()
+    ledger = engine.ledger
+    ledger.loads._under_way[-1] = (SimpleNamespace(ends_s=5.0), 0)  # type: ignore[assignment]
+    ledger.transfers = SimpleNamespace(moves={-1: SimpleNamespace(handle=SimpleNamespace(ends_s=3.0))})  # type: ignore[assignment]
+    assert ledger.ends_s == 3.0
 
 
 @pytest.mark.parametrize("where", ["host", "store"])
@@ -176,7 +228,7 @@ def test_damage_behind_a_good_beginning_costs_only_what_is_behind_it() -> None:
 
 
 def test_nothing_is_loaded_that_is_computed_sooner() -> None:
-    engine = tiered_engine(price=lambda shape: 1e-12)
+    engine = tiered_engine(price=lambda start, tokens: 1e-12)
     serve(engine, request("a", prompt(70)))
     forget_device(engine)
     out, _ = serve(engine, request("b", prompt(70)))
@@ -283,6 +335,7 @@ def test_any_schedule_gives_what_each_request_gets_alone(
     while cache.settle(wait=True) or cache.moving:
         pass
     assert pool.available == pool.blocks
+    assert not engine.events.counts[Kind.PLAN_REFUSED]
     if engine.ledger.transfers is not None:
         engine.ledger.transfers.audit([])
     engine.ledger.audit()

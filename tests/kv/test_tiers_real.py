@@ -86,6 +86,32 @@ def test_tokens_are_equal_bit_for_bit_from_every_tier(tmp_path: Path, device: st
     server.close()
 
 
+@pytest.mark.parametrize(
+    "wrong", [("tiered:{disk}:peer=somewhere", None), ("tiered:{disk}", "stall-free:chunk=0")], ids=["peer", "batching"]
+)
+def test_an_engine_that_was_refused_keeps_no_folder(tmp_path: Path, wrong: tuple[str, str | None]) -> None:
+    path = tiny.folder(tmp_path / "model")
+    disk = f"disk={tmp_path / 'cache'}"
+    with pytest.raises(ValueError) as refused:
+        tiny.engine(path, with_=tuple(text.format(disk=disk) for text in wrong if text is not None))
+    right = tiny.engine(path, with_=(f"tiered:{disk}",))  # while `refused` keeps all that was made
+    close(right)
+    assert refused.value is not None
+
+
+def test_names_depend_on_all_that_kv_does(tmp_path: Path) -> None:
+    path = tiny.folder(tmp_path / "model")
+    changes: list[dict[str, Any]] = [
+        {}, {"model__dtype": "bfloat16"}, {"kv__block_size": 8}, {"weights__store": "int8"}, {"executor__deterministic": True},
+    ]  # fmt: skip
+    contexts = set()
+    for change in changes:
+        built = tiny.engine(path, **change)
+        contexts.add((built.parts.kv_context, built.parts.model.fingerprint))
+        close(built)
+    assert len(contexts) == len(changes)
+
+
 def test_bad_knobs_are_refused(tmp_path: Path) -> None:
     path = tiny.folder(tmp_path / "model")
     for knobs, said in (
@@ -96,6 +122,9 @@ def test_bad_knobs_are_refused(tmp_path: Path) -> None:
         ("codec=fcfs", "no codec"),
         (f"disk={path}/config.json", "disk="),
         ("peer=somewhere", "wants a token"),
+        ("disk_rate=0", "disk_rate must be above 0"),
+        ("timeout_s=-1", "timeout_s must be above 0"),
+        ("chunk=0", "chunk must be above 0"),
         ("peer=somewhere:peer_token=x:peer_port=0", "from 1 to 65535"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -138,7 +138,7 @@ def tiered_engine(
     stores: Callable[[FakePool], Sequence[Store]] = lambda pool: (),
     keep: str = "lru",
     to_stores: str = "all",
-    price: Callable[[Any], float] = lambda shape: 1e3 * shape.tokens,
+    price: Callable[[int, int], float] = lambda start, tokens: 1e3 * tokens,
     context: str = "",
     **settings: Any,
 ) -> Engine:

@@ -136,7 +136,9 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 8471,
     token: Token = None,
-    writable: Annotated[bool, typer.Option("--writable", help="Clients may send and drop chunks.")] = False,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Clients may send and drop chunks. Nothing limits what they send.")
+    ] = False,
 ) -> None:
     """Serve a folder to engines with tiered:peer=HOST:peer_port=PORT, until interrupted."""
     from hasten.engine.kv.peer import PeerServer

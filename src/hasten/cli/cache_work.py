@@ -12,6 +12,7 @@ from hasten.engine.kv.base import ReuseKey
 from hasten.engine.kv.blockfile import Unusable, name_after, pack, root
 from hasten.engine.kv.codecs import RAW, Raw, codec
 from hasten.engine.kv.folder import Folder, Stored
+from hasten.engine.kv.peer import MOST_CHUNK_BYTES
 from hasten.engine.kv.wire import PeerClient
 from hasten.engine.request import BadRequest, SamplingParams
 from hasten.engine.technique import ConfigError
@@ -19,7 +20,6 @@ from hasten.engine.technique import ConfigError
 if TYPE_CHECKING:
     from hasten.engine.llm import LLM
 
-MOST_CHUNK_BYTES = 1 << 30
 Tell = Callable[[int, int], None]
 
 

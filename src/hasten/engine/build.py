@@ -60,11 +60,13 @@ class Parts:
 
     @property
     def kv_context(self) -> str:
-        """What KV depends on beside the weights' fingerprint: what turns weights into KV, and how that lies in blocks."""
+        """What KV depends on beside the weights' fingerprint: what turns weights into KV, to the last bit where that is
+        promised, and how it lies in blocks."""
         config = self.config
         names = (config.weights.store, config.depth.policy, config.attention.policy)
         knobs = [config.techniques.get(name) for name in names]
-        return json.dumps([names, knobs, config.form().name, str(self.model.dtype)], sort_keys=True, default=str)
+        form = (config.form().name, str(self.model.dtype), config.kv.block_size)
+        return json.dumps([names, knobs, form, config.executor.deterministic], sort_keys=True, default=str)
 
     def second_pool(self, nbytes: int) -> HostPool:
         """As many blocks in host memory as `nbytes` hold. Raises ConfigError when that is none."""
@@ -125,10 +127,14 @@ def build(
         memory, kernels, attention, depth, deterministic=deterministic, native=config.executor.native, costs=costs
     )
     parts.executor = executor
-    if config.kv.reuse is not None:
-        reuse: Reuse = config.make(config.kv.reuse, parts)
-        books.reuse = reuse
-    engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
+    try:
+        if config.kv.reuse is not None:
+            reuse: Reuse = config.make(config.kv.reuse, parts)
+            books.reuse = reuse
+        engine = assemble(parts, executor, lock=memory.lock, host_blocks=host_blocks)
+    except BaseException:
+        executor.close()  # a folder that was taken, a peer that is asked
+        raise
     info = {
         "model": config.model.path,
         "max_length": model.max_length,

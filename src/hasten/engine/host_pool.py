@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
-from math import inf
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,26 +14,7 @@ from torch import Tensor
 
 from hasten.engine.kv.blockfile import Plane, Planes
 from hasten.engine.kv.host import Run, Traffic
-
-
-class Working:
-    """A transfer in a worker thread (`kv.base.Handle`), whose function gives the seconds it took."""
-
-    ends_s = inf
-
-    def __init__(self, future: Future[float]) -> None:
-        self._future = future
-
-    @property
-    def seconds(self) -> float:
-        done = self._future.done() and self._future.exception() is None
-        return self._future.result() if done else 0.0
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def wait(self) -> None:
-        self._future.result()
+from hasten.engine.kv.jobs import Job
 
 
 class HostPool:
@@ -73,13 +53,13 @@ class HostPool:
     def block_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors) // self.blocks
 
-    def copy_out(self, runs: Seq[Run]) -> Working:
+    def copy_out(self, runs: Seq[Run]) -> Job:
         return self._copy(runs, out=True)
 
-    def copy_in(self, runs: Seq[Run]) -> Working:
+    def copy_in(self, runs: Seq[Run]) -> Job:
         return self._copy(runs, out=False)
 
-    def _copy(self, runs: Seq[Run], out: bool) -> Working:
+    def _copy(self, runs: Seq[Run], out: bool) -> Job:
         def work() -> float:
             began = time.perf_counter()
             calls = 0
@@ -91,7 +71,7 @@ class HostPool:
             self._traffic.count(out, calls, sum(count for _, _, count in runs))
             return time.perf_counter() - began
 
-        return Working(self._copier.submit(work))
+        return Job(self._copier.submit(work))
 
     def read(self, blocks: Seq[int]) -> Planes:
         return [array[blocks[0] : blocks[0] + len(blocks)] for array in self._arrays()]

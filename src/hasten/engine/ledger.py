@@ -266,6 +266,12 @@ class Ledger:
         moves = list(self.transfers.moves.values()) if self.transfers is not None else []
         return self.loads.stirs() or any(move.handle.done() for move in moves)
 
+    @property
+    def ends_s(self) -> float:
+        """Engine time when it is worth looking after what is on its way again (`kv.base.Handle.ends_s`)."""
+        moves = self.transfers.moves.values() if self.transfers is not None else ()
+        return min([self.loads.ends_s, *(move.handle.ends_s for move in moves)])
+
     # -- yielding and coming back ---------------------------------------------------------------------------------------
 
     def drop(self, seq: Sequence) -> bool:

@@ -72,8 +72,8 @@ class Loads:
 
     @property
     def ends_s(self) -> float:
-        """Engine time when it is worth looking after them again (`kv.base.Handle.ends_s`)."""
-        return min((load.ends_s for load, _ in self._under_way.values()), default=-inf)
+        """As `kv.base.Handle.ends_s`, of whichever is first."""
+        return min((load.ends_s for load, _ in self._under_way.values()), default=inf)
 
     def stirs(self) -> bool:
         """One of them has got further. Changes nothing."""

@@ -178,15 +178,17 @@ class Engine:
                     self.clock.wait(began + 1e-3, lambda: self._inbox.requests > 0)
                 return
             # Held against when planning began: since then a real clock may have passed it.
-            waits = plan.replan_at is not None and plan.replan_at > began
-            if not waits and not loading:
+            held = plan.replan_at is not None and plan.replan_at > began
+            if not held and not loading:
                 stuck = next(iter(self.ledger.sequences.values()))
                 self.ledger.close(stuck, Finish.ERROR, "it needs more KV memory than the engine can free")
+                return
+        looks_s = [until_s]
+        if plan.replan_at is not None and held:  # the policy holds its sequences back on purpose
+            looks_s.append(plan.replan_at)
         if loading:  # somebody else may come before it is here
-            self.clock.wait(min(self.ledger.loads.ends_s, until_s), lambda: len(self._inbox) > 0 or self.ledger.stirs())
-        elif waits:  # the policy holds its sequences back on purpose
-            assert plan.replan_at is not None
-            self.clock.wait(min(plan.replan_at, until_s), lambda: len(self._inbox) > 0)
+            looks_s.append(self.ledger.ends_s)
+        self.clock.wait(min(looks_s), lambda: len(self._inbox) > 0 or (loading and self.ledger.stirs()))
 
     def _execute(self, spans: list[Span]) -> list[tuple[list[Span], StepResult]]:
         """Run the spans as one batch. If that fails, run each alone, so that only those at fault end."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hasten.engine.executors.step import Model
-from hasten.engine.host_pool import HostPool, Working
+from hasten.engine.host_pool import HostPool
 from hasten.engine.kv.host import Run, Traffic
+from hasten.engine.kv.jobs import Job
 from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.technique import ConfigError
 from hasten.kernels.pages import well_placed
@@ -73,11 +74,11 @@ class Memory:
             self._copier = ThreadPoolExecutor(1, thread_name_prefix="hasten-copier")
         return HostPool(self.planes, blocks, self._copier, self.traffic, self._sites, self._closing.append)
 
-    def copy_out(self, runs: Seq[Run]) -> Working:
+    def copy_out(self, runs: Seq[Run]) -> Job:
         assert self._host is not None, "no host tier"
         return self._host.copy_out(runs)
 
-    def copy_in(self, runs: Seq[Run]) -> Working:
+    def copy_in(self, runs: Seq[Run]) -> Job:
         assert self._host is not None, "no host tier"
         return self._host.copy_in(runs)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from math import inf
 
@@ -17,74 +16,13 @@ from hasten.engine.kv.blockfile import Head, Unusable, pack
 from hasten.engine.kv.codecs import RAW, codec
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
+from hasten.engine.kv.jobs import Job, Rate, submit
 from hasten.engine.kv.retention import Facts, Retention
 from hasten.engine.kv.shelf import Entry, Shelf
 from hasten.engine.technique import ConfigError
 
 _PAUSE_S = 10.0
 """After a write failed (a full disk, most likely) none is tried for so long."""
-
-
-class Job:
-    """Work in a thread (`kv.base.Handle`)."""
-
-    ends_s = inf
-
-    def __init__(self, future: Future[float]) -> None:
-        self._future = future
-
-    @property
-    def seconds(self) -> float:
-        return self._future.result() if self._future.done() and self._future.exception() is None else 0.0
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def wait(self) -> None:
-        self._future.result()
-
-
-class Rate:
-    """Bytes per second of a link as its transfers turn out, and how many bytes wait for it. From any thread."""
-
-    def __init__(self, expected: float) -> None:
-        self._byte_s = 1 / expected
-        self._queued = 0
-        self._lock = threading.Lock()
-
-    def seconds(self, nbytes: int) -> float:
-        return (self._queued + nbytes) * self._byte_s
-
-    def asked(self, nbytes: int) -> None:
-        with self._lock:
-            self._queued += nbytes
-
-    def over(self, nbytes: int, took_s: float | None) -> None:
-        """`took_s` None: it failed, which says nothing."""
-        with self._lock:
-            self._queued -= nbytes
-            if took_s is not None and nbytes:
-                byte_s = took_s / nbytes
-                self._byte_s += 0.2 * (min(byte_s, 10 * self._byte_s) - self._byte_s)
-
-
-def submit(pool: ThreadPoolExecutor, rate: Rate | None, nbytes: int, work: Callable[[], None]) -> Job:
-    """Have `work` done in a thread, and the link's rate learn from it."""
-
-    def timed() -> float:
-        began = time.perf_counter()
-        took = None
-        try:
-            work()
-            took = time.perf_counter() - began
-            return took
-        finally:
-            if rate is not None:
-                rate.over(nbytes, took)
-
-    if rate is not None:
-        rate.asked(nbytes)
-    return Job(pool.submit(timed))
 
 
 class Disk:

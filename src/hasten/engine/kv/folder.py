@@ -87,7 +87,7 @@ class Folder:
         """A chunk, checked, whose payload has at most `most_bytes`. Raises Unusable and OSError, as FileNotFoundError."""
         path = self._file(name, codec)
         try:
-            with path.open("rb", buffering=0) as stream:
+            with path.open("rb") as stream:
                 head, payload = read_chunk(stream, most_bytes)
             if (head.name, head.codec) != (name, codec):
                 raise Unusable("it holds another chunk than its name says")

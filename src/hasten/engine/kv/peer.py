@@ -21,9 +21,9 @@ from hasten.engine.kv.base import Handle
 from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
 from hasten.engine.kv.blockfile import Head, Unusable, pack, read_chunk
 from hasten.engine.kv.codecs import RAW, Codec, accepts, codec
-from hasten.engine.kv.disk import submit
 from hasten.engine.kv.folder import Folder
 from hasten.engine.kv.host import SecondPool
+from hasten.engine.kv.jobs import submit
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.wire import (
     _U64,
@@ -44,7 +44,8 @@ MOST_CHUNK_BYTES = 1 << 30
 
 class PeerServer:
     """Serves a folder's chunks at `host:port` (port 0: any free one; see `address`) to whoever knows `token`. `writable`:
-    clients may put and drop too. `timeout_s` for each call, `idle_s` between calls. Raises ValueError without a token, OSError
+    clients may put and drop too. `timeout_s` for each call, `idle_s` between calls; beyond `most_clients` at a time none is
+    let in. Raises ValueError without a token, OSError
     when the address cannot be had."""
 
     def __init__(
@@ -57,6 +58,7 @@ class PeerServer:
         writable: bool = False,
         timeout_s: float = 10.0,
         idle_s: float = 300.0,
+        most_clients: int = 256,
     ) -> None:
         if not token:
             raise ValueError("a cache is served to those who know a token; give one")
@@ -67,11 +69,21 @@ class PeerServer:
                 with suppress(OSError):
                     outer._serve(self.request)
 
+            def finish(self) -> None:
+                outer._clients.discard(self.request)
+
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
             daemon_threads = True
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
+            def verify_request(self, request: Any, client_address: Any) -> bool:
+                if len(outer._clients) >= most_clients:  # each has a thread, strangers too until they time out
+                    return False
+                outer._clients.add(request)
+                return True
+
+        self._clients: set[socket.socket] = set()
         self._folder = folder
         self._token = token
         self._writable = writable
@@ -99,8 +111,7 @@ class PeerServer:
             elif kind is Kind.PUT and self._writable:
                 self._put(wire, body)
             elif kind is Kind.DROP and self._writable and len(body) > 32:
-                there = self._folder.drop(body[:32], _plain(body[32:].decode(errors="replace")))
-                wire.send(Kind.DONE if there else Kind.MISSING)
+                self._drop(wire, body[:32], body[32:].decode(errors="replace"))
             else:
                 wire.send(Kind.REFUSED, b"this server only gives chunks" if not self._writable else b"a call it does not know")
 
@@ -131,9 +142,19 @@ class PeerServer:
         else:
             wire.send(Kind.DONE)
 
+    def _drop(self, wire: Wire, name: bytes, codec_name: str) -> None:
+        try:
+            there = self._folder.drop(name, _plain(codec_name))
+        except (OSError, Unusable):
+            there = False
+        wire.send(Kind.DONE if there else Kind.MISSING)
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for client in list(self._clients):
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 def _plain(codec_name: str) -> str:
@@ -144,8 +165,9 @@ def _plain(codec_name: str) -> str:
 
 
 class Peer:
-    """The `Store` of what the server at `address` has, which is asked for its list every `refresh_s`. Nothing is stored there.
-    `timeout_s`: of a chunk, connecting included. Chunks are transferred one after the other, while the one before is decoded.
+    """The `Store` of what the server at `address` has, which is asked every `refresh_s` for what is new and every
+    `whole_list_s` for all. Nothing is stored there. `timeout_s`: of connecting and of each call. Chunks are transferred one
+    after the other, while the one before is decoded.
     `price(start, tokens)`: seconds of computing so many tokens behind others; where there is one, each chunk comes in the
     quality that allows the first token in `first_token_s`, or not at all where computing is sooner (`bitstream/chooser.py`)."""
 
@@ -161,6 +183,7 @@ class Peer:
         first_token_s: float = 1.0,
         timeout_s: float = 5.0,
         refresh_s: float = 1.0,
+        whole_list_s: float = 60.0,
     ) -> None:
         self._address = address
         self._token = token
@@ -177,32 +200,45 @@ class Peer:
         self._closing = threading.Event()
         self.reachable = threading.Event()
         """Its list was read at least once."""
-        self._refresher = threading.Thread(target=self._refresh, args=(refresh_s,), name="hasten-peer-list", daemon=True)
+        self._refresher = threading.Thread(
+            target=self._refresh, args=(refresh_s, whole_list_s), name="hasten-peer-list", daemon=True
+        )
         self._refresher.start()
 
-    def _refresh(self, every_s: float) -> None:
+    def _refresh(self, every_s: float, whole_list_s: float) -> None:
         client: PeerClient | None = None
-        since = 0
+        since, whole_at, down_until = 0, -inf, -inf
         while not self._closing.is_set():
-            try:
-                if client is None:
-                    client, since = PeerClient(self._address, self._token, self._timeout_s), 0
-                since, offers = client.list(since)
-                self._down_until = -inf
-                for offer in offers:
-                    if accepts(self._codec, offer.codec):
-                        known = self._offers.get(offer.name, {})
-                        self._offers[offer.name] = {**known, offer.codec: offer}
-                self.reachable.set()
-            except (OSError, Unusable) as error:
-                if client is not None:
-                    client.close()
-                    client = None
-                self._gone()
-                _log.debug("peer %s: %s", self._address, error)
+            if self._down_until != down_until:  # what it had is forgotten, so all of it is asked for anew
+                since, down_until = 0, self._down_until
+            now = time.monotonic()
+            if now >= down_until:
+                try:
+                    if client is None:
+                        client, since = PeerClient(self._address, self._token, self._timeout_s), 0
+                    if since == 0 or now >= whole_at:  # what it dropped is in no list of what came since
+                        since, whole_at = 0, now + whole_list_s
+                    since = self._list(client, since)
+                    self.reachable.set()
+                except (OSError, Unusable) as error:
+                    if client is not None:
+                        client.close()
+                        client = None
+                    self._gone()
+                    _log.debug("peer %s: %s", self._address, error)
             self._closing.wait(every_s)
         if client is not None:
             client.close()
+
+    def _list(self, client: PeerClient, since: int) -> int:
+        """Learn what the peer has: all of it, or what came `since`; what to ask with the next time."""
+        now, offers = client.list(since)
+        known = self._offers if since else {}
+        for offer in offers:
+            if accepts(self._codec, offer.codec):
+                known[offer.name] = {**known.get(offer.name, {}), offer.codec: offer}
+        self._offers = known
+        return now
 
     def _gone(self) -> None:
         """Nothing is asked of it for a while: each question would cost its time limit."""
@@ -257,19 +293,25 @@ class Peer:
         self._chooser.transferred(ticket, len(payload), time.monotonic() - began)
         return coder, head, payload
 
-    def _get(self, name: bytes, codec_name: str, most: int) -> Any:
-        """In a worker, over its own connection."""
-        client: PeerClient | None = getattr(self._local, "client", None)
+    def _get(self, name: bytes, codec_name: str, most: int) -> tuple[Head, bytes] | None:
+        """In a worker, over its own connection, which the server may have closed since it was last used."""
+        if getattr(self._local, "client", None) is not None:
+            with suppress(ConnectionError):
+                return self._called(name, codec_name, most)
         try:
-            if client is None:
-                self._local.client = client = PeerClient(self._address, self._token, self._timeout_s)
+            self._local.client = PeerClient(self._address, self._token, self._timeout_s)
+            return self._called(name, codec_name, most)
+        except OSError:
+            self._gone()
+            raise
+
+    def _called(self, name: bytes, codec_name: str, most: int) -> tuple[Head, bytes] | None:
+        client: PeerClient = self._local.client
+        try:
             return client.get(name, codec_name, most)
-        except (OSError, Unusable) as error:
-            if client is not None:
-                client.close()
+        except (OSError, Unusable):
+            client.close()
             self._local.client = None
-            if isinstance(error, OSError):
-                self._gone()
             raise
 
     def keep(self, head: Head, blocks: Seq[int], facts: Facts) -> Handle | None:

@@ -85,9 +85,10 @@ class Shelf:
         return entry
 
     def resize(self, entry: Entry, nbytes: int) -> None:
-        """It turned out to take so many bytes."""
+        """It turned out to take so many bytes. The caller has it pinned."""
         self.used += nbytes - entry.facts.nbytes
         entry.facts.nbytes = nbytes
+        entry.score = self._retention.score(entry.facts)
 
     def make_room(self, nbytes: int, keep: bytes = b"") -> list[Entry]:
         """Give up chunks, never the one called `keep`, until `nbytes` are free or none is left that may go; those given up."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.base import Store
 from hasten.engine.kv.disk import Disk
 from hasten.engine.kv.folder import Folder
@@ -25,15 +24,17 @@ TOKEN = "HASTEN_CACHE_TOKEN"
 def make_stores(
     second: SecondPool,
     options: Options,
-    price: Callable[[StepShape], float],
+    price: Callable[[int, int], float],
     retention: Callable[[], Retention],
     codec_name: str,
 ) -> list[Store]:
     """The disk, then the peer, as far as they are asked for. Raises ConfigError."""
-
-    def seconds(start: int, tokens: int) -> float:
-        return price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
-
+    # What is wrong is said before a folder is taken.
+    token = options.peer_token or os.environ.get(TOKEN, "")
+    if options.peer and not token:
+        raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
+    if options.peer and not 0 < options.peer_port < 65536:
+        raise ConfigError(f"tiered: peer_port={options.peer_port}: ports are numbers from 1 to 65535")
     stores: list[Store] = []
     if options.disk:
         try:
@@ -46,23 +47,18 @@ def make_stores(
                 second,
                 options.disk_bytes,
                 retention(),
-                price=seconds,
+                price=price,
                 codec_name=codec_name,
                 rate=options.disk_rate,
             )
         )
     if options.peer:
-        token = options.peer_token or os.environ.get(TOKEN, "")
-        if not token:
-            raise ConfigError(f"tiered: peer={options.peer} wants a token: give peer_token, or set {TOKEN}")
-        if not 0 < options.peer_port < 65536:
-            raise ConfigError(f"tiered: peer_port={options.peer_port}: ports are numbers from 1 to 65535")
         stores.append(
             Peer(
                 f"{options.peer}:{options.peer_port}",
                 token,
                 second,
-                price=seconds,
+                price=price,
                 codec_name=codec_name,
                 rate=options.peer_rate,
                 first_token_s=options.first_token_s,

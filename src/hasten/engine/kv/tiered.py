@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.engine.executors.cost import StepShape
+from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.codecs import RAW, codec
 from hasten.engine.kv.prefix_tree import PrefixTree
 from hasten.engine.kv.retention import ADMISSIONS, RETENTIONS
@@ -57,6 +57,9 @@ def _make(parts: Any, options: Options) -> TieredCache:
     for name, known in (("keep", RETENTIONS), ("to_disk", ADMISSIONS)):
         if (said := getattr(options, name)) not in known:
             raise ValueError(f"tiered: {name}={said}: there are {', '.join(known)}")
+    for name in ("chunk", "disk_rate", "peer_rate", "timeout_s", "first_token_s"):
+        if not (said := getattr(options, name)) > 0:
+            raise ValueError(f"tiered: {name} must be above 0, got {said}")
     name = options.codec
     if name == RAW and CACHEGEN in parts.config.techniques:
         name = CACHEGEN
@@ -65,8 +68,8 @@ def _make(parts: Any, options: Options) -> TieredCache:
     if second.blocks < 2 * chunk:
         raise ValueError(f"tiered: host_bytes={options.host_bytes} hold less than two chunks of {chunk} blocks")
 
-    def price(shape: StepShape) -> float:
-        return float(parts.executor.price(shape))
+    def price(start: int, tokens: int) -> float:
+        return float(parts.executor.price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start))))
 
     cache = TieredCache(
         PrefixTree(parts.books.pool),

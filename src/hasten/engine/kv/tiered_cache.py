@@ -12,14 +12,14 @@ Everything is decided by the engine's thread; bytes move elsewhere. Names, and s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
-from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.arrivals import Arrivals, ChunkLoad, Part
 from hasten.engine.kv.base import Found, Handle, Ints, NoBlocks, Readiness, Reuse, ReuseKey, Store
 from hasten.engine.kv.blockfile import Head, name_after, root
@@ -30,8 +30,6 @@ from hasten.engine.kv.host_chunks import HostChunks
 from hasten.engine.kv.retention import Admission, Facts, Retention
 from hasten.engine.kv.shelf import Entry
 from hasten.engine.kv.view import View
-
-Price = Callable[[StepShape], float]
 
 _NOTHING = np.empty((0, 4), dtype=np.int32)
 
@@ -67,8 +65,9 @@ class _Piece:
 
 class TieredCache:
     """`device`: what is cached in the pool of `books`; `chunk`: blocks of a chunk; `stores`: where chunks lie beyond host
-    memory, the fastest first; `price`: predicted seconds of a step; `context`: as `blockfile.root` takes it; `margin`: loading
-    must be predicted to take at most this part of computing; `admission`: what of host memory is offered to the stores."""
+    memory, the fastest first; `price(start, tokens)`: predicted seconds of computing so many behind others; `context`: as
+    `blockfile.root` takes it; `margin`: loading must be predicted to take at most this part of computing; `admission`: what of
+    host memory is offered to the stores."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class TieredCache:
         stores: Seq[Store],
         *,
         chunk: int,
-        price: Price,
+        price: Callable[[int, int], float],
         retention: Retention,
         admission: Admission,
         context: str = "",
@@ -108,29 +107,21 @@ class TieredCache:
 
     # -- names and prices -----------------------------------------------------------------------------------------------
 
-    def _heads(self, key: ReuseKey, tokens: Ints, count: int) -> list[Head]:
+    def _heads(self, key: ReuseKey, tokens: Ints, count: int) -> Iterator[Head]:
         """Of the first `count` chunks of a prompt."""
         size = self._chunk * self._books.pool.block_size
         first = parent = self._root(key, self._context)
-        heads = []
         for start in range(0, count * size, size):
-            piece = tokens[start : start + size]
+            piece = tokens[start : start + size].copy()  # a chunk that is kept must not keep the whole prompt
             name = name_after(parent, piece)
-            heads.append(
-                Head(
-                    name, parent, first, start, piece, self._books.pool.block_size, self._planes, self._codec, key.weights,
-                    key.adapter, key.tenant,
-                )
+            yield Head(
+                name, parent, first, start, piece, self._books.pool.block_size, self._planes, self._codec, key.weights,
+                key.adapter, key.tenant,
             )  # fmt: skip
             parent = name
-        return heads
-
-    def _seconds(self, start: int, tokens: int) -> float:
-        """Predicted, of computing so many tokens behind `start` others."""
-        return self._price(StepShape(tokens, 1, 0, start + tokens, span_pairs(tokens, start)))
 
     def _facts(self, head: Head) -> Facts:
-        return Facts(head.start, self._chunk * self._second.block_bytes, self._seconds(head.start, len(head.tokens)))
+        return Facts(head.start, self._chunk * self._second.block_bytes, self._price(head.start, len(head.tokens)))
 
     def _copied(self, copy: Handle, blocks: int) -> None:
         took = copy.seconds / max(1, blocks * self._second.block_bytes)
@@ -158,7 +149,7 @@ class TieredCache:
         if last * size <= held or len(tokens) < span:
             return []
         pieces: list[_Piece] = []
-        for head in self._heads(key, tokens, len(tokens) // span)[held // span :]:
+        for head in islice(self._heads(key, tokens, len(tokens) // span), held // span, None):
             skip = max(0, held - head.start) // size
             count = min(self._chunk, last - head.start // size) - skip
             piece = self._source(head, skip, count) if count > 0 else None
@@ -168,7 +159,7 @@ class TieredCache:
             if piece.count < count:
                 break
         stop = held + size * sum(piece.count for piece in pieces)
-        return pieces if self._load_s(pieces) <= self._margin * self._seconds(held, stop - held) else []
+        return pieces if self._load_s(pieces) <= self._margin * self._price(held, stop - held) else []
 
     def _source(self, head: Head, skip: int, count: int) -> _Piece | None:
         """Where the chunk is: on its way already, in host memory, or in a store."""

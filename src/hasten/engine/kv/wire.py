@@ -51,6 +51,10 @@ class PeerError(OSError):
     """The other side is gone, too slow, a stranger, or not what it should be."""
 
 
+class Closed(PeerError, ConnectionError):
+    """The other side closed the connection."""
+
+
 class Wire:
     """One connection. Every call has `timeout_s` in all, however slowly bytes drip."""
 
@@ -69,19 +73,19 @@ class Wire:
     def receive(self, most_bytes: int, *, patience_s: float | None = None) -> tuple[Kind, bytes]:
         """The next frame. Raises PeerError when it is longer than `most_bytes`, or does not come in time (`patience_s`: for its
         first byte, where that differs)."""
+        began = time.monotonic()
         self._socket.settimeout(self._timeout_s if patience_s is None else patience_s)
         first = self._socket.recv(1)
-        deadline = time.monotonic() + self._timeout_s
-        length, kind = _LENGTH.unpack(first + self._exactly(_LENGTH.size - 1, deadline) if first else self._gone())
+        if not first:
+            raise Closed("the other side closed the connection")
+        deadline = self._timeout_s + (began if patience_s is None else time.monotonic())
+        length, kind = _LENGTH.unpack(first + self._exactly(_LENGTH.size - 1, deadline))
         if length > most_bytes:
             raise PeerError(f"a frame of {length} bytes where {most_bytes} are the most")
         try:
             return Kind(kind), self._exactly(length, deadline)
         except ValueError:
             raise PeerError(f"a frame of unknown kind {kind}") from None
-
-    def _gone(self) -> bytes:
-        raise PeerError("the other side closed the connection")
 
     def _exactly(self, count: int, deadline: float) -> bytes:
         data = bytearray(count)
@@ -97,7 +101,7 @@ class Wire:
                 except TimeoutError:
                     continue
                 if not got:
-                    self._gone()
+                    raise Closed(f"the other side closed the connection after {at} of {count} bytes")
                 at += got
         return bytes(data)
 

@@ -16,6 +16,7 @@ from math import inf, isfinite
 
 from hasten.engine.kv.base import Dearer
 from hasten.engine.kv.bitstream.controller import Controller, Option
+from hasten.engine.kv.jobs import STALE_S
 
 TEXT = ""
 """The option of computing instead; no codec is called so."""
@@ -42,7 +43,8 @@ class Chooser:
     for with it should be there."""
 
     def __init__(self, bandwidth: float, first_token_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._bandwidth = bandwidth
+        self._expected = self._bandwidth = bandwidth
+        self._measured_s = -inf
         self._deadline_s = first_token_s
         self._clock = clock
         self._lock = threading.Condition()
@@ -91,7 +93,7 @@ class Chooser:
             compute_s = tuple(one.compute_s for one in rest)
             if all(map(isfinite, compute_s)):
                 options.append(Option(TEXT, 0, (0,) * len(rest), compute_s))
-            controller = Controller(options, ticket.asked_s + self._deadline_s, self._bandwidth)
+            controller = Controller(options, ticket.asked_s + self._deadline_s, self._rate())
             now = self._clock()
             chosen = controller.choose(0, now, now + busy).name
             if chosen == TEXT:
@@ -111,7 +113,12 @@ class Chooser:
     def transferred(self, ticket: Ticket, nbytes: int, seconds: float) -> None:
         if nbytes and seconds > 0:
             with self._lock:
-                self._bandwidth = nbytes / seconds
+                self._bandwidth, self._measured_s = nbytes / seconds, self._clock()
+
+    def _rate(self) -> float:
+        """Bytes a second that the link is believed to give."""
+        stale = self._clock() - self._measured_s > STALE_S
+        return max(self._bandwidth, self._expected) if stale else self._bandwidth
 
     @contextmanager
     def decoding(self, ticket: Ticket) -> Iterator[None]:
@@ -134,4 +141,4 @@ class Chooser:
         """Predicted, until `nbytes` more would be here: behind all that was asked for, in its smallest form."""
         with self._lock:
             queued = sum(min(size for _, size in one.offers.values()) for one in self._tickets)
-            return (queued + nbytes) / self._bandwidth if self._bandwidth > 0 else inf
+            return (queued + nbytes) / self._rate()
