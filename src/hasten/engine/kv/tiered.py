@@ -55,6 +55,9 @@ class Options:
 def _make(parts: Any, options: Options) -> TieredCache:
     config = parts.config.kv
     chunk = max(1, options.chunk // config.block_size)
+    for name in ("disk_rate", "peer_rate"):
+        if not (rate := getattr(options, name)) > 0:
+            raise ValueError(f"tiered: {name}={rate}: bytes a second must be above 0")
     for name, known in (("keep", RETENTIONS), ("to_disk", ADMISSIONS)):
         if (said := getattr(options, name)) not in known:
             raise ValueError(f"tiered: {name}={said}: there are {', '.join(known)}")

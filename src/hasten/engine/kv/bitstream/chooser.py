@@ -21,6 +21,9 @@ TEXT = ""
 """The option of computing instead; no codec is called so."""
 _DECODED = 1e8
 """Bytes of planes that are decoded a second, before any were."""
+_FRESH_S = 30.0
+"""For so long a transfer says how fast the link is. Without an end to that a link that was slow once would never be used
+again, and so never measured."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,11 +41,12 @@ class Ticket:
 
 
 class Chooser:
-    """`bandwidth`: bytes a second before any transfer; `first_token_s`: after a chunk was asked for, by when it and all asked
-    for with it should be there."""
+    """`bandwidth`: bytes a second that are expected where no transfer tells; `first_token_s`: after a chunk was asked for, by
+    when it and all asked for with it should be there."""
 
     def __init__(self, bandwidth: float, first_token_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._bandwidth = bandwidth
+        self._expected = self._bandwidth = bandwidth
+        self._measured_s = -inf
         self._deadline_s = first_token_s
         self._clock = clock
         self._lock = threading.Condition()
@@ -91,7 +95,7 @@ class Chooser:
             compute_s = tuple(one.compute_s for one in rest)
             if all(map(isfinite, compute_s)):
                 options.append(Option(TEXT, 0, (0,) * len(rest), compute_s))
-            controller = Controller(options, ticket.asked_s + self._deadline_s, self._bandwidth)
+            controller = Controller(options, ticket.asked_s + self._deadline_s, self._rate())
             now = self._clock()
             chosen = controller.choose(0, now, now + busy).name
             if chosen == TEXT:
@@ -111,7 +115,12 @@ class Chooser:
     def transferred(self, ticket: Ticket, nbytes: int, seconds: float) -> None:
         if nbytes and seconds > 0:
             with self._lock:
-                self._bandwidth = nbytes / seconds
+                self._bandwidth, self._measured_s = nbytes / seconds, self._clock()
+
+    def _rate(self) -> float:
+        """Bytes a second: those of the last transfer, or if that was long ago what was expected, if that is more."""
+        fresh = self._clock() < self._measured_s + _FRESH_S
+        return self._bandwidth if fresh else max(self._expected, self._bandwidth)
 
     @contextmanager
     def decoding(self, ticket: Ticket) -> Iterator[None]:
@@ -134,4 +143,4 @@ class Chooser:
         """Predicted, until `nbytes` more would be here: behind all that was asked for, in its smallest form."""
         with self._lock:
             queued = sum(min(size for _, size in one.offers.values()) for one in self._tickets)
-            return (queued + nbytes) / self._bandwidth if self._bandwidth > 0 else inf
+            return (queued + nbytes) / self._rate()
