@@ -171,7 +171,7 @@ class Head:
                 adapter=str(got["adapter"]),
                 tenant=str(got["tenant"]),
             )
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Unusable(f"the head cannot be read: {error}") from None
         if head.block_size < 1 or head.tokens.ndim != 1 or not len(head.tokens) or len(head.tokens) % head.block_size:
             raise Unusable("the head does not name whole blocks")
