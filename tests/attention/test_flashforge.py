@@ -23,7 +23,7 @@ from hasten.engine.build import Built
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.sequence import Draft, Sequence
 from hasten.kernels.base import HostIndex
-from hasten.kernels.forest import REST, Forest
+from hasten.kernels.forest import REST, Forest, runs_of
 
 SIZE = 16
 
@@ -91,6 +91,53 @@ def test_a_forest_is_kept_until_the_tree_changes() -> None:
     assert members(mine.plan(host_of(deeper))) == [(4 * SIZE, [0, 1, 2])]
     cut_off = [[*shared, 10], [*shared, 11], shared[:1], [20, 21]]
     assert members(mine.plan(host_of(cut_off))) == [(SIZE, [0, 1, 2]), (3 * SIZE, [0, 1])]
+
+
+def test_paths_make_up_the_views_of_every_step() -> None:
+    """Whatever the step before was like: what is kept of it fits."""
+    rng = random.Random(0)
+
+    def stretch() -> list[tuple[int, int]]:
+        return [rng.choice([(0, SIZE), (1, SIZE), (1, 5), (2, SIZE)]) for _ in range(rng.randint(0, 2))]
+
+    kept = 0
+    for _ in range(300):
+        mine, before = planner(), None
+        spans = [(rng.randint(0, 1), rng.choice([1, 3]), rng.random() < 0.5) for _ in range(rng.randint(2, 3))]
+        counts = [count for _, count, _ in spans]
+        for _ in range(8):
+            common = stretch()
+            runs, offsets = [], [0]
+            for number, (more, count, _) in enumerate(spans):
+                shared = common if rng.random() < 0.8 else stretch()
+                own = [(10 * (number + 1) + i, SIZE) for i in range(more)] + [(10 * (number + 1) + 5, count)]
+                at = 0
+                for block, held in [*shared, *own]:
+                    runs.append([block, 0, held, at])
+                    at += held
+                offsets.append(len(runs))
+            arrays = (np.cumsum([0, *counts]), np.zeros(sum(counts)), np.array(runs), offsets)
+            is_tree = np.array([tree for *_, tree in spans], np.uint8)
+            host = HostIndex(*(np.ascontiguousarray(a, np.int32) for a in arrays), is_tree)
+            forest = mine.plan(host)
+            if forest is None:
+                continue
+            kept, before = kept + (forest is before), forest
+            for token, span in enumerate(np.repeat(np.arange(len(spans)), counts).tolist()):
+                assert _view_of(forest, host, token) == runs[offsets[span] : offsets[span + 1]]
+    assert kept > 20
+
+
+def _view_of(forest: Forest, host: HostIndex, token: int) -> list[list[int]]:
+    """The runs that a token's path names."""
+    view: list[list[int]] = []
+    for number, row in forest.paths[forest.path_offsets[token] : forest.path_offsets[token + 1]]:
+        node = forest.nodes[number]
+        part = runs_of(host, node).tolist()
+        assert forest.rows[node[5] + row] == token and node[3] == sum(run[2] for run in view)
+        assert node[4] in (REST, sum(run[2] for run in part))
+        view += part
+    return view
 
 
 def test_a_block_that_is_longer_in_one_view_is_not_shared() -> None:

@@ -11,6 +11,7 @@ import torch
 from tests.engine import tiny
 from tests.engine.test_exactness import WINDOW, answers, mixed_requests
 
+from hasten.engine.build import Built
 from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
 from hasten.engine.memory import block_bytes
@@ -61,6 +62,24 @@ def test_recorded_steps_give_the_same_bits(tmp_path: Path, dtype: str, name: str
         results.append(answers(built, mixed_requests()))
         assert bool(built.parts.executor._plans) == native  # type: ignore[union-attr]
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_codes_go_through_the_tiers(tmp_path: Path, name: str) -> None:
+    """To host memory and to disk, and from there into an engine that was started anew."""
+    path = tiny.folder(tmp_path / "model", **HEADS)
+    tiers = f"tiered:host_bytes=4000000:chunk=32:margin=1e9:disk={tmp_path / 'cache'}"
+
+    def started() -> Built:
+        return tiny.engine(path, with_=(name, tiers), kv__block_size=16, executor__deterministic=True)
+
+    first = started()
+    want = answers(first, mixed_requests())
+    first.engine.executor.close()
+    second = started()
+    assert answers(second, mixed_requests()) == want
+    assert second.engine.events.sums[Kind.LOADED] > 0
+    second.engine.executor.close()
 
 
 def test_what_is_lost_shrinks_with_the_bits(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_warm_list_push_drop(text: Path, tmp_path: Path) -> None:
     assert not list(disk.glob("*.kv"))
 
 
+def test_warm_takes_the_options_of_serve(text: Path, tmp_path: Path) -> None:
+    """With the codec switched on, what is stored is still made of exact KV; and it says what chunks it made."""
+    done = call("warm", text, "--disk", tmp_path / "here", "--chunk", 100, "--codec", "cachegen-2", "--with", "cachegen")
+    assert done.exit_code == 0 and "chunks of 96" in done.output
+    found = json.loads(call("list", "--disk", tmp_path / "here", "--json").output)
+    assert found and {(one["codec"], one["tokens"]) for one in found} == {("cachegen-2", 96)}
+
+
 def test_mistakes_are_told(text: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (["list", "--disk", tmp_path / "nowhere"], "is no folder"),

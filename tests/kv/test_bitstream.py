@@ -60,6 +60,13 @@ def test_every_value_comes_back_within_half_a_bin(form: str, tokens: int) -> Non
                 assert error.max() <= 0.505
 
 
+@pytest.mark.parametrize("form", chunk.FORMS)
+def test_zeros_come_back(form: str) -> None:
+    zeros = np.zeros((25, 2, 16), np.float32)
+    for keys, values in chunk.decode(chunk.encode([(zeros, zeros)], 0, 1, form))[1]:
+        assert not keys.any() and not values.any()
+
+
 def test_coarser_levels_take_fewer_bytes() -> None:
     given = sites(1, 300)
     sizes = [len(chunk.encode(given, 0, level)) for level in range(len(levels.LEVELS))]

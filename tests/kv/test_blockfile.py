@@ -104,6 +104,9 @@ def test_a_well_formed_lie_is_noticed() -> None:
     payload = codec(RAW).encode(planes, head)
     other = head.tokens.copy()
     other[0] += 1
+    for nonsense in (b"[" * 100_000, b"{}", b"\xff", b"null"):
+        with pytest.raises(Unusable, match="cannot be read"):
+            Head.from_bytes(nonsense)
     with pytest.raises(Unusable, match="not those that the name"):
         read(bytes_of(pack(replace(head, tokens=other), payload)))
     with pytest.raises(Unusable, match="whole blocks"):

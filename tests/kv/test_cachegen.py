@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from hasten.engine.config import EngineConfig
 from hasten.engine.executors.local import LocalExecutor
 from hasten.engine.kv.base import Dearer, ReuseKey
-from hasten.engine.kv.bitstream import levels
+from hasten.engine.kv.bitstream import chunk, levels, stream
 from hasten.engine.kv.bitstream.chooser import Chooser, Ticket
 from hasten.engine.kv.bitstream.native import PATH
 from hasten.engine.kv.blockfile import Head, Plane, Planes, Unusable, name_after, root
@@ -67,7 +68,7 @@ def test_planes_come_back_nearly(dtype: torch.dtype) -> None:
 def test_no_payload_is_longer_than_is_said() -> None:
     head, planes = chunk_of(torch.float32)
     rng = np.random.default_rng(0)
-    for wild in (1e30, 1e-30, 0.0):
+    for wild in (1e30, 1e-30, 1e-38, 1e-44, 0.0):
         noise = [(rng.standard_cauchy(plane.shape) * wild).clip(-3e38, 3e38).astype(np.float32) for plane in planes]
         coder = codec("cachegen-0")
         payload = coder.encode(noise, head)
@@ -86,13 +87,43 @@ def test_what_it_cannot_take_is_refused() -> None:
     ):
         with pytest.raises(Unusable):
             codec("cachegen").decode(payload, wrong)
-    for damaged in (b"", payload[:1], bytes(payload)[:-1], bytes(payload) + b"\0", b"\1" + bytes(payload)[1:]):
+    said = bytes(payload)
+    for damaged in (b"", said[:1], said[:-1], said + b"\0", b"\1" + said[1:], b"\2" + said[1:]):
         with pytest.raises(Unusable):
             codec("cachegen").decode(damaged, head)
     with pytest.raises(ConfigError, match="level=9"):
         codec("cachegen-9")
     assert accepts("cachegen", "cachegen-2") and accepts("cachegen-1", RAW)
     assert not accepts(RAW, "cachegen") and not accepts("cachegen", "cachegenx")
+    assert not accepts("cachegen", "cachegen-9"), "a level of some later version"
+
+
+def test_what_is_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes may say that they are gigabytes of symbols that cost next to nothing."""
+    head, _ = chunk_of(torch.float32)
+    rows = np.zeros((BLOCKS * SIZE, 2, 256), np.float32)
+    payload = b"\0" + chunk.encode([(rows, rows)] * 3, 0, 0)
+    monkeypatch.setattr(stream, "decode", lambda *arguments, **scheme: pytest.fail("it was decoded"))
+    with pytest.raises(Unusable, match="another shape"):
+        codec("cachegen").decode(payload, head)
+
+
+def test_engines_of_one_model_share_what_is_known_of_it() -> None:
+    """The one of shorter sequences takes nothing from the other."""
+    head, planes = chunk_of(torch.float32, weights="of two lengths")
+    coder = codec("cachegen")
+
+    def prepare(length: int, sites: int = 3) -> None:
+        site = SimpleNamespace(cos_sin=torch.randn(128, 2, 8, generator=torch.Generator().manual_seed(0))[:length])
+        model = SimpleNamespace(fingerprint="of two lengths", sites=[site] * sites)
+        coder.prepare(SimpleNamespace(model=model, config=EngineConfig()))
+
+    prepare(64)
+    payload = coder.encode(planes, head)
+    for length, sites in ((16, 3), (128, 3), (16, 2)):
+        prepare(length, sites)
+        assert bytes(coder.encode(planes, head)) == bytes(payload)
+        assert len(coder.decode(payload, head)) == len(planes)
 
 
 def test_configurations_that_cannot_work_are_refused() -> None:
@@ -265,3 +296,19 @@ def test_without_a_price_nothing_is_computed_instead() -> None:
     made, tickets = chooser(1e-3, 1.0, 2, float("inf"))
     assert chosen(made, tickets[0]) == "cachegen-2"
     assert made.seconds(800) == pytest.approx(1e6)  # behind the two that were asked for
+
+
+def test_a_link_that_was_slow_once_is_tried_again() -> None:
+    """Or nothing would be fetched over it any more, and so nothing measured."""
+    now = 0.0
+    made = Chooser(1000, 1.0, clock=lambda: now)
+    ticket = made.ask(b"a", b"", OFFERS, 1000, 1.0)
+    made.transferred(ticket, 10, 10.0)
+    made.over(ticket)
+    now = 20.0
+    assert made.seconds(1000) == pytest.approx(1000), "what was measured a moment ago counts"
+    now = 60.0
+    assert made.seconds(1000) == pytest.approx(1)
+    made.transferred(made.ask(b"b", b"", OFFERS, 1000, 1.0), 10_000, 1.0)
+    now = 120.0
+    assert made.seconds(1000) < 1, "a link may be faster than was expected"

@@ -119,6 +119,8 @@ def test_bad_knobs_are_refused(tmp_path: Path) -> None:
         ("host_bytes=100", "hold no block"),
         ("host_bytes=200000", "less than two chunks"),
         ("codec=zip", "no technique is called"),
+        ("peer_rate=0", "above 0"),
+        ("disk_rate=-1", "above 0"),
         ("codec=fcfs", "no codec"),
         (f"disk={path}/config.json", "disk="),
         ("peer=somewhere", "wants a token"),

@@ -58,7 +58,9 @@ def warm(
     llm = opened(options.Asked(model, with_, set_, file=config), disk, chunk, wanted, progress=sys.stderr.isatty())
     with _bar("computing") as tell:
         done = warmed(llm, words, disk, chunk, wanted, tell)
-    _say(f"{done.stored:,} of {done.tokens:,} tokens stored in {done.chunks} chunks of {chunk}, {_size(done.nbytes)} in all")
+    _say(
+        f"{done.stored:,} of {done.tokens:,} tokens stored in {done.chunks} chunks of {done.size}, {_size(done.nbytes)} in all"
+    )
     if done.stored < done.tokens:
         _say("what lies behind the last whole chunk is computed when it is asked for")
 

@@ -25,11 +25,12 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Warmed:
-    """`tokens` of the text, those of them `stored`; `chunks` in every form; `nbytes` of all files."""
+    """`tokens` of the text, those of them `stored`; `chunks` in every form, of `size` tokens; `nbytes` of all files."""
 
     tokens: int
     stored: int
     chunks: int
+    size: int
     nbytes: int
 
 
@@ -38,7 +39,7 @@ def opened(asked: Asked, disk: Path, chunk: int, codecs: Sequence[str], *, progr
     ConfigError."""
     coders = [codec(name) for name in codecs]
     _made(disk)
-    tiers = f"tiered:disk={disk}:chunk={chunk}"
+    tiers = f"tiered:disk={disk}:chunk={chunk}:codec={RAW}"  # whatever codec is switched on: forms are made of exact KV
     llm = replace(asked, with_=[*(asked.with_ or []), tiers]).load(progress=progress)
     try:
         for coder in coders:
@@ -79,7 +80,7 @@ def warmed(llm: LLM, text: str, disk: Path, chunk: int, codecs: Sequence[str], t
         nbytes += _recoded(folder, name, codecs)
         if RAW not in codecs and not kept[done]:
             folder.drop(name, RAW)
-    return Warmed(len(tokens), ends[-1], len(ends), nbytes)
+    return Warmed(len(tokens), ends[-1], len(ends), size, nbytes)
 
 
 def _recoded(folder: Folder, name: bytes, codecs: Sequence[str]) -> int:

@@ -43,7 +43,15 @@ _FIXED = struct.Struct("<8sIIQQ")
 _SUM = struct.Struct("<Q")
 FIXED_BYTES = _FIXED.size + _SUM.size
 MOST_HEAD_BYTES = 1 << 24
-_STORED = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1", "uint8": "|u1", "uint64": "<u8"}
+_STORED = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "int8": "|i1",
+    "int16": "<i2",
+    "uint8": "|u1",
+    "uint64": "<u8",
+}
 """numpy types in which elements of a plane are handed on; those of bfloat16 are their bit patterns."""
 
 

@@ -34,8 +34,9 @@ _ROTATED, _UNROTATED = b"\0", b"\1"
 _MOST_A_VALUE = 4
 """Bytes: two of the coder, two of an escape."""
 _MOST_A_STREAM = 4096
-_tables: dict[str, list[Floats]] = {}
-"""By the weights' fingerprint: cosines and sines [positions, 2, rotary / 2] of each site."""
+_tables: dict[tuple[str, int], list[Floats]] = {}
+"""By the weights' fingerprint and the number of sites: cosines and sines [positions, 2, rotary / 2] of each site, of as many
+positions as the engine of the longest sequences has in this process."""
 
 
 class CacheGen:
@@ -60,7 +61,10 @@ class CacheGen:
             raise ConfigError(
                 f"cachegen codes dense KV, and attention.policy={parts.config.attention.policy} keeps it as {form}"
             )
-        _tables[parts.model.fingerprint] = [site.cos_sin.float().cpu().numpy() for site in parts.model.sites]
+        tables = [site.cos_sin.float().cpu().numpy() for site in parts.model.sites]
+        known = _tables.setdefault((parts.model.fingerprint, len(tables)), tables)
+        if len(known[0]) < len(tables[0]):
+            _tables[parts.model.fingerprint, len(tables)] = tables
 
     def encode(self, planes: Planes, head: Head) -> bytes | memoryview:
         self._dense(head)
@@ -74,16 +78,20 @@ class CacheGen:
     def decode(self, payload: bytes | memoryview, head: Head) -> Planes:
         self._dense(head)
         view = memoryview(payload)
+        kind, coded = bytes(view[:1]), view[1:]
+        if kind not in (_ROTATED, _UNROTATED):
+            raise Unusable("how its keys are coded is not known")
+        tables = self._turns(head) if kind == _UNROTATED else None
+        if kind == _UNROTATED and tables is None:
+            raise Unusable("how its keys are rotated is not known here")
+        shapes = tuple((plane.shape[0], plane.shape[2]) for plane in head.planes[::2])
         try:
-            found, sites = chunk.decode(view[1:])
+            found = chunk.head(coded)
+            if found.tokens != len(head.tokens) or found.first != head.start or found.shapes != shapes:
+                raise Unusable("it holds KV of another shape")
+            _, sites = chunk.decode(coded)
         except CorruptStream as error:
             raise Unusable(str(error)) from None
-        shapes = tuple((plane.shape[0], plane.shape[2]) for plane in head.planes[::2])
-        if found.tokens != len(head.tokens) or found.first != head.start or found.shapes != shapes:
-            raise Unusable("it holds KV of another shape")
-        tables = self._turns(head) if view[0] == _UNROTATED[0] else None
-        if view[0] == _UNROTATED[0] and tables is None:
-            raise Unusable("how its keys are rotated is not known here")
         planes = [np.empty((head.blocks, *plane.shape), plane.stored) for plane in head.planes]
         for site, (keys, values) in enumerate(sites):
             fill(planes[2 * site], keys, None if tables is None else tables[site])
@@ -111,9 +119,9 @@ class CacheGen:
 
     def _turns(self, head: Head) -> list[Floats] | None:
         """Of the chunk's tokens, for each site; None when this process does not run such a model."""
-        tables = _tables.get(head.weights)
+        tables = _tables.get((head.weights, len(head.planes) // 2))
         stop = head.start + len(head.tokens)
-        if tables is None or len(tables) != len(head.planes) // 2 or any(stop > len(table) for table in tables):
+        if tables is None or any(stop > len(table) for table in tables):
             return None
         return [table[head.start : stop] for table in tables]
 

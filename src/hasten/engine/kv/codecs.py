@@ -93,5 +93,13 @@ def family(name: str) -> str:
 
 
 def accepts(mine: str, name: str) -> bool:
-    """Whether an engine that codes with `mine` takes chunks of the codec `name`: any variant, and exact ones."""
-    return name == RAW or family(name) == family(mine)
+    """Whether an engine that codes with `mine` takes chunks of the codec `name`: any variant that there is, and exact ones."""
+    if name == RAW:
+        return True
+    if family(name) != family(mine):
+        return False
+    try:
+        codec(name)
+    except ConfigError:
+        return False
+    return True

@@ -37,8 +37,9 @@ class Options:
     """What slower tiers give up first: `lru` or `cost-aware`."""
     to_disk: str = "all"
     """What of host memory goes on to disk: `all`, or what was found again (`reused`)."""
-    codec: str = RAW
-    """How chunks are written; read are those of this codec and raw ones. With `cachegen` switched on, that."""
+    codec: str = ""
+    """How chunks are written; read are those of this codec and raw ones. Empty: `cachegen` where that is switched on, else
+    `raw`."""
     margin: float = 1.0
     """Loading must be predicted to take at most this part of computing."""
     disk_rate: float = 1e9
@@ -60,9 +61,7 @@ def _make(parts: Any, options: Options) -> TieredCache:
     for name in ("chunk", "disk_rate", "peer_rate", "timeout_s", "first_token_s"):
         if not (said := getattr(options, name)) > 0:
             raise ValueError(f"tiered: {name} must be above 0, got {said}")
-    name = options.codec
-    if name == RAW and CACHEGEN in parts.config.techniques:
-        name = CACHEGEN
+    name = options.codec or (CACHEGEN if CACHEGEN in parts.config.techniques else RAW)
     codec(name).prepare(parts)
     second = parts.second_pool(options.host_bytes)
     if second.blocks < 2 * chunk:

@@ -70,8 +70,10 @@ def _measure(prompt: StoredPrompt, trace: Trace, points: Sequence[float], rounds
         samples={
             "adaptive-worst": [max(ratios)],
             "adaptive": ratios,
-            "raw": [max(raw / mine for raw, mine in zip(seconds[RAW], seconds[FASTEST], strict=True))],
-            "text": [max(text / mine for text, mine in zip(seconds[TEXT], seconds[FASTEST], strict=True))],
+            **{
+                name: [max(other / mine for other, mine in zip(seconds[name], seconds[FASTEST], strict=True))]
+                for name in (RAW, INT8, TEXT)
+            },
             "misses": [missed[IN_TIME]],
             "misses-fewer": [min(missed[name] for name in (RAW, INT8, TEXT)) - missed[IN_TIME]],
             "exact": [100 * sum(option in (RAW, TEXT) for option in came) / len(came)],

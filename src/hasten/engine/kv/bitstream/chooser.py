@@ -39,8 +39,8 @@ class Ticket:
 
 
 class Chooser:
-    """`bandwidth`: bytes a second before any transfer; `first_token_s`: after a chunk was asked for, by when it and all asked
-    for with it should be there."""
+    """`bandwidth`: bytes a second that are expected where no transfer tells; `first_token_s`: after a chunk was asked for, by
+    when it and all asked for with it should be there."""
 
     def __init__(self, bandwidth: float, first_token_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._expected = self._bandwidth = bandwidth
@@ -116,7 +116,8 @@ class Chooser:
                 self._bandwidth, self._measured_s = nbytes / seconds, self._clock()
 
     def _rate(self) -> float:
-        """Bytes a second that the link is believed to give."""
+        """Bytes a second: those of the last transfer, or if that was long ago what was expected, if that is more. Otherwise a link
+        that was slow once would never be used again, and so never measured."""
         stale = self._clock() - self._measured_s > STALE_S
         return max(self._bandwidth, self._expected) if stale else self._bandwidth
 

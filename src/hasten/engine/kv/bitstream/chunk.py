@@ -134,8 +134,9 @@ def _encode(values: Floats, bins: float, form: str) -> bytes:
     scale = np.abs(rows).max(1).astype("<f2")
     if not np.isfinite(scale).all():
         raise ValueError("KV beyond what float16 holds cannot be scaled by it")
-    divided = rows / np.maximum(scale.astype(np.float32), 1e-6)[:, None]
-    relative = (steps / np.sqrt(np.square(scale.astype(np.float32)).mean())).astype(np.float32)
+    by = np.maximum(scale.astype(np.float32), 1e-6)
+    divided = rows / by[:, None]
+    relative = (steps / np.sqrt(np.square(by).mean())).astype(np.float32)
     scales: bytes = scale.tobytes()
     return scales + stream.encode(divided, relative)
 

@@ -21,16 +21,18 @@ NEAR = 3.5
 MOST_SYMBOLS = 64
 FURTHEST = 32767
 """Bins that an escaped number may be away from 0."""
+LEAST = 1e-30
+"""No bin is smaller, lest its inverse overflow."""
 _HEAD = Struct("<HfIII")
 """Alphabet, unit of the means, rows, escapes, bytes of the coded symbols."""
 
 
 def encode(values: Floats, steps: Floats, most_symbols: int = MOST_SYMBOLS) -> bytes:
     """`values` [rows, channels], already without base and scale; `steps` [groups], channels / groups of which share one. Values
-    beyond FURTHEST bins are cut off there. A step of 0 is for rows of zeros."""
+    beyond FURTHEST bins are cut off there; steps below LEAST are taken for it."""
     rows, channels = values.shape
-    step = np.repeat(steps, channels // len(steps))
-    bins = values * (1 / np.where(step > 0, step, 1))
+    steps = np.maximum(steps, np.float32(LEAST))
+    bins = values * (1 / np.repeat(steps, channels // len(steps)))
     mean = bins.mean(0, dtype=np.float64) if rows else np.zeros(channels)
     spread = np.sqrt(np.maximum(np.square(bins).mean(0, dtype=np.float64) - mean**2, 0)) if rows else np.ones(channels)
     codes = normal.code_spreads(np.sqrt(spread**2 + 1 / 12))
