@@ -296,19 +296,3 @@ def test_without_a_price_nothing_is_computed_instead() -> None:
     made, tickets = chooser(1e-3, 1.0, 2, float("inf"))
     assert chosen(made, tickets[0]) == "cachegen-2"
     assert made.seconds(800) == pytest.approx(1e6)  # behind the two that were asked for
-
-
-def test_a_link_that_was_slow_once_is_tried_again() -> None:
-    """Or nothing would be fetched over it any more, and so nothing measured."""
-    now = 0.0
-    made = Chooser(1000, 1.0, clock=lambda: now)
-    ticket = made.ask(b"a", b"", OFFERS, 1000, 1.0)
-    made.transferred(ticket, 10, 10.0)
-    made.over(ticket)
-    now = 20.0
-    assert made.seconds(1000) == pytest.approx(1000), "what was measured a moment ago counts"
-    now = 60.0
-    assert made.seconds(1000) == pytest.approx(1)
-    made.transferred(made.ask(b"b", b"", OFFERS, 1000, 1.0), 10_000, 1.0)
-    now = 120.0
-    assert made.seconds(1000) < 1, "a link may be faster than was expected"

@@ -116,8 +116,8 @@ class Chooser:
                 self._bandwidth, self._measured_s = nbytes / seconds, self._clock()
 
     def _rate(self) -> float:
-        """Bytes a second: those of the last transfer, or if that was long ago what was expected, if that is more. Otherwise a link
-        that was slow once would never be used again, and so never measured."""
+        """Bytes a second: those of the last transfer, or if that was long ago what was expected, if that is more: a link that
+        was slow once must not be left for good."""
         stale = self._clock() - self._measured_s > STALE_S
         return max(self._bandwidth, self._expected) if stale else self._bandwidth
 
