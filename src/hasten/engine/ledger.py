@@ -136,9 +136,7 @@ class Ledger:
         group = self.groups[first.request.id]
         child = Sequence(next(self._ids), first.request, len(group.sequences), seed, first.reuse_key, first.arrival_s)
         # What a path has in common with an earlier one is read once, from the earlier.
-        skips = [
-            min(p.view.length, max((common(p, other) for other in parents[:i]), default=0)) for i, p in enumerate(parents)
-        ]
+        skips = [min(p.view.length, max((common(p, other) for other in parents[:i]), default=0)) for i, p in enumerate(parents)]
         child.view = self.books.join([p.view for p in parents], skips)
         kept = [slice(skip, p.view.length) for p, skip in zip(parents, skips, strict=True)]
         child.become(

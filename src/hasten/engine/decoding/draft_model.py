@@ -9,9 +9,9 @@ first of these, prompts in chunks, so that a long one holds up nobody. Each sequ
 Exact, and here this differs from the papers: they accept a drafted token with probability min(1, p/q) and draw again from what
 is left of p; here the served model draws as it would have without drafts, and a guess survives if it is what was drawn. Greedy
 and sampled text is therefore that of plain decoding, token for token. To be right often, the draft draws with the same random
-number, through the same sampler (penalties, bias and grammar included) as the served model will. The two draws then fall together
-where their cumulative distributions overlap, which is at most the papers' sum of min(p, q): how much of it is reached is measured
-by the claim `draft-model`.
+number through the same sampler, penalties, bias and grammar included. Greedy, nothing is lost by that. Sampled, the two draws
+fall together where the two cumulative distributions overlap, which is less often than the papers' sum of min(p, q): at
+temperature 1 about half as often for the built-in pair, at 0.5 nearly as often (measured by the claim `draft-model`).
 """
 
 from __future__ import annotations

@@ -92,12 +92,12 @@ def _blocks(parts: Parts, model: Model, asked_bytes: int | None) -> int:
     if asked_bytes is None:
         blocks = min(parts.memory.blocks, int(SHARE * free) // each)
         if blocks < 1:
-            raise ConfigError("draft-model: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller")
+            raise ConfigError(
+                "draft-model: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller"
+            )
         return blocks
     if asked_bytes < each:
-        raise ConfigError(
-            f"draft-model: memory_bytes={asked_bytes} holds no block; one of {parts.config.kv.block_size} tokens takes {each} bytes"
-        )
+        raise ConfigError(f"draft-model: memory_bytes={asked_bytes} holds no block; one takes {each} bytes")
     if asked_bytes > free:
         raise ConfigError(f"draft-model: memory_bytes={asked_bytes} is more than the {max(0, free)} bytes that are free")
     return asked_bytes // each
