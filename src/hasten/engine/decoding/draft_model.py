@@ -106,6 +106,7 @@ class DraftModel:
         parts.events.subscribe(self._forked, (Kind.FORKED,))
         parts.facts |= {
             "draft_model": path,
+            "draft_weights": second.model.active_weights,
             "draft_weight_bytes": second.model.weight_bytes,
             "draft_kv_blocks": second.memory.blocks,
             "draft_kv_bytes": second.memory.nbytes,
