@@ -167,7 +167,7 @@ class DraftModel:
 
     def _computed(self, counts: list[tuple[_Line, int]]) -> list[_Line]:
         """Compute so many tokens of each twin in one batch, draw a guess where none is left; the lines that go on."""
-        spans, drawn = [], []
+        spans, twins, drawn = [], [], []
         for line, count in counts:
             twin = line.twin
             ((start, stop),) = twin.next_ranges(count)
@@ -178,6 +178,7 @@ class DraftModel:
                 continue
             last = stop == twin.length
             spans.append(Span(twin, count, tokens, positions, segments, slots, logits=[count - 1] if last else []))
+            twins.append(twin)
             if last:
                 drawn.append(line)
         if not spans:
@@ -185,10 +186,10 @@ class DraftModel:
         executor = self.second.executor
         executor.copy_blocks(self.second.books.take_copies())
         result = executor.submit(self._builder.build(spans)).wait()
-        for span in spans:
-            span.sequence.computed(span.count)
+        for twin, span in zip(twins, spans, strict=True):
+            twin.computed(span.count)
             if span.count > self._few:
-                self.twins.keep(span.sequence)
+                self.twins.keep(twin)
         return self._guess(drawn, result) if drawn else []
 
     def _guess(self, lines: list[_Line], result: StepResult) -> list[_Line]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from hasten.engine.build import Built
-    from hasten.engine.decoding.base import Drawn, Row
+    from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
     from hasten.engine.executors.base import StepResult
     from hasten.engine.llm import LLM
 
@@ -43,8 +43,8 @@ DRAFT = {
 ONE_THREAD = ("executor.threads=1",)
 """Models of this size gain nothing from a second one, and lose much to it where the machine is shared."""
 DUMMY = ("model.load_format=dummy", "model.dtype=bfloat16", "kv.reuse=none", "kv.memory_bytes=268435456")
-TURNS, STEPS = 3, 4
-"""How often the two take turns in a round, and how many steps each time."""
+STEPS = 4
+"""Of a turn."""
 
 Progress = Callable[[str, float], None]
 
@@ -130,7 +130,7 @@ def equal_answers(pair: Pair, technique: str, n: int, seed: int) -> Guard:
     prompts = [prompt for task in TASKS for prompt in pair.prompts(task, n, seed)]
     answers, drafted = [], 0
     for with_, set_ in (((), ()), ((technique,), ("kv.memory_bytes=4000000", "scheduling.max_tokens=96"))):
-        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *set_])
+        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *ONE_THREAD, *set_])
         sampling = [
             SamplingParams(max_tokens=32, temperature=heat, n=n, seed=seed, repetition_penalty=1.1, ignore_eos=True)
             for heat, n in ((0.0, 1), (1.0, 3))
@@ -168,11 +168,12 @@ def draws(pair: Pair, texts: Sequence[tuple[list[int], list[int]]], temperature:
     """`texts`: prompts, and what the served model drew behind them at this temperature."""
     import torch
 
+    proposer: Any = pair.drafting.engine.decoding.proposer
     random = torch.Generator().manual_seed(seed)
     found: list[list[float]] = []
     with torch.inference_mode():
         for prompt, said in texts:
-            sides = (pair.plain.parts, pair.drafting.engine.decoding.proposer.second)
+            sides = (pair.plain.parts, proposer.second)
             both = [_logits(side, prompt + said)[len(prompt) - 1 : -1] for side in sides]
             p, q = (torch.softmax(logits.double() / temperature, -1) for logits in both)
             u = torch.rand(len(p), dtype=torch.float64, generator=random)
@@ -235,6 +236,10 @@ class Replayed:
             drawn.tokens[accepted] = guesses[accepted] ^ 1
         return drawn
 
+    def score(self, *asked: Any) -> list[TokenLogprobs]:
+        scores: list[TokenLogprobs] = self._inner.score(*asked)
+        return scores
+
 
 @dataclass(frozen=True)
 class Large:
@@ -248,8 +253,9 @@ class Large:
         return [plain / mine for plain, mine in zip(self.plain, self.drafting[trace], strict=True)]
 
 
-def large(technique: str, traces: dict[str, list[int]], *, rounds: int, progress: Progress) -> Large:
-    """Decode at batch 1 with random weights: without drafts, and with a draft that runs; how much is right is replayed."""
+def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: int, progress: Progress) -> Large:
+    """Decode at batch 1 with random weights: without drafts, and with a draft that runs; how much is right is replayed. They
+    take `turns` in a round."""
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
 
@@ -270,7 +276,7 @@ def large(technique: str, traces: dict[str, list[int]], *, rounds: int, progress
     for number in range(rounds):
         progress(f"1B shape, round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
         took: dict[str, list[float]] = {name: [0.0, 0.0] for name in ("", *traces)}
-        for turn in range(TURNS):
+        for turn in range(turns):
             for name in list(took)[:: 1 if turn % 2 == 0 else -1]:
                 if name:
                     replayed.trace = sources[name]
