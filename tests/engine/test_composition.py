@@ -32,9 +32,15 @@ def prompts() -> list[list[int]]:
     return [shared[:k] + rng.integers(1, 256, n).tolist() for k, n in ((0, 1), (70, 5), (64, 30), (70, 0), (33, 90))]
 
 
+def switched_on(technique: Technique, model: str) -> str:
+    """As it is named to be switched on; a draft model must be named too."""
+    return f"{technique.name}:model={model}" if technique.name == "draft-model" else technique.name
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(t.name for t in pair))
 def test_pairs_compose_or_are_refused(pair: tuple[Technique, ...], model: str, plain: tiny.Built) -> None:
     names = tuple(t.name for t in pair)
+    with_ = tuple(switched_on(t, model) for t in pair)
     try:
         refuse(pair)
     except ConfigError as refusal:
@@ -45,7 +51,7 @@ def test_pairs_compose_or_are_refused(pair: tuple[Technique, ...], model: str, p
     # Small chunks and little memory, so that chunking, prefix hits and preemption all take part.
     try:
         other = tiny.engine(
-            model, with_=names, scheduling__max_tokens=40, kv__memory_bytes=12 * 32 * 2 * 2 * 2 * 16 * 4, kv__host_bytes=1 << 20
+            model, with_=with_, scheduling__max_tokens=40, kv__memory_bytes=12 * 32 * 2 * 2 * 2 * 16 * 4, kv__host_bytes=1 << 20
         )
     except ConfigError as refusal:
         if "pip install" not in str(refusal):

@@ -116,6 +116,7 @@ def _introduce(
         "model": f"{info['model']}{served}, context {info['max_length']:,} tokens{weights}",
         "runs on": f"{info.get('device')}, {info.get('dtype')}, {info.get('kernels')} kernels{threads}",
         "KV memory": _kv_memory(config, info),
+        "draft": _draft(info),
         "with": ", ".join(config.techniques),
         "address": address,
     }
@@ -125,6 +126,14 @@ def _introduce(
             table.add_row(f"[dim]{label}[/]", value)
     console.print(f"[bold]hasten {__version__}[/] [dim]ready after {seconds:.1f} s[/]")
     console.print(table)
+
+
+def _draft(info: dict[str, Any]) -> str:
+    """The model that drafts, if any, and what it takes."""
+    if "draft_model" not in info:
+        return ""
+    weights, kv = (options.show_bytes(info[f"draft_{what}_bytes"]) for what in ("weight", "kv"))
+    return f"{info['draft_model']}, {weights} of weights, {kv} of KV"
 
 
 def _kv_memory(config: EngineConfig, info: dict[str, Any]) -> str:

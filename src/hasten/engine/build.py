@@ -32,11 +32,8 @@ from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
 from hasten.engine.technique import ConfigError
 from hasten.engine.text.tokenizer import Tokenizer
-from hasten.engine.weights.dense import WeightContext
-from hasten.engine.weights.kept import KeptWeights
-from hasten.engine.weights.stores import Stores
+from hasten.engine.weights.stores import stores_of
 from hasten.kernels import Kernels
-from hasten.kernels.cpu import CpuKernels
 
 Progress = Callable[[float, float], None]
 
@@ -57,6 +54,8 @@ class Parts:
     executor: Executor | None = None
     tokenizer: Tokenizer | None = None
     """None: whoever needs it loads it."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What policies have to say for `Built.info`."""
 
     @property
     def kv_context(self) -> str:
@@ -103,11 +102,7 @@ def build(
     torch.set_num_threads(config.executor.threads or physical_cores())
     kernels = kernel_library.load(device.type)
     deterministic = config.executor.deterministic
-    weights = WeightContext(kernels, deterministic)
-    kept = None
-    if config.weights.kept_bytes and isinstance(kernels, CpuKernels):
-        kept = KeptWeights([config.weights.store, config.techniques.get(config.weights.store)], config.weights.kept_bytes)
-    store = Stores(config.make(config.weights.store, weights), weights, kept)
+    store = stores_of(config, config.weights.store, kernels)
     depth: Depth = config.make(config.depth.policy)
     model = models.load(config.model, store, device, config.model.max_length, depth.sites, progress)
     form = config.form()
@@ -144,6 +139,7 @@ def build(
         "weight_bytes": model.weight_bytes,
         "load_s": time.perf_counter() - began,
         **executor.describe(),
+        **parts.facts,
     }
     return Built(engine, parts, info)
 

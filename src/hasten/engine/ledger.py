@@ -23,7 +23,7 @@ from hasten.engine.kv.books import Books, Slots
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
-from hasten.engine.sequence import Finish, Sequence, State
+from hasten.engine.sequence import Finish, Sequence, State, common
 from hasten.engine.transfers import Move, Transfers
 
 
@@ -136,9 +136,7 @@ class Ledger:
         group = self.groups[first.request.id]
         child = Sequence(next(self._ids), first.request, len(group.sequences), seed, first.reuse_key, first.arrival_s)
         # What a path has in common with an earlier one is read once, from the earlier.
-        skips = [
-            min(p.view.length, max((_common(p, other) for other in parents[:i]), default=0)) for i, p in enumerate(parents)
-        ]
+        skips = [min(p.view.length, max((common(p, other) for other in parents[:i]), default=0)) for i, p in enumerate(parents)]
         child.view = self.books.join([p.view for p in parents], skips)
         kept = [slice(skip, p.view.length) for p, skip in zip(parents, skips, strict=True)]
         child.become(
@@ -466,14 +464,3 @@ class Ledger:
         self.loads.audit(self._opened, self._in[State.LOADING])
         if self._tiers is not None:
             self._tiers.audit()
-
-
-def _common(one: Sequence, other: Sequence) -> int:
-    """Leading tokens that two sequences share, positions and segments included, as far as `other` has computed them."""
-    n = min(one.length, other.view.length)
-    same = (
-        (one.tokens[:n] == other.tokens[:n])
-        & (one.positions[:n] == other.positions[:n])
-        & (one.segments[:n] == other.segments[:n])
-    )
-    return n if same.all() else int(same.argmin())

@@ -151,12 +151,13 @@ class Sequence:
         else:
             self.todo.append((n, n + 1))
 
-    def become(self, tokens: Ints, positions: Ints, segments: Ints) -> None:
-        """Hold these tokens instead, each array int32 [n]; all of them count as output beyond `prompt_length`."""
-        while len(self._tokens) < len(tokens):
+    def become(self, tokens: Ints, positions: Ints, segments: Ints, start: int = 0) -> None:
+        """Hold these tokens from token `start` on, each array int32 [n]; all of them count as output beyond `prompt_length`."""
+        n = start + len(tokens)
+        while len(self._tokens) < n:
             self._grow()
-        n = self.length = len(tokens)
-        self._tokens[:n], self._positions[:n], self._segments[:n] = tokens, positions, segments
+        self.length = n
+        self._tokens[start:n], self._positions[start:n], self._segments[start:n] = tokens, positions, segments
 
     def take_after(self, parent: Sequence) -> None:
         """Continue from where `parent` stands (its view is forked by the books)."""
@@ -262,6 +263,18 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"Sequence({self.id}, {self.request.id!r}[{self.index}], {self.state.value}, {self.length} tokens)"
+
+
+def common(one: Sequence, other: Sequence, start: int = 0) -> int:
+    """Leading tokens that two sequences share, positions and segments included, as far as `other` has computed them. The first
+    `start` are known to be the same."""
+    n = min(one.length, other.view.length)
+    if n <= start:
+        return n
+    same = np.ones(n - start, dtype=bool)
+    for mine, theirs in zip(one.piece(start, n), other.piece(start, n), strict=True):
+        same &= mine == theirs
+    return n if same.all() else start + int(same.argmin())
 
 
 @dataclass(slots=True)

@@ -69,6 +69,11 @@ class Tokenizer:
         """How many tokens there are, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def ids(self) -> dict[str, int]:
+        """The id of each token by its name."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     @cached_property
     def pieces(self) -> Pieces:
         return Pieces(self._tokenizer)

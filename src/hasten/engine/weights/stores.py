@@ -11,9 +11,12 @@ from torch import Tensor
 from hasten.engine.weights.dense import WeightContext
 from hasten.engine.weights.kept import KeptWeights
 from hasten.engine.weights.quantized import Form, QuantizedWeights
+from hasten.kernels import Kernels
+from hasten.kernels.cpu import CpuKernels
 from hasten.kernels.quantized import QuantizedWeight
 
 if TYPE_CHECKING:
+    from hasten.engine.config import EngineConfig
     from hasten.engine.models.llama import MakeStore
     from hasten.engine.weights.base import WeightStore
 
@@ -61,3 +64,12 @@ class Stores:
     def _store(self, packed: Any, bias: Tensor | None, has_zeros: bool) -> QuantizedWeights:
         form = Form(bits=packed.bits, group=packed.group, symmetric=not has_zeros)
         return QuantizedWeights(packed, bias, self.dtype, form.round, self.context)
+
+
+def stores_of(config: EngineConfig, technique: str, kernels: Kernels) -> Stores:
+    """The stores of a model whose weights are stored by `technique`."""
+    context = WeightContext(kernels, config.executor.deterministic)
+    kept = None
+    if config.weights.kept_bytes and isinstance(kernels, CpuKernels):
+        kept = KeptWeights([technique, config.techniques.get(technique)], config.weights.kept_bytes)
+    return Stores(config.make(technique, context), context, kept)
