@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from hasten.lab.claims.base import Claim, Outcome, Requirement, Setting
-from hasten.lab.claims.drafting import CODE, OUTPUT, TASKS, TEXT, Pair, Said, draws, equal_answers, large
+from hasten.lab.claims.draft_model_pairs import CODE, OUTPUT, TASKS, TEXT, Pair, Said, draws, equal_answers, large
 from hasten.lab.claims.sides import share
 
 LENGTH = 4
