@@ -90,7 +90,7 @@ class Planner:
         ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
         ledger.events.subscribe(lambda event: self._ranking.touch(event.sequence), order.stale_on)
-        for policy in dict.fromkeys((lengths, order, batching, residency)):
+        for policy in dict.fromkeys((lengths, order, batching, residency, budget)):
             if isinstance(policy, Learner):
                 ledger.events.subscribe(partial(self._teach, policy), policy.learns_from)
 
@@ -207,10 +207,12 @@ class Planner:
         return self._workflows.of(sequence)
 
     def lookahead(self, sequence: Sequence) -> int:
-        if self._budget is None:
-            return 0
         # The step commits one token beyond the accepted drafts.
-        return max(0, min(self._budget.lookahead(sequence), self.room(sequence) - 1))
+        most = self.room(sequence) - 1
+        asked = sequence.request.sampling.speculate
+        if asked is not None:
+            most = min(most, asked)
+        return max(0, min(self._budget.lookahead(sequence), most)) if self._budget is not None and most > 0 else 0
 
     def cost(self, plan: StepPlan) -> float:
         return self.price(shape_of_plan(plan))
