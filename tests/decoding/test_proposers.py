@@ -236,3 +236,24 @@ def test_a_long_prompt_is_read_in_several_steps(monkeypatch: pytest.MonkeyPatch)
     proposer = lookup()
     got, engine = answers(requests, proposer)
     assert got == plain and engine.events.counts[Kind.DRAFTED] > 0 and held(proposer) == 0
+
+
+class Hopeful:
+    """Always has many guesses, nearly all of them wrong."""
+
+    def lookahead(self, sequence: Sequence) -> int:
+        return 16
+
+    def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: Any) -> list[Draft | None]:
+        return [Draft(np.arange(budget, dtype=np.int32), np.full(budget, -1, dtype=np.int32)) for budget in budgets]
+
+
+def test_drafts_shrink_before_anybody_loses_memory() -> None:
+    requests = [request(f"r{i}", [i, *range(19)], max_tokens=12) for i in range(2)]
+    plain, without = answers(requests, None, blocks=8, reuse=False)
+    assert without.events.counts[Kind.PREEMPTED] == 0
+    got, engine = answers(requests, Hopeful(), blocks=8, reuse=False)
+    assert got == plain and engine.events.counts[Kind.PREEMPTED] == 0
+    columns = engine.events.columns()
+    drafted = columns["a"][columns["kind"] == Kind.DRAFTED].tolist()
+    assert len(set(drafted)) > 4, "as much as there is room for"

@@ -2,8 +2,9 @@
 
 SuffixDecoding (Oliaro et al., "SuffixDecoding: A Model-Free Approach to Speeding Up Large Language Model Inference", 2024):
 agents and pipelines say much the same again and again. Past outputs are kept with the number of times that each stretch
-occurred; the stretch that ends the sequence is looked up, and the draft is the part of the tree below it whose nodes are likeliest to be
-accepted, a node's score being the product of the branches' shares on the way to it. Verified like any draft, so exact.
+occurred; the stretch that ends the sequence is looked up, and the draft is the part of the tree below it whose nodes are
+likeliest to be accepted, a node's score being the product of the branches' shares on the way to it. Verified like any draft,
+so exact.
 
 Where it differs: the tree is held as a suffix automaton (the same stretches in linear space), in pages; the page that was not
 written to for longest is dropped when all of them hold too much. The text of the running request is the business of
