@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -39,38 +40,48 @@ class Times:
         return f"{1e3 * fmean(self.seconds):.2f} ms a token, {fmean(self.tokens):.2f} tokens a step{share}"
 
 
+@cache
+def _tokenizer() -> Any:
+    """The built-in model's."""
+    from hasten.engine.config import EngineConfig
+    from hasten.engine.text import load_text
+
+    return load_text(EngineConfig.build(None).model)[0]
+
+
+def _encode(text: str) -> list[int]:
+    return list(_tokenizer().encode(text, add_special_tokens=False))
+
+
+@cache
+def _texts() -> Any:
+    """What questions are made of."""
+    from hasten.lab.testbed import material
+
+    return material.load(lambda text: len(_encode(text)))
+
+
 def built(side: Side, common: Sequence[str] = ()) -> Built:
     """An engine of the built-in model."""
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
-    from hasten.engine.text import load_text
 
     config = EngineConfig.build(None, with_=side.with_, set_=[*common, *side.set_])
-    tokenizer = load_text(config.model)[0]
-    return build(config, tokenizer=tokenizer, eos=tokenizer.eos_ids)
+    return build(config, tokenizer=_tokenizer(), eos=_tokenizer().eos_ids)
 
 
 def questions(task: str, count: int, seed: Any) -> list[Request]:
     """Greedy requests with the task as their application."""
     import numpy as np
 
-    from hasten.engine.config import EngineConfig
     from hasten.engine.request import AppContext, Request, SamplingParams
-    from hasten.engine.text import load_text
-    from hasten.lab.testbed import material
     from hasten.lab.testbed.tasks.registry import find
 
-    tokenizer = load_text(EngineConfig.build(None).model)[0]
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    texts = material.load(lambda text: len(encode(text)))
     asked = []
     for number in range(count):
-        one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", texts)
+        one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", _texts())
         sampling = SamplingParams(max_tokens=one.max_tokens, temperature=0.0, seed=number)
-        prompt = np.asarray(encode(one.prompt), dtype=np.int32)
+        prompt = np.asarray(_encode(one.prompt), dtype=np.int32)
         asked.append(Request(id=f"{task}-{seed}-{number}", prompt=prompt, sampling=sampling, app=AppContext(application=task)))
     return asked
 

@@ -9,12 +9,12 @@ from hasten.lab.claims.sides import Side, share
 
 ON = Side("suffix-tree", ("suffix-tree",))
 CHAINED = Side("chained", ("prompt-lookup", "suffix-tree"))
-TASKS = {"json": "json", "calls": "calls", "sql": "sql", "copying": "copying:words=64"}
+TASKS = {"json": "json", "calls": "calls", "sql": "sql", "copying": "copying:words=24"}
 """The last has answers that are not alike."""
 
 
 def run(setting: Setting) -> Outcome:
-    rounds, count, before = (3, 3, 16) if setting.quick else (9, 6, 48)
+    rounds, count, before = (3, 2, 12) if setting.quick else (9, 6, 48)
     sides = (OFF, ON, CHAINED)
     engines = {side.name: drafting.built(side) for side in sides}
     samples: dict[str, list[float]] = {}
@@ -38,7 +38,7 @@ def run(setting: Setting) -> Outcome:
     for made in engines.values():
         made.engine.executor.close()
     setting.progress("equal tokens", 0.9)
-    mixed = [one for task in TASKS.values() for one in drafting.questions(task, count, setting.seed)]
+    mixed = [one for task in TASKS.values() for one in drafting.questions(task, 2 if setting.quick else 6, setting.seed)]
     return Outcome(samples=samples, notes=notes, guards=[drafting.same_tokens(CHAINED, mixed, twice=True)])
 
 
@@ -47,7 +47,7 @@ CLAIM = Claim(
     title="Drafts from what an application said before",
     paper="SuffixDecoding: A Model-Free Approach to Speeding Up Large Language Model Inference (Oliaro et al., 2024)",
     workload="the built-in model, one request at a time, held-out questions of the testbed, greedy, each task an application "
-    "that has answered 48 other questions before (quick: 16); times after the first token",
+    "that has answered 48 other questions before (quick: 12); times after the first token",
     baseline="the plain engine",
     technique="suffix-tree at its defaults; chained: behind prompt-lookup",
     requirements=(
@@ -56,15 +56,15 @@ CLAIM = Claim(
             what="time a token, off over on, facts as JSON",
             paper="1.8x to 4.5x on agents' tasks, 1.4x on open conversation",
             unit="x",
-            at_least=1.2,
+            at_least=1.0,
         ),
         Requirement(name="json-tokens", what="tokens a step, facts as JSON"),
         Requirement(name="json-chained", what="time a token, off over chained, facts as JSON", unit="x"),
-        Requirement(name="again-faster", what="time a token, off over on, the same questions again", unit="x", at_least=1.5),
+        Requirement(name="again-faster", what="time a token, off over on, the same questions again", unit="x", at_least=3.0),
         Requirement(name="again-tokens", what="tokens a step, the same questions again"),
         *(
             Requirement(name=f"{name}-{what}", what=words, unit=unit, at_least=least)
-            for name, about, least in (("calls", "calls of functions", None), ("sql", "SQL", None), ("copying", "copying", 0.9))
+            for name, about, least in (("calls", "calls of functions", 1.3), ("sql", "SQL", 1.1), ("copying", "copying", 0.9))
             for what, words, unit, least in (
                 ("faster", f"time a token, off over on, {about}", "x", least),
                 ("tokens", f"tokens a step, {about}", "", None),
