@@ -72,8 +72,10 @@ def test_counts_and_matches_are_those_of_a_naive_search(texts: list[list[int]], 
 
 
 @settings(max_examples=200, deadline=None)
-@given(first=TEXT, then=st.lists(TEXT, min_size=1, max_size=3), asked=TEXT)
-def test_what_was_matched_before_other_texts_came_still_is(first: list[int], then: list[list[int]], asked: list[int]) -> None:
+@given(first=TEXT, then=st.lists(TEXT, min_size=1, max_size=3), asked=TEXT, more=TEXT)
+def test_what_was_matched_before_other_texts_came_still_is(
+    first: list[int], then: list[list[int]], asked: list[int], more: list[int]
+) -> None:
     made, _ = grown([first])
     state, matched = ROOT, 0
     for token in asked:
@@ -84,6 +86,10 @@ def test_what_was_matched_before_other_texts_came_still_is(first: list[int], the
             end = made.append(end, token)
     if state != ROOT:
         check_branches(made, [first, *then], made.now_of(state, matched), asked[len(asked) - matched :])
+    for count, token in enumerate(more, 1):
+        state, matched = made.follow(state, matched, token)
+        if state != ROOT:
+            check_branches(made, [first, *then], state, [*asked, *more[:count]][len(asked) + count - matched :])
 
 
 def occurs(texts: list[list[int]], stretch: list[int]) -> bool:

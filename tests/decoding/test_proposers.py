@@ -249,7 +249,8 @@ class Hopeful:
 
 
 def test_drafts_shrink_before_anybody_loses_memory() -> None:
-    requests = [request(f"r{i}", [i, *range(19)], max_tokens=12) for i in range(2)]
+    # They end with the pool just full, which nobody knows beforehand.
+    requests = [replace(request(f"r{i}", [i, *range(19)], max_tokens=60), ends_after=12) for i in range(2)]
     plain, without = answers(requests, None, blocks=8, reuse=False)
     assert without.events.counts[Kind.PREEMPTED] == 0
     got, engine = answers(requests, Hopeful(), blocks=8, reuse=False)

@@ -108,6 +108,11 @@ def test_an_output_is_learned_while_another_runs() -> None:
     assert draft(proposer, running)[0] == [3, 4]
     running = sequence([9, 1, 2, 5], id=7)
     assert draft(proposer, running)[0] == [6]
+    proposer = tree()
+    ended(proposer, sequence([0, 1, 2, 3, 4]))
+    assert draft(proposer, sequence([9, 2], id=7))[0] == [3]
+    ended(proposer, sequence([0, 8, 2, 5, 6], id=1))  # 2 ends at more places than 1 2 now
+    assert draft(proposer, sequence([9, 2, 5], id=7))[0] == [6]
 
 
 KEYS = st.tuples(st.sampled_from(["", "a", "b"]), st.just(""), st.sampled_from(["x", "y"]))

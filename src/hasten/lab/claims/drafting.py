@@ -91,11 +91,12 @@ def in_turns(engines: Mapping[str, Built], rounds: Sequence[Sequence[Request]], 
     found = {name: Times() for name in engines}
     for at, asked in enumerate(rounds):
         progress(f"round {at + 1} of {len(rounds)}", at / len(rounds))
-        spent = {name: [0.0, 0, 0] for name in engines}
+        spent = dict.fromkeys(engines, (0.0, 0, 0))
         for number, request in enumerate(asked):
             for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
                 seconds, tokens, steps = _answer(engines[name], request, found[name])
-                spent[name] = [spent[name][0] + seconds, spent[name][1] + tokens, spent[name][2] + steps]
+                before = spent[name]
+                spent[name] = (before[0] + seconds, before[1] + tokens, before[2] + steps)
         for name, (seconds, tokens, steps) in spent.items():
             found[name].seconds.append(seconds / tokens)
             found[name].tokens.append(tokens / steps)
