@@ -144,7 +144,7 @@ def test_drafted_trees_see_what_plain_decoding_sees(
         seam="decoding",
         summary="x",
         exact=True,
-        sets={"decoding.proposer": "guesses"},
+        sets={"decoding.proposers": ("guesses",)},
         make=lambda context, options: Guesses({f"r{i}": tokens for i, (tokens, _) in enumerate(want)}),
     )
     entry = SimpleNamespace(name="guesses", load=lambda: guesses)

@@ -104,7 +104,7 @@ def drafted(choices: list[str], said: str) -> str:
     for token in tokens:
         state.advance(token)
     seq = SimpleNamespace(id=0, constraint=state, tokens=np.array([1, *tokens], dtype=np.int32))
-    proposer = ForcedTokens(parts(), Options()).around(None)
+    proposer = ForcedTokens(parts(), Options())
     if not (budget := proposer.lookahead(seq)):  # type: ignore[arg-type]
         return ""
     [draft] = proposer.propose([seq], [budget], None)  # type: ignore[list-item]

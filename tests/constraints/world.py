@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 from tests.engine.fake import VOCABULARY, make_engine
 
+from hasten.engine.decoding.chain import chained
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.decoding.forced_tokens import ForcedTokens
 from hasten.engine.decoding.forced_tokens import Options as ForcedOptions
@@ -53,7 +54,8 @@ def policy(**options: Any) -> Pre3:
 
 def engine(*, forced: bool = False, proposer: Any = None, **knobs: Any) -> Engine:
     if forced:
-        proposer = ForcedTokens(parts(), ForcedOptions()).around(proposer)
+        ours = ForcedTokens(parts(), ForcedOptions())
+        proposer = chained([ours] if proposer is None else [ours, proposer])
     return make_engine(eos=frozenset({END}), constraint=knobs.pop("constraint", None) or policy(), proposer=proposer, **knobs)
 
 

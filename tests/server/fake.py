@@ -22,7 +22,8 @@ EURO = "€uro "
 
 class FakeEngine:
     """Tokens are bytes. Choice i starts at letter i. Words in the prompt make it misbehave: EURO (speak of €), BOOM (fail after
-    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses), NOWAY (its grammar is refused late).
+    three tokens), DIE (the engine dies after three), REJECT (the scheduler refuses), NOWAY (its grammar is refused late),
+    GUESS (draft two tokens a step).
     `script`: what it says instead, to its end."""
 
     def __init__(
@@ -90,6 +91,7 @@ class FakeEngine:
                 token = source[(said + (index if self.script is None else 0)) % len(source)]
                 over = self.script is not None and said + 1 == len(source)
                 out = TokenDelta(request.id, index, [token], finish="stop" if over else "length" if said + 1 >= limit else None)
+                out.drafted, out.accepted = (2, said % 2) if "GUESS" in text and sampling.speculate != 0 else (0, 0)
                 if "REJECT" in text:
                     out = TokenDelta(request.id, index, [], finish="rejected", error="its deadline has passed")
                 elif "NOWAY" in text:
@@ -122,6 +124,7 @@ class FakeEngine:
         return {
             "running": len(self.running), "waiting": 0, "free_blocks": 90, "total_blocks": 100, "steps_total": 7,
             "tokens_total": 8, "prefix_hit_tokens": 9, "preempted_total": 0,
+            "drafted_by_depth": [6, 2], "accepted_by_depth": [4, 1],
         }  # fmt: skip
 
     async def drain(self, timeout_s: float) -> None:

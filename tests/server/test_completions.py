@@ -94,3 +94,16 @@ def test_stop_and_best_of(client: OpenAI) -> None:
 def test_ends_where_the_context_ends(client: OpenAI) -> None:
     answer = client.completions.create(model="fake", prompt="x" * 510, max_tokens=1000)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("ab", "length")
+
+
+@pytest.mark.parametrize(("asked", "most"), [(None, None), (True, None), (False, 0), (0, 0), (5, 5)])
+def test_a_request_says_how_much_is_drafted(server: Running, client: OpenAI, asked: object, most: int | None) -> None:
+    client.completions.create(model="fake", prompt="x", max_tokens=1, extra_body={"speculate": asked})
+    assert server.engine.seen[-1].sampling.speculate == most
+
+
+def test_usage_says_what_was_drafted(client: OpenAI) -> None:
+    asked = {"model": "fake", "prompt": "GUESS", "max_tokens": 5, "n": 2}
+    details = client.completions.create(**asked).usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (4, 16)
+    assert client.completions.create(**asked, extra_body={"speculate": False}).usage.completion_tokens_details is None

@@ -44,6 +44,7 @@ def check(answer: httpx.Response, status: int, param: str | None = None, code: s
         ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", "10"), ("max_tokens", 10**30), ("max_tokens", True),
         ("min_tokens", -1), ("stream", "yes"), ("stream", 1), ("stream_options", {"include_usage": True}), ("priority", 0.5),
         ("cache_salt", 5), ("stop_token_ids", [-1]), ("ignore_eos", "no"), ("model", 5),
+        ("speculate", -1), ("speculate", "off"), ("speculate", 1.5), ("speculate", 10**30),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [CHAT, TEXT])

@@ -84,6 +84,8 @@ def test_metrics(make_server) -> None:
         "hasten_requests_running 0.0",
         "hasten_kv_blocks_free 90.0",
         "hasten_prefix_hit_tokens_total 9.0",
+        'hasten_drafted_tokens_total{depth="1"} 2.0',
+        'hasten_accepted_tokens_total{depth="0"} 4.0',
         "hasten_engine_up 1.0",
     ):
         assert line in answer.text.splitlines(), line

@@ -31,6 +31,7 @@ def generate(
         typer.Option("--grammar", metavar="FILE", help="What it must follow: a JSON Schema (.json), .lark, .gbnf or .regex."),
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
+    speculate: options.Speculate = None,
     with_: options.With = None,
     set_: options.Set = None,
     config: options.Config = None,
@@ -43,6 +44,7 @@ def generate(
     """Complete a prompt: the text to standard output as it comes, its speed to standard error."""
     stages = Stages()
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
+    asked.speculate = speculate
     from hasten.engine.request import SamplingParams
 
     sampling = SamplingParams(

@@ -31,6 +31,10 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings from a TOML file, as `hasten tune` writes; options win over it."),
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option(metavar="WORDS", help="Draft tokens and verify them together: ngram, suffix, both as ngram,suffix, or off."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")]
 LoadFormat = Annotated[str | None, typer.Option(help="auto, or dummy: random weights of the model's shapes.")]
@@ -57,6 +61,7 @@ class Asked:
     set_: list[str] | None
     settings: dict[str, object] = field(default_factory=dict)
     file: Path | None = None
+    speculate: str | None = None
 
     def _pairs(self) -> list[str]:
         return [f"{path}={value}" for path, value in self.settings.items() if value is not None] + (self.set_ or [])
@@ -64,7 +69,9 @@ class Asked:
     def config(self) -> EngineConfig:
         from hasten.engine.config import EngineConfig
 
-        return EngineConfig.build(self.model, with_=self.with_ or [], set_=self._pairs(), file=self.file)
+        return EngineConfig.build(
+            self.model, with_=self.with_ or [], set_=self._pairs(), file=self.file, speculate=self.speculate
+        )
 
     def load(self, *, progress: bool, stages: Stages | None = None) -> LLM:
         """The engine in this process. `stages`: gets to know how long each stage of it took."""

@@ -31,6 +31,7 @@ def serve(
     request_timeout: Annotated[float, typer.Option(min=0, help="Seconds a request may take; 0 is no limit.")] = 600.0,
     queue_limit: Annotated[int, typer.Option(min=1, help="Most unfinished requests; beyond it clients get 429.")] = 256,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish after SIGTERM.")] = 30.0,
+    speculate: options.Speculate = None,
     with_: options.With = None,
     set_: options.Set = None,
     config_file: options.Config = None,
@@ -44,6 +45,7 @@ def serve(
     began_s = time.perf_counter()
     body_limit_bytes = options.size_bytes(body_limit)
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
+    asked.speculate = speculate
     asked.settings["scheduling.queue_limit"] = queue_limit
     asked.settings["kv.memory_bytes"] = options.size_bytes(kv_memory) if kv_memory else None
     config = asked.config()

@@ -10,6 +10,7 @@ from hasten.engine.batch import Batch
 from hasten.engine.clock import Clock
 from hasten.engine.config import EngineConfig
 from hasten.engine.decoding.base import Policies, Sampler
+from hasten.engine.decoding.chain import chained
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
 from hasten.engine.kv.books import Books
@@ -80,13 +81,11 @@ def assemble(
     def policy(name: str | None) -> Any:
         return config.make(name, parts) if name is not None else None
 
-    proposer = policy(config.decoding.proposer)
-    if config.decoding.forced is not None:
-        proposer = policy(config.decoding.forced).around(proposer)
+    proposers = [policy(name) for name in _proposers(config)]
     decoding = Policies(
         sampler=sampler if sampler is not None else policy(config.decoding.sampler),
         constraint=policy(config.decoding.constraint),
-        proposer=proposer,
+        proposer=chained(proposers),
         controller=policy(config.decoding.controller),
     )
     return Engine(
@@ -110,14 +109,20 @@ def assemble(
     )
 
 
+def _proposers(config: EngineConfig) -> list[str]:
+    """In the order in which they are asked."""
+    forced = config.decoding.forced
+    return [*([forced] if forced is not None else []), *config.decoding.proposers]
+
+
 def require(config: EngineConfig, attention: AttentionPolicy) -> None:
     """Refuse what the attention policy's store cannot do, naming both sides."""
-    drafts = config.decoding.proposer or config.decoding.forced
+    drafts = _proposers(config)
     needs = [
         (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
         (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
-        (drafts is not None, "truncate", f"decoding.proposer={drafts}"),
-        (config.decoding.proposer is not None, "tree", f"decoding.proposer={config.decoding.proposer}"),
+        (bool(drafts), "truncate", ", ".join(drafts)),
+        (bool(config.decoding.proposers), "tree", ", ".join(config.decoding.proposers)),
     ]
     for wanted, feature, setting in needs:
         if wanted and feature not in attention.supports:

@@ -43,6 +43,7 @@ class Committer:
         self._events = events
         self._longest = longest
         self._eos = eos
+        self.acceptance = speculate.Acceptance()
 
     def commit(self, spans: list[Span], result: StepResult) -> list[tuple[Sequence, int]]:
         """Draw what `spans` wanted drawn; the sequences that got tokens, and how many each. Under the memory's lock."""
@@ -147,9 +148,11 @@ class Committer:
             self._ledger.cache(seq)  # in the order of the spans, as whoever ends in this step is cached
             self._executor.attention.after_prefill(seq)
         self._events.add(now, Kind.TOKENS, seq.id, len(tokens))
-        if span.draft is not None:
-            self._events.add(now, Kind.DRAFTED, seq.id, span.drafts, len(accepted))
         delta = TokenDelta(seq.request.id, seq.index, tokens, logprobs)
+        if span.draft is not None:
+            delta.drafted, delta.accepted = span.drafts, min(len(accepted), len(tokens))
+            self._events.add(now, Kind.DRAFTED, seq.id, delta.drafted, delta.accepted)
+            self.acceptance.add(speculate.depths(span.draft), delta.accepted)
         group = self._ledger.groups[seq.request.id]
         if began:
             delta.reused = group.reused

@@ -10,17 +10,25 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from hasten.engine.decoding.words import proposers
 from hasten.engine.kv.planes import DENSE, Form
-from hasten.engine.technique import ConfigError, Technique, find, refuse
+from hasten.engine.technique import ConfigError, Technique, decides, find, refuse
 
 BUILTIN = "builtin"
 """The model that is served when none is named."""
 BUILTINS = {BUILTIN: "builtin_model", "builtin-draft": "builtin_draft"}
 """Models that come with the package, and their folders in it."""
+
+
+def _names(value: Any) -> Any:
+    """A list of names, as it may be written in one piece of text; None: of none."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return () if value is None else value
 
 
 class Section(BaseModel):
@@ -81,9 +89,10 @@ class DecodingConfig(Section):
     sampler: str = "lossless"
     constraint: str | None = "pre3"
     """None refuses requests with a constraint."""
-    proposer: str | None = None
+    proposers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Who drafts tokens: the first that has some for a sequence. In text with commas between."""
     forced: str | None = None
-    """Drafts the tokens that constraints force, before those of the proposer."""
+    """Drafts the tokens that constraints force, before the proposers are asked."""
     controller: str | None = None
 
 
@@ -131,9 +140,11 @@ class EngineConfig(Section):
         set_: Iterable[str] | Mapping[str, Any] = (),
         base: EngineConfig | None = None,
         file: str | Path | None = None,
+        speculate: str | None = None,
     ) -> EngineConfig:
         """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on
-        stays as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins."""
+        stays as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins.
+        `speculate`: proposers in words (`decoding/words.py`), instead of any that `base` or `file` have; `off` for none."""
         config = base.model_copy(deep=True) if base is not None else cls()
         if file is not None:
             config._apply(*read_file(file))
@@ -142,6 +153,10 @@ class EngineConfig(Section):
         techniques = dict(parse_with(part) for text in with_ for part in text.split(",") if part)
         if file is not None:
             config._make_way(techniques)
+        if speculate is not None:
+            config._stop_speculating()
+            said = proposers(speculate)
+            techniques = {name: {**said.get(name, {}), **techniques.get(name, {})} for name in {**said, **techniques}}
         config._apply(techniques, dict(set_) if isinstance(set_, Mapping) else dict(_split(text) for text in set_))
         chosen = [find(name) for name in config.techniques]
         refuse(chosen)
@@ -153,7 +168,14 @@ class EngineConfig(Section):
         """Forget the techniques that decide what one of `techniques` decides otherwise."""
         sets = {path: value for name in techniques for path, value in find(name).sets.items()}
         for name in list(self.techniques):
-            if any(path in sets and sets[path] != value for path, value in find(name).sets.items()):
+            if any(path in sets and decides(value, sets[path]) for path, value in find(name).sets.items()):
+                del self.techniques[name]
+
+    def _stop_speculating(self) -> None:
+        """Forget the proposers there are."""
+        self.decoding.proposers = ()
+        for name in list(self.techniques):
+            if "decoding.proposers" in find(name).sets:
                 del self.techniques[name]
 
     def _apply(self, techniques: Mapping[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:
@@ -162,9 +184,15 @@ class EngineConfig(Section):
         self.techniques = {**self.techniques, **techniques}
         for technique in fresh:
             for path, value in technique.sets.items():
-                self.set(path, value)
+                self.set(path, self._more(path, value) if isinstance(value, tuple) else value)
         for path, value in settings.items():
             self.set(path, value)
+
+    def _more(self, path: str, value: tuple[str, ...]) -> tuple[str, ...]:
+        """The list at `path` with what it lacks of `value`."""
+        section, field = path.split(".")
+        have: tuple[str, ...] = getattr(getattr(self, section), field)
+        return (*have, *(name for name in value if name not in have))
 
     def set(self, path: str, value: Any) -> None:
         """Set the field at dotted `path`, checked; strings are read as the field's type."""

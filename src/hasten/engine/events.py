@@ -67,6 +67,9 @@ class Kind(IntEnum):
     """KV that was fetched for it from slower tiers is here [a: tokens, b: tokens that did not come]"""
 
 
+ENDS = frozenset({Kind.FINISHED, Kind.FAILED})
+"""The last event of every sequence is one of these."""
+
 COLUMNS = {"time_s": np.float64, "kind": np.int8, "sequence": np.int64, "a": np.float64, "b": np.float64}
 """Names and dtypes of the log's columns."""
 

@@ -77,6 +77,8 @@ class Frontend:
             delta.error,
             delta.reused,
             delta.prompt_logprobs,
+            delta.drafted,
+            delta.accepted,
         )
         stream.done = finish is not None
         return out, stopped_early

@@ -28,8 +28,8 @@ class LLM:
     >>> llm = LLM()                                     # the built-in model
     >>> llm.generate("def fibonacci(n):", SamplingParams(max_tokens=40, temperature=0))[0].text
 
-    `with_` and `set_` as in `EngineConfig.build`. Raises ConfigError or ModelError. Not for several threads at once; a server
-    uses `AsyncEngine`.
+    `with_`, `set_` and `speculate` as in `EngineConfig.build`. Raises ConfigError or ModelError. Not for several threads at
+    once; a server uses `AsyncEngine`.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class LLM:
         with_: Iterable[str] = (),
         set_: Iterable[str] | Mapping[str, Any] = (),
         config: EngineConfig | None = None,
+        speculate: str | None = None,
         progress: bool = False,
     ) -> None:
-        self.config = EngineConfig.build(model, with_=with_, set_=set_, base=config)
+        self.config = EngineConfig.build(model, with_=with_, set_=set_, base=config, speculate=speculate)
         self.tokenizer: Tokenizer
         self.chat_template: ChatTemplate | None
         self.tokenizer, self.chat_template = load_text(self.config.model)
@@ -159,6 +160,8 @@ def _collect(completion: Completion, delta: Delta, times: list[float], now: floa
     choice.logprobs += delta.logprobs
     choice.finish = delta.finish or choice.finish
     completion.reused = max(completion.reused, delta.reused)
+    completion.drafted += delta.drafted
+    completion.accepted += delta.accepted
     if delta.prompt_logprobs is not None:
         completion.prompt_logprobs = delta.prompt_logprobs
     if delta.tokens:

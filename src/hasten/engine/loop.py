@@ -104,8 +104,8 @@ class Engine:
     def unfinished(self) -> int:
         return self._inbox.unfinished
 
-    def stats(self) -> dict[str, float]:
-        """Counters since the start, and the state now, for metrics and consoles."""
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start, and the state now, for metrics and consoles. Lists are of depths of drafts."""
         counts, sums = self.events.counts, self.events.sums
         reuse = self.ledger.books.reuse
         states = [seq.state for seq in list(self.ledger.sequences.values())]
@@ -122,6 +122,8 @@ class Engine:
             "prefix_hit_tokens": sums[Kind.REUSED],
             "preempted_total": counts[Kind.PREEMPTED] + counts[Kind.SWAPPED],
             "drafted_total": sums[Kind.DRAFTED],
+            "drafted_by_depth": self.committer.acceptance.drafted.tolist(),
+            "accepted_by_depth": self.committer.acceptance.accepted.tolist(),
             "finished_total": counts[Kind.FINISHED],
             "failed_total": counts[Kind.FAILED],
             **(reuse.counts() if isinstance(reuse, Tiered) else {}),

@@ -23,8 +23,9 @@ class TokenDelta:
     """New tokens of sequence `index` of a request, as the loop commits them (no text yet).
 
     `finish`: None while it goes on, else stop, length, cancelled, error or rejected; `error` says what went wrong.
-    `reused`: prompt tokens whose KV was found in a cache. `prompt_logprobs` comes once, with the first delta of index 0; its
-    first entry is None, since nothing predicts the first token."""
+    `reused`: prompt tokens whose KV was found in a cache. `drafted`, `accepted`: tokens that were guessed for these, and
+    how many of them are among these. `prompt_logprobs` comes once, with the first delta of index 0; its first entry is None,
+    since nothing predicts the first token."""
 
     request_id: str
     index: int
@@ -36,6 +37,8 @@ class TokenDelta:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     last: bool = False
     """Nothing more comes of this request."""
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Delta:
     error: str | None = None
     reused: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -68,7 +73,8 @@ class Choice:
 
 @dataclass(slots=True)
 class Completion:
-    """One finished request; `choices` by index. Times in seconds: to the first token, and per token after it (mean)."""
+    """One finished request; `choices` by index. Times in seconds: to the first token, and per token after it (mean). `drafted`,
+    `accepted`: tokens of all its sequences that were guessed, and that were guessed right."""
 
     request_id: str
     prompt_tokens: list[int]
@@ -77,6 +83,8 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def text(self) -> str:

@@ -63,7 +63,8 @@ class SamplingParams:
     temperature. Penalties act on the raw logits: repetition (multiplicative, over prompt and output; Keskar et al., 2019),
     presence and frequency (additive, over the output, as in the OpenAI API). `max_tokens` None means until the context is
     full. `constraint`: a `ConstraintSpec` (decoding/constraints/spec.py), or a dict that is a JSON Schema. `logprobs` asks for
-    the chosen token's log-probability and that many alternatives, taken from the raw logits.
+    the chosen token's log-probability and that many alternatives, taken from the raw logits. `speculate`: most tokens drafted
+    in a step for each sequence, 0 for none; None leaves it to the engine. It changes no token.
     """
 
     max_tokens: int | None = None
@@ -84,6 +85,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     constraint: Any = None
+    speculate: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -102,6 +104,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 _count(name, value, 0, MAX_LOGPROBS)
+        if self.speculate is not None:
+            _count("speculate", self.speculate, 0)
         if isinstance(self.constraint, dict):
             object.__setattr__(self, "constraint", _schema(self.constraint))
         if isinstance(self.stop, str):

@@ -25,7 +25,7 @@ _MODELLED = {
     "weights.store": ("dense",),
     "depth.policy": ("all-blocks",),
     "decoding.sampler": ("lossless",),
-    "decoding.proposer": (None,),
+    "decoding.proposers": ((),),
     "decoding.forced": (None,),
     "decoding.controller": (None,),
 }

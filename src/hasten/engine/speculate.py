@@ -13,6 +13,22 @@ from hasten.engine.decoding.base import Drawn, Row
 from hasten.engine.kv.base import Ints
 from hasten.engine.sequence import Draft, Sequence, Span
 
+DEEPEST = 16
+"""Depth from which on drafts are counted together."""
+
+
+class Acceptance:
+    """How many tokens were drafted and accepted so far at each depth, from 0 on: int64 [DEEPEST]."""
+
+    def __init__(self) -> None:
+        self.drafted = np.zeros(DEEPEST, dtype=np.int64)
+        self.accepted = np.zeros(DEEPEST, dtype=np.int64)
+
+    def add(self, depths: Ints, accepted: int) -> None:
+        """A draft was verified whose tokens lie at these depths: `accepted` of them, on one path, were right."""
+        self.drafted += np.bincount(np.minimum(depths, DEEPEST - 1), minlength=DEEPEST)
+        self.accepted += np.bincount(np.minimum(np.arange(accepted), DEEPEST - 1), minlength=DEEPEST)
+
 
 def prune(draft: Draft, sequence: Sequence, budget: int) -> Draft | None:
     """The part of a draft that its constraint allows and the budget covers; None when nothing is left."""

@@ -28,7 +28,8 @@ class ConfigError(ValueError):
 class Technique:
     """What a technique's file says of it.
 
-    `exact`: gives the plain engine's tokens. `sets`: config paths and the values that switch it on. `options`: a dataclass of
+    `exact`: gives the plain engine's tokens. `sets`: config paths and the values that switch it on; a tuple is added to what a
+    list of parts holds already. `options`: a dataclass of
     its knobs, filled from `--with name:knob=value`; a field's `metadata={"search": values}` says what a search for the best
     value should try. `make(context, options)` builds the policy object; the context depends on
     the seam (see its `base.py`). `form(options)`: of an attention policy, how its keys and values lie in the pool
@@ -90,6 +91,11 @@ def all_techniques() -> list[Technique]:
     return sorted(found, key=lambda t: (SEAMS.index(t.seam) if t.seam in SEAMS else len(SEAMS), t.name))
 
 
+def decides(one: Any, other: Any) -> bool:
+    """Whether two techniques that set one field to these values decide it differently; lists take both."""
+    return bool(one != other) and not isinstance(one, tuple)
+
+
 def refuse(techniques: Iterable[Technique]) -> None:
     """Raise ConfigError naming the first two techniques that cannot work together, or one whose requirement is missing."""
     chosen = list(techniques)
@@ -103,5 +109,5 @@ def refuse(techniques: Iterable[Technique]) -> None:
             if reason:
                 raise ConfigError(f"{one.name} and {other.name} cannot run together: {reason}")
             for path in one.sets.keys() & other.sets.keys():
-                if one.sets[path] != other.sets[path]:
+                if decides(one.sets[path], other.sets[path]):
                     raise ConfigError(f"{one.name} and {other.name} cannot run together: both decide {path}")

@@ -9,6 +9,7 @@ healing"). O(forced text) a step, and nothing for a sequence without a constrain
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.engine.decoding.constraints.policy import tokenizer_of
+from hasten.engine.events import ENDS, Event
 from hasten.engine.request import BadRequest
 from hasten.engine.sequence import Draft, Sequence
 from hasten.engine.technique import Technique
 
 if TYPE_CHECKING:
     from hasten.engine.build import Parts
-    from hasten.engine.decoding.base import ConstraintState, Proposer
+    from hasten.engine.decoding.base import ConstraintState
     from hasten.engine.executors.base import StepResult
+    from hasten.engine.scheduling.base import View
 
 BEFORE = 4  # tokens of context that forced text is split with
 HEALED = 4  # last tokens for which a longer one may be legal
@@ -37,19 +40,14 @@ class Options:
 
 
 class ForcedTokens:
-    """A proposer; where nothing is forced, the one it stands `around` is asked."""
+    learns_from = ENDS
 
     def __init__(self, parts: Parts, options: Options) -> None:
         self._parts = parts
         self._most = options.most
-        self._inner: Proposer | None = None
         self._lengths: Any = None
         self._found: dict[int, list[int]] = {}
         """By sequence, what `lookahead` saw in the step being planned."""
-
-    def around(self, inner: Proposer | None) -> ForcedTokens:
-        self._inner = inner
-        return self
 
     def lookahead(self, sequence: Sequence) -> int:
         forced = self._forced(sequence) if sequence.constraint is not None else []
@@ -57,23 +55,18 @@ class ForcedTokens:
             self._found[sequence.id] = forced
             return len(forced)
         self._found.pop(sequence.id, None)
-        return self._inner.lookahead(sequence) if self._inner is not None else 0
+        return 0
 
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
-        drafts: list[Draft | None] = [None] * len(sequences)
-        others = []
-        for i, sequence in enumerate(sequences):
-            forced = self._found.get(sequence.id)
-            if forced is None:
-                others.append(i)
-            else:
-                drafts[i] = Draft(np.array(forced[: budgets[i]], dtype=np.int32))
-        self._found.clear()
-        if others and self._inner is not None:
-            guessed = self._inner.propose([sequences[i] for i in others], [budgets[i] for i in others], last)
-            for i, draft in zip(others, guessed, strict=True):
-                drafts[i] = draft
-        return drafts
+        found = [self._found.pop(sequence.id, None) for sequence in sequences]
+        return [
+            Draft(np.array(forced[:budget], dtype=np.int32)) if forced is not None else None
+            for forced, budget in zip(found, budgets, strict=True)
+        ]
+
+    def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
+        self._found.pop(event.sequence, None)
+        return ()
 
     def _forced(self, sequence: Sequence) -> list[int]:
         text = sequence.constraint.forced_bytes()
@@ -129,7 +122,7 @@ class ForcedTokens:
 TECHNIQUE = Technique(
     name="forced-tokens",
     seam="decoding",
-    summary="tokens that a constraint forces are drafted together; around any other proposer",
+    summary="tokens that a constraint forces are drafted together, before any other proposer is asked",
     exact=True,
     sets={"decoding.forced": "forced-tokens"},
     options=Options,

@@ -90,7 +90,7 @@ class Planner:
         ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
         ledger.events.subscribe(lambda event: self._ranking.touch(event.sequence), order.stale_on)
-        for policy in dict.fromkeys((lengths, order, batching, residency)):
+        for policy in dict.fromkeys((lengths, order, batching, residency, budget)):
             if isinstance(policy, Learner):
                 ledger.events.subscribe(partial(self._teach, policy), policy.learns_from)
 
@@ -207,10 +207,12 @@ class Planner:
         return self._workflows.of(sequence)
 
     def lookahead(self, sequence: Sequence) -> int:
-        if self._budget is None:
-            return 0
         # The step commits one token beyond the accepted drafts.
-        return max(0, min(self._budget.lookahead(sequence), self.room(sequence) - 1))
+        most = self.room(sequence) - 1
+        asked = sequence.request.sampling.speculate
+        if asked is not None:
+            most = min(most, asked)
+        return max(0, min(self._budget.lookahead(sequence), most)) if self._budget is not None and most > 0 else 0
 
     def cost(self, plan: StepPlan) -> float:
         return self.price(shape_of_plan(plan))
@@ -331,11 +333,26 @@ class Planner:
     def short(self, plan: StepPlan) -> int:
         return self.blocks_for(plan.work) - self.free_blocks
 
+    def _shrink_drafts(self, plan: StepPlan, short: int) -> int:
+        """Give up drafted tokens, the last sequence's first, as far as that frees blocks: nobody is to lose memory for a guess.
+        How many blocks are short still."""
+        for work in reversed(plan.work):
+            if short <= 0:
+                break
+            if not work.drafts:
+                continue
+            need, least = self.blocks_for([work]), self.blocks_for([Work(work.sequence, work.count, work.kind)])
+            while short > 0 and need > least:
+                work.drafts -= 1
+                fewer = self.blocks_for([work])
+                short, need = short - (need - fewer), fewer
+        return short
+
     def _make_room(self, plan: StepPlan) -> bool:
         """Carry out the residency's transfers until the plan fits, and leave out what does not; whether anything was moved."""
         any_moved = False
         for _ in range(_ROUNDS):
-            short = self.short(plan)
+            short = self._shrink_drafts(plan, self.short(plan))
             if short > 0:
                 self._ledger.events.add(self.now, Kind.MEMORY_LOW, -1, short)
             transfers = self._transfers(plan, short)

@@ -218,9 +218,14 @@ def in_options(config: EngineConfig) -> str:
     ]
     plain = dict(_flat(EngineConfig()))
     for name in config.techniques:
-        plain |= find(name).sets
+        for path, value in find(name).sets.items():
+            plain[path] = (*plain[path], *value) if isinstance(value, tuple) else value
     options = [f"--with {name}" for name in with_]
-    options += [f"--set {path}={value}" for path, value in _flat(config) if plain[path] != value and path != "model.path"]
+    options += [
+        f"--set {path}={','.join(value) if isinstance(value, tuple) else value}"
+        for path, value in _flat(config)
+        if plain[path] != value and path != "model.path"
+    ]
     return " ".join(options) or "the plain engine"
 
 

@@ -43,6 +43,15 @@ class _EngineState(Collector):
         ("hasten_kv_loads_failed", "Chunks that were to be loaded and had to be computed", "loads_failed"),
     )
 
+    by_depth = (
+        (
+            "hasten_drafted_tokens",
+            "Tokens that were drafted and verified, by how many drafted ones come before",
+            "drafted_by_depth",
+        ),
+        ("hasten_accepted_tokens", "Those of them that were right", "accepted_by_depth"),
+    )
+
     def __init__(self, engine: HasStats) -> None:
         self._engine = engine
 
@@ -55,6 +64,11 @@ class _EngineState(Collector):
         for name, text, key in self.counters:
             if key in stats:
                 yield CounterMetricFamily(name, text, float(stats[key]))
+        for name, text, key in self.by_depth:
+            family = CounterMetricFamily(name, text, labels=["depth"])
+            for depth, count in enumerate(stats.get(key, ())):
+                family.add_metric([str(depth)], float(count))
+            yield family
 
 
 class Metrics:
@@ -97,6 +111,7 @@ class Meter:
         self._first_s: float | None = None
         self._choices: dict[int, list[float]] = {}  # index -> [time of first token, time of last, tokens]
         self._cached: dict[int, int] = {}
+        self._drafted = self._accepted = 0
         self.prompt_tokens = 0
         self.tokens = 0
         self._slo = SLO()
@@ -109,6 +124,8 @@ class Meter:
     def add(self, prompt: int, choice: int, delta: Delta) -> None:
         if delta.reused > self._cached.get(prompt, 0):
             self._cached[prompt] = delta.reused
+        self._drafted += delta.drafted
+        self._accepted += delta.accepted
         count = len(delta.tokens)
         if not count:
             return
@@ -124,12 +141,18 @@ class Meter:
             times[2] += count
 
     def usage(self) -> dict[str, Any]:
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.tokens,
             "total_tokens": self.prompt_tokens + self.tokens,
             "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
         }
+        if self._drafted:
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": self._accepted,
+                "rejected_prediction_tokens": self._drafted - self._accepted,
+            }
+        return usage
 
     def finish(self, outcome: str) -> None:
         """Count the request; latencies only of what was answered in full, so that refusals do not flatter them."""

@@ -47,6 +47,15 @@ def _bias(value: Any) -> dict[int, float]:
     return bias
 
 
+def _speculate(value: Any) -> int | None:
+    """`speculate`: false, true (as the server does by itself), or the most tokens drafted in a step."""
+    if isinstance(value, bool):
+        return None if value else 0
+    if value is not None and (not isinstance(value, int) or value < 0):
+        raise PydanticCustomError("speculate", "should be false, true or the most tokens to draft in a step")
+    return value
+
+
 def _prompt(value: Any) -> list[str | list[int]]:
     """`prompt` as a list of prompts, all text or all token ids."""
     if isinstance(value, str):
@@ -124,6 +133,7 @@ class SamplingBody(StructuredBody, PlacementBody):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    speculate: Annotated[int | None, PlainValidator(_speculate)] = None
 
     @property
     def usage_wanted(self) -> bool:
@@ -140,7 +150,7 @@ class SamplingBody(StructuredBody, PlacementBody):
         """The engine's parameters; what the client left out (or sent as null) takes the engine's default."""
         for name in (
             "temperature", "top_p", "n", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "top_k",
-            "min_p", "repetition_penalty", "min_tokens", "ignore_eos",
+            "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "speculate",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
