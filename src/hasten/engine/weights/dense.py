@@ -45,7 +45,7 @@ class DenseWeights:
         self._context = context
         native = weight.device.type == "cpu" and context.kernels.name != "reference"
         self._few = 2**31 if context.deterministic else _FEW_ROWS if native else 0
-        self._packed = weight.device.type == "cpu" and self._few == 0 and _can_pack(weight.dtype)
+        self._packed = weight.device.type == "cpu" and self._few == 0 and can_pack(weight.dtype)
         self._weight = self._pack(weight)
 
     def _pack(self, weight: Tensor) -> Tensor:
@@ -129,7 +129,8 @@ class DenseEmbedding:
         return F.embedding(ids, self.weight)
 
 
-def _can_pack(dtype: torch.dtype) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies packed weights of this dtype here."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -11,6 +11,8 @@ from statistics import median
 
 import torch
 
+from hasten.engine.weights.dense import can_pack
+
 
 def seconds(work: Callable[[], object], at_least_s: float = 0.3, at_least: int = 5) -> list[float]:
     """Durations of repeated calls, after two that do not count."""
@@ -38,7 +40,8 @@ def processor() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`read` bytes/s of streaming reads; `matmul` FLOP/s of a packed oneDNN product in the run dtype."""
+    """`read` bytes/s of streaming reads; `matmul` FLOP/s of a packed oneDNN product in the run dtype, or in float32 on a
+    processor that has no instructions for that."""
 
     read: float
     matmul: float
@@ -46,6 +49,8 @@ class Limits:
 
 def measure(dtype: torch.dtype = torch.bfloat16) -> Limits:
     """Both limits, each the median of about 0.3 s. The read buffer (400 MB) is larger than any cache."""
+    if not can_pack(dtype):
+        dtype = torch.float32
     block = torch.ones(100_000_000, dtype=torch.float32)
     read = block.nbytes / median(seconds(block.sum))
     x = torch.randn(512, 2048).to(dtype)
