@@ -2,10 +2,12 @@
 #
 #   PYTHON=python3.12   the interpreter to create the environment with (otherwise the first suitable one found)
 #   VENV=path           where the environment is (.venv)
+#   JOBS=2              how many tests run at a time
 #   ARGS="..."          more arguments for `hasten serve`, `hasten bench` or pytest
 
 VENV ?= .venv
 PYTHON ?=
+JOBS ?= 2
 ARGS ?=
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -30,7 +32,7 @@ serve: $(STAMPS)/native ## set up if needed and start the server with the built-
 	@$(BIN)/hasten serve $(ARGS)
 
 test: $(STAMPS)/native lint types ## lint, types and all tests, as continuous integration runs them
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMPS)/dev ## ruff: rules and format
 	$(BIN)/ruff check

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # read when torch is imported; threads of torch's that wait for each other's cores take ages
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

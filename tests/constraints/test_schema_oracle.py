@@ -95,17 +95,24 @@ def documents(draw: Any) -> Any:
 @given(documents(), st.lists(VALUES, min_size=5, max_size=25), st.integers(0, 2**32))
 def test_verdicts_are_those_of_jsonschema(schema: Any, values: list[Any], seed: int) -> None:
     validator = jsonschema.Draft202012Validator(schema)
+
+    def valid(value: Any) -> bool | None:
+        try:
+            return validator.is_valid(value)
+        except RecursionError:  # something that it looks at is defined by itself, even if it does not matter
+            return None
+
     try:
         grammar = compiled(schema)
     except Unsatisfiable:
-        assert not [value for value in values if validator.is_valid(value)]
+        assert not [value for value in values if valid(value)]
         return
     except GrammarError:
         return  # refused, or defined by itself
     for value in values:
-        assert allows(grammar, value) is validator.is_valid(value), value
+        assert allows(grammar, value) is valid(value) or valid(value) is None, value
     for attempt in range(3):
         text = walk(grammar, seed + attempt)
         # Beyond a float's digits jsonschema sees another number.
         if text is not None and not re.search(r"\d{15}|\d\.\d{12}", text):
-            assert validator.is_valid(json.loads(text)), text
+            assert valid(json.loads(text)) is not False, text

@@ -233,6 +233,7 @@ class _Parser:
         negated = self.take("^")
         ranges: list[tuple[int, int]] = []
         while not self.take("]"):
+            self.limits.check()
             if not self.peek():
                 self.at = start
                 raise self.error("'[' without a ']'")
