@@ -2,12 +2,12 @@
 #
 #   PYTHON=python3.12   the interpreter to create the environment with (otherwise the first suitable one found)
 #   VENV=path           where the environment is (.venv)
-#   JOBS=3              how many tests run at a time
+#   JOBS=2              how many tests run at a time
 #   ARGS="..."          more arguments for `hasten serve`, `hasten bench` or pytest
 
 VENV ?= .venv
 PYTHON ?=
-JOBS ?= 3
+JOBS ?= 2
 ARGS ?=
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
