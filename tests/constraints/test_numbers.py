@@ -108,4 +108,4 @@ def test_large_moduli_compile_in_time():
     start = time.perf_counter()
     language = Language(numbers.multiple_of(9973))
     assert language.match(str(9973 * 12345).encode())[1] and not language.match(b"9974")[1]
-    assert time.perf_counter() - start < 5.0
+    assert time.perf_counter() - start < 2.0

@@ -47,6 +47,12 @@ def test_words_overrule_what_a_file_or_base_has(tmp_path: Path) -> None:
         assert same.decoding.proposers == ("suffix-tree",)
 
 
+def test_off_beside_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="speculate=off and prompt-lookup cannot run together"):
+        EngineConfig.build(speculate="off", with_=["prompt-lookup:most=4"])
+    assert EngineConfig.build(speculate="off", with_=["forced-tokens"]).decoding.proposers == ()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

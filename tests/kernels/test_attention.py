@@ -20,7 +20,7 @@ worlds = st.fixed_dictionaries(
     dict(
         kv_heads=st.sampled_from([1, 2, 3]),
         group=st.sampled_from([1, 2, 3, 4, 7, 8]),
-        dim=st.sampled_from([8, 16, 24, 32, 40, 64, 72, 80, 96, 128, 136, 256]),
+        dim=st.sampled_from([8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 128, 136, 256]),
         block_size=st.sampled_from([8, 16, 32, 40]),
         spans=st.integers(1, 4),
         longest=st.sampled_from([0, 3, 40, 300, 700]),

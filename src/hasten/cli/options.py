@@ -33,7 +33,10 @@ Config = Annotated[
 ]
 Speculate = Annotated[
     str | None,
-    typer.Option(metavar="WORDS", help="Draft tokens and verify them together: ngram, suffix, both as ngram,suffix, or off."),
+    typer.Option(
+        metavar="WORDS",
+        help="Draft tokens, verified together: ngram, suffix, draft, draft:MODEL, several as ngram,draft, or off.",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")]

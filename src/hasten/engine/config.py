@@ -156,6 +156,9 @@ class EngineConfig(Section):
         if speculate is not None:
             config._stop_speculating()
             said = proposers(speculate)
+            named = next((name for name in techniques if "decoding.proposers" in find(name).sets), None)
+            if named is not None and not said:
+                raise ConfigError(f"speculate={speculate.strip()} and {named} cannot run together: name one of them")
             techniques = {name: {**said.get(name, {}), **techniques.get(name, {})} for name in {**said, **techniques}}
         config._apply(techniques, dict(set_) if isinstance(set_, Mapping) else dict(_split(text) for text in set_))
         chosen = [find(name) for name in config.techniques]

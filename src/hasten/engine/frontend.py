@@ -78,7 +78,7 @@ class Frontend:
             delta.reused,
             delta.prompt_logprobs,
             delta.drafted,
-            delta.accepted,
+            min(delta.accepted, len(tokens)),
         )
         stream.done = finish is not None
         return out, stopped_early

@@ -39,16 +39,16 @@ class SpanMaker:
         works = [w for w in plan.work if w.drafts and not self._ledger.will_split(w.sequence)]
         if not works or self._proposer is None:
             return {}
+        found = {}
         try:
             proposed = self._proposer.propose([w.sequence for w in works], [w.drafts for w in works], last)
+            for work, draft in zip(works, proposed, strict=True):
+                pruned = speculate.prune(draft, work.sequence, work.drafts) if draft is not None else None
+                if pruned is not None:
+                    found[work.sequence.id] = pruned
         except Exception:  # a guess is never needed
             _log.exception("the proposer failed; this step runs without drafts")
             return {}
-        found = {}
-        for work, draft in zip(works, proposed, strict=True):
-            pruned = speculate.prune(draft, work.sequence, work.drafts) if draft is not None else None
-            if pruned is not None:
-                found[work.sequence.id] = pruned
         return found
 
     def _span(self, work: Work, draft: Draft | None) -> Span:

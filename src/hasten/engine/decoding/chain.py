@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from hasten.engine.sequence import Draft, Sequence
 if TYPE_CHECKING:
     from hasten.engine.executors.base import StepResult
     from hasten.engine.scheduling.base import View
+
+_log = logging.getLogger(__name__)
 
 
 class Chain:
@@ -50,7 +53,10 @@ class Chain:
             self._whose.pop(event.sequence, None)
         for learner in self._learners:
             if event.kind in learner.learns_from:
-                learner.learn(event, sequence, view)
+                try:
+                    learner.learn(event, sequence, view)
+                except Exception:
+                    _log.exception("%s could not learn from %s", type(learner).__name__, event)
         return ()
 
 

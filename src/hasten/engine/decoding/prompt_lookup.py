@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hasten.engine.scheduling.base import View
 
 AT_ONCE = 2048
-"""Tokens read of a sequence while one step is planned, some milliseconds' worth: a long prompt is read in several steps."""
+"""Tokens read of a sequence while one step is planned, some 10 ms' worth: a long prompt is read in several steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class Outputs:
     def _drop(self, page: Page) -> None:
         del self._pages[page]
         self.tokens -= page.tokens
+        page.automaton = SuffixAutomaton()  # places of sequences that wait keep the page for long
         self._of[page.key].remove(page)
         if not self._of[page.key]:
             del self._of[page.key]

@@ -38,25 +38,44 @@ def returning(view: View) -> tuple[float, float, int] | None:
     return min((rank(seq, view) for seq in view.in_state(State.SWAPPED)), default=None)
 
 
-def decodes(running: Seq[Sequence], view: View) -> tuple[list[Work], list[Sequence]]:
-    """One token, and what speculation adds, for each sequence that decodes, within the limits of a step; and the sequences
-    whose prompts are begun."""
-    works: list[Work] = []
+def for_drafts(served: int, prompts: bool, beside: int, view: View) -> int:
+    """Tokens that drafts may take of a step in which so many sequences decode: all that is left where there are no `prompts` to
+    compute, else half of what is left of the tokens of such a step, so that neither waits for the other."""
+    limit = view.limits.tokens
+    return max(0, min(beside, limit) - served) // 2 if prompts else limit - served
+
+
+def decode(seq: Sequence, view: View, spare: int) -> Work:
+    """The next token of a sequence that decodes, and of what it would have verified with it `spare` tokens at most."""
+    drafts = min(view.lookahead(seq), spare)
+    return Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts)
+
+
+def decodes(running: Seq[Sequence], view: View, prompts: bool, beside: int) -> tuple[list[Work], list[Sequence]]:
+    """One token for each sequence that decodes, within the limits of a step, and then what speculation adds (`for_drafts`); and
+    the sequences whose prompts are begun."""
+    decoding: list[Sequence] = []
     begun: list[Sequence] = []
-    rows, tokens = view.limits.rows, view.limits.tokens
     for seq in running:
-        if not seq.decoding:
-            begun.append(seq)
-        elif rows and tokens:
-            drafts = min(view.lookahead(seq), tokens - 1)
-            works.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
-            tokens -= 1 + drafts
-            rows -= 1
+        (decoding if seq.decoding else begun).append(seq)
+    served = decoding[: min(view.limits.rows, view.limits.tokens)]
+    spare = for_drafts(len(served), prompts, beside, view)
+    works = []
+    for seq in served:
+        works.append(decode(seq, view, spare))
+        spare -= works[-1].drafts
     return works, begun
 
 
+def _running(ranked: Seq[Sequence]) -> tuple[list[Sequence], bool]:
+    """Who runs, and whether there are prompts to compute, of running sequences or waiting ones."""
+    running = [seq for seq in ranked if seq.state is State.RUNNING]
+    return running, len(running) < len(ranked) or not all(seq.decoding for seq in running)
+
+
 def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
-    works, begun = decodes([seq for seq in ranked if seq.state is State.RUNNING], view)
+    running, prompts = _running(ranked)
+    works, begun = decodes(running, view, prompts, budget.beside)
     plan = StepPlan(works)
     free = view.free_blocks
     if budget.fits:
@@ -101,8 +120,8 @@ def stall_free(ranked: Seq[Sequence], view: View, budget: Budget) -> StepPlan:
 
 
 def by_rank(ranked: Seq[Sequence], view: View, budget: Budget, tenure: Tenure) -> StepPlan:
-    running = [seq for seq in ranked if seq.state is State.RUNNING]
-    works, begun = decodes(running, view)
+    running, prompts = _running(ranked)
+    works, begun = decodes(running, view, prompts, budget.beside)
     if len(works) == len(ranked):
         return StepPlan(works)
     return _ByRank(running, works, view, budget, tenure).compose(ranked, len(begun))

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from itertools import chain
 
 from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind
+from hasten.engine.scheduling.composing import decode, for_drafts
 from hasten.engine.sequence import Sequence, State
 
 
@@ -34,7 +35,7 @@ class FramedStep:
         for seq in ranked:
             if seq.state is State.RUNNING:
                 (decoding if seq.decoding else begun).append(seq)
-        tokens = self._decode(decoding)
+        tokens = self._decode(decoding, prompts=len(decoding) < len(ranked))
         if len(self._decodes) == len(ranked) or not tokens:
             return StepPlan(self._decodes)
         used = sum(work.count + work.drafts for work in self._decodes)
@@ -64,18 +65,19 @@ class FramedStep:
             tokens -= count
         return StepPlan(self._decodes + self._prompts)
 
-    def _decode(self, decoding: list[Sequence]) -> int:
+    def _decode(self, decoding: list[Sequence], prompts: bool) -> int:
         """Plan the decodes, members first; the tokens that the limits leave."""
         view, members = self._view, self._members
-        tokens = view.limits.tokens
         if len(decoding) > self._rows:
             decoding.sort(key=lambda seq: seq.id not in members)
-        for seq in decoding[: self._rows]:
-            if tokens <= 0:
-                break
-            drafts = min(view.lookahead(seq), tokens - 1)
-            self._decodes.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
-            tokens -= 1 + drafts
+        served = decoding[: min(self._rows, view.limits.tokens)]
+        spare = for_drafts(len(served), prompts, self._chunk, view)
+        tokens = view.limits.tokens
+        for seq in served:
+            work = decode(seq, view, spare)
+            self._decodes.append(work)
+            spare -= work.drafts
+            tokens -= 1 + work.drafts
         self._paused = [seq for seq in decoding[len(self._decodes) :] if seq.id not in members]
         return tokens
 

@@ -212,7 +212,13 @@ class Planner:
         asked = sequence.request.sampling.speculate
         if asked is not None:
             most = min(most, asked)
-        return max(0, min(self._budget.lookahead(sequence), most)) if self._budget is not None and most > 0 else 0
+        if self._budget is None or most <= 0:
+            return 0
+        try:
+            return max(0, min(self._budget.lookahead(sequence), most))
+        except Exception:
+            _log.exception("the proposer failed; nothing is drafted")
+            return 0
 
     def cost(self, plan: StepPlan) -> float:
         return self.price(shape_of_plan(plan))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence as Seq
 
 from hasten.engine.scheduling.base import StepPlan, View, Work, WorkKind, rank
-from hasten.engine.scheduling.composing import returning
+from hasten.engine.scheduling.composing import decodes, returning
 from hasten.engine.sequence import Sequence, State
 from hasten.engine.technique import Technique
 
@@ -44,12 +44,7 @@ class WholePrompts:
             budget -= count
         if plan.work:
             return plan
-        for seq in decoding[:rows]:
-            drafts = max(0, min(view.lookahead(seq), budget - 1))
-            if budget < 1:
-                break
-            plan.work.append(Work(seq, 1, WorkKind.VERIFY if drafts else WorkKind.DECODE, drafts))
-            budget -= 1 + drafts
+        plan.work, _ = decodes(decoding, view, prompts=False, beside=budget)
         return plan
 
     def steady(self, plan: StepPlan, view: View) -> float:
