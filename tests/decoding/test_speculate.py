@@ -71,10 +71,10 @@ def test_what_is_no_word_is_refused(text: str, said: str) -> None:
 
 def test_a_word_may_take_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(words.WORDS, "short", ("prompt-lookup", "most"))
-    assert words.proposers("suffix,short:5") == {"suffix-tree": {}, "prompt-lookup": {"most": "5"}}
-    assert words.proposers("short") == {"prompt-lookup": {}}
+    assert words.techniques("suffix,short:5") == {"suffix-tree": {}, "prompt-lookup": {"most": "5"}}
+    assert words.techniques("short") == {"prompt-lookup": {}}
     with pytest.raises(ConfigError, match="should be written short or short:MOST"):
-        words.proposers("short:")
+        words.techniques("short:")
 
 
 def test_lists_are_written_as_text_and_read_again() -> None:

@@ -193,8 +193,8 @@ def make_engine(
     clock: Clock | None = None,
     **policies: Any,
 ) -> Engine:
-    """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, constraint or
-    controller. `group`: blocks of a block group; 0: a free list. `make_reuse`: instead of the prefix tree."""
+    """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, governor,
+    constraint or controller. `group`: blocks of a block group; 0: a free list. `make_reuse`: instead of the prefix tree."""
     import threading
 
     executor = FakeExecutor(blocks, block_size, host_blocks, seed)
@@ -223,6 +223,7 @@ def make_engine(
             LosslessSampler(ReferenceKernels(), VOCABULARY, eos),
             constraint=policies.get("constraint"),
             proposer=policies.get("proposer"),
+            governor=policies.get("governor"),
             controller=policies.get("controller"),
         ),
         limits=Limits(tokens, rows),

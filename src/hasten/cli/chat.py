@@ -28,6 +28,7 @@ def chat(
     min_p: options.MinP = 0.0,
     repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = None,
+    speculate: options.Speculate = None,
     with_: options.With = None,
     set_: options.Set = None,
     config: options.Config = None,
@@ -39,6 +40,7 @@ def chat(
 ) -> None:
     """Talk with the model; its speed is shown while it answers."""
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
+    asked.speculate, asked.auto = speculate, True
     from hasten.engine.request import BadRequest, SamplingParams
 
     sampling = SamplingParams(

@@ -44,7 +44,7 @@ def generate(
     """Complete a prompt: the text to standard output as it comes, its speed to standard error."""
     stages = Stages()
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config)
-    asked.speculate = speculate
+    asked.speculate, asked.auto = speculate, True
     from hasten.engine.request import SamplingParams
 
     sampling = SamplingParams(

@@ -35,7 +35,8 @@ Speculate = Annotated[
     str | None,
     typer.Option(
         metavar="WORDS",
-        help="Draft tokens, verified together: ngram, suffix, draft, draft:MODEL, several as ngram,draft, or off.",
+        help="Draft tokens, verified together: ngram, suffix, draft, draft:MODEL, several as ngram,draft, or off. With auto "
+        "only where that pays; alone it is auto,ngram, the default.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
@@ -65,16 +66,26 @@ class Asked:
     settings: dict[str, object] = field(default_factory=dict)
     file: Path | None = None
     speculate: str | None = None
+    auto: bool = False
+    """Where nothing is said of speculation, it is `auto` if it can be."""
 
     def _pairs(self) -> list[str]:
         return [f"{path}={value}" for path, value in self.settings.items() if value is not None] + (self.set_ or [])
 
     def config(self) -> EngineConfig:
         from hasten.engine.config import EngineConfig
+        from hasten.engine.decoding.words import AUTO
+        from hasten.engine.technique import ConfigError
 
-        return EngineConfig.build(
+        config = EngineConfig.build(
             self.model, with_=self.with_ or [], set_=self._pairs(), file=self.file, speculate=self.speculate
         )
+        if not self.auto or self.speculate is not None or config.decoding.proposers or config.decoding.governor is not None:
+            return config
+        try:
+            return EngineConfig.build(base=config, set_={"decoding.drafts_if_possible": True}, speculate=AUTO)
+        except ConfigError:  # it cannot run together with what was asked for
+            return config
 
     def load(self, *, progress: bool, stages: Stages | None = None) -> LLM:
         """The engine in this process. `stages`: gets to know how long each stage of it took."""

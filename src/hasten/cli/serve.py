@@ -45,7 +45,7 @@ def serve(
     began_s = time.perf_counter()
     body_limit_bytes = options.size_bytes(body_limit)
     asked = options.asked(model, with_, set_, device, dtype, load_format, max_length, threads, config_file)
-    asked.speculate = speculate
+    asked.speculate, asked.auto = speculate, True
     asked.settings["scheduling.queue_limit"] = queue_limit
     asked.settings["kv.memory_bytes"] = options.size_bytes(kv_memory) if kv_memory else None
     config = asked.config()

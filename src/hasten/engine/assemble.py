@@ -9,7 +9,7 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch
 from hasten.engine.clock import Clock
 from hasten.engine.config import EngineConfig
-from hasten.engine.decoding.base import Policies, Sampler
+from hasten.engine.decoding.base import Policies, Proposer, Sampler
 from hasten.engine.decoding.chain import chained
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
@@ -57,12 +57,13 @@ def assemble(
     lock: Any,
     host_blocks: int,
     sampler: Sampler | None = None,
+    proposer: Proposer | None = None,
     order: Order | None = None,
     build_batch: Callable[[list[Span]], Batch] | None = None,
     steady: bool = False,
 ) -> Engine:
-    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `build_batch` and
-    `steady` as `Engine` takes them."""
+    """The loop and its policies around an executor; `sampler` and `order` instead of the configuration's, `proposer` after
+    those of the configuration, `build_batch` and `steady` as `Engine` takes them."""
     config = parts.config
     tier = None
     if host_blocks:
@@ -81,11 +82,14 @@ def assemble(
     def policy(name: str | None) -> Any:
         return config.make(name, parts) if name is not None else None
 
-    proposers = [policy(name) for name in _proposers(config)]
+    proposers = [*(policy(name) for name in _proposers(config)), *([proposer] if proposer is not None else [])]
+    if config.decoding.governor is not None and not proposers:
+        raise ConfigError(f"{config.decoding.governor} decides how much is drafted, and nothing drafts: name a proposer too")
     decoding = Policies(
         sampler=sampler if sampler is not None else policy(config.decoding.sampler),
         constraint=policy(config.decoding.constraint),
         proposer=chained(proposers),
+        governor=policy(config.decoding.governor),
         controller=policy(config.decoding.controller),
     )
     return Engine(
@@ -117,6 +121,8 @@ def _proposers(config: EngineConfig) -> list[str]:
 
 def require(config: EngineConfig, attention: AttentionPolicy) -> None:
     """Refuse what the attention policy's store cannot do, naming both sides."""
+    if config.decoding.drafts_if_possible and not {"truncate", "tree"} <= attention.supports:
+        config.decoding.proposers, config.decoding.governor = (), None
     drafts = _proposers(config)
     needs = [
         (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from hasten.engine.decoding.words import proposers
+from hasten.engine.decoding import words
 from hasten.engine.kv.planes import DENSE, Form
 from hasten.engine.technique import ConfigError, Technique, decides, find, refuse
 
@@ -22,6 +22,9 @@ BUILTIN = "builtin"
 """The model that is served when none is named."""
 BUILTINS = {BUILTIN: "builtin_model", "builtin-draft": "builtin_draft"}
 """Models that come with the package, and their folders in it."""
+
+
+_SPECULATION = {"decoding.proposers", "decoding.governor"}
 
 
 def _names(value: Any) -> Any:
@@ -91,6 +94,10 @@ class DecodingConfig(Section):
     """None refuses requests with a constraint."""
     proposers: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     """Who drafts tokens: the first that has some for a sequence. In text with commas between."""
+    governor: str | None = None
+    """Decides how much of what could be drafted pays. None: all of it is drafted."""
+    drafts_if_possible: bool = False
+    """Where the attention policy's store cannot take tokens back nothing is drafted; otherwise that is refused."""
     forced: str | None = None
     """Drafts the tokens that constraints force, before the proposers are asked."""
     controller: str | None = None
@@ -144,7 +151,7 @@ class EngineConfig(Section):
     ) -> EngineConfig:
         """A configuration from names and `path=value` settings; settings win over techniques. What `base` has switched on
         stays as it is, with whatever was set since. `file`: a TOML file (see `read_file`), over which all else wins.
-        `speculate`: proposers in words (`decoding/words.py`), instead of any that `base` or `file` have; `off` for none."""
+        `speculate`: speculation in words (`decoding/words.py`), instead of any that `base` or `file` have; `off` for none."""
         config = base.model_copy(deep=True) if base is not None else cls()
         if file is not None:
             config._apply(*read_file(file))
@@ -155,8 +162,8 @@ class EngineConfig(Section):
             config._make_way(techniques)
         if speculate is not None:
             config._stop_speculating()
-            said = proposers(speculate)
-            named = next((name for name in techniques if "decoding.proposers" in find(name).sets), None)
+            said = words.techniques(speculate)
+            named = next((name for name in techniques if _SPECULATION & find(name).sets.keys()), None)
             if named is not None and not said:
                 raise ConfigError(f"speculate={speculate.strip()} and {named} cannot run together: name one of them")
             techniques = {name: {**said.get(name, {}), **techniques.get(name, {})} for name in {**said, **techniques}}
@@ -175,10 +182,10 @@ class EngineConfig(Section):
                 del self.techniques[name]
 
     def _stop_speculating(self) -> None:
-        """Forget the proposers there are."""
-        self.decoding.proposers = ()
+        """Forget the proposers there are, and who governs them."""
+        self.decoding.proposers, self.decoding.governor = (), None
         for name in list(self.techniques):
-            if "decoding.proposers" in find(name).sets:
+            if _SPECULATION & find(name).sets.keys():
                 del self.techniques[name]
 
     def _apply(self, techniques: Mapping[str, dict[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ model and a simulation. One loop runs one lane; several lanes may share a `Memor
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -16,7 +17,7 @@ from hasten.engine.checks import check
 from hasten.engine.clock import Clock
 from hasten.engine.commit import Committer
 from hasten.engine.control import Control
-from hasten.engine.decoding.base import Policies
+from hasten.engine.decoding.base import Governor, Policies
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
 from hasten.engine.executors.cost import StepShape, shape_of_spans
@@ -31,6 +32,8 @@ from hasten.engine.scheduling.planner import Planner
 from hasten.engine.sequence import Finish, Span, State
 from hasten.engine.spans import SpanMaker
 from hasten.engine.steady import Steady
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -64,7 +67,17 @@ class Engine:
         self.lengths = lengths
         self.max_length = max_length
         self._planner = Planner(
-            ledger, executor, limits, order, batching, residency, lengths, decoding.proposer, max_length, patience_s
+            ledger,
+            executor,
+            limits,
+            order,
+            batching,
+            residency,
+            lengths,
+            decoding.proposer,
+            decoding.governor,
+            max_length,
+            patience_s,
         )
         self._spans = SpanMaker(ledger, decoding.proposer)
         self._lock = lock
@@ -229,5 +242,15 @@ class Engine:
         self.events.add(now, Kind.STEP, -1, shape.tokens, now - began)
         self.events.add(now, Kind.MEMORY, -1, self.ledger.books.available, shape.rows)
         self.events.add(now, Kind.READ, -1, shape.cached, shape.pairs)
-        self.executor.measured(shape, now - began - waited_s)  # what waiting for transfers took says nothing of the shape
+        # What waiting for transfers and drafting took says nothing of the shape.
+        seconds = now - began - waited_s - self._spans.drafting_s
+        self.executor.measured(shape, seconds)
+        if self.decoding.governor is not None:
+            self._govern(self.decoding.governor, shape, seconds)
         self.executor.attention.after_step()
+
+    def _govern(self, governor: Governor, shape: StepShape, seconds: float) -> None:
+        try:
+            governor.measured(shape, seconds, self._spans.drafting_s)
+        except Exception:
+            _log.exception("the governor could not learn from a step")

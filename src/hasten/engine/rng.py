@@ -16,6 +16,12 @@ def mix(seed: int, counter: int) -> int:
     return z
 
 
+def key(seed: int, counter: int) -> int:
+    """The bits of `mix` as a signed number, as int64 holds them."""
+    bits = mix(seed, counter)
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
 def uniform(seed: int, counter: int) -> float:
     """A number in [0, 1) with 53 random bits."""
     return (mix(seed, counter) >> 11) * 2.0**-53

@@ -12,6 +12,7 @@ from hasten.engine.clock import VirtualClock
 from hasten.engine.config import EngineConfig
 from hasten.engine.events import EventLog
 from hasten.engine.executors.cost import CostModel
+from hasten.engine.executors.recorded import RecordedDraft, RecordedSampler, Recording
 from hasten.engine.executors.simulated import SimulatedExecutor, SimulatedModel, SimulatedSampler, spans_only
 from hasten.engine.executors.simulated_tiers import SimulatedPool, SimulatedStore
 from hasten.engine.kv.books import Books
@@ -30,6 +31,8 @@ _MODELLED = {
     "decoding.controller": (None,),
 }
 """What the cost model knows the price of. Keys that sequences share it counts for each."""
+_LOOKING = (("prompt-lookup",), ("suffix-tree",), ("prompt-lookup", "suffix-tree"), ("suffix-tree", "prompt-lookup"))
+"""Proposers that need nothing but tokens."""
 
 
 @dataclass(slots=True)
@@ -75,13 +78,17 @@ def simulated_engine(
     order: Order | None = None,
     facts: Mapping[str, Any] | None = None,
     block_bytes: int = 0,
+    recording: Recording | None = None,
 ) -> Engine:
     """An engine whose steps take what `costs` says, divided by `speed`, with `blocks` blocks of KV. `single_steps`: never
     advance steps together (the events are the same). `order`: instead of the configuration's, for orders that know what no
-    engine can. `block_bytes`: of a block's KV, for parts that have a budget of bytes. Raises ConfigError for techniques whose
-    cost is not modelled."""
+    engine can. `block_bytes`: of a block's KV, for parts that have a budget of bytes. `recording`: of all
+    requests that there will be, so that proposers have something to look at; its draft model is asked after them. Raises
+    ConfigError for techniques whose cost is not modelled."""
     for path, known in _MODELLED.items():
         section, field = path.split(".")
+        if path == "decoding.proposers" and recording is not None:
+            known = (*known, *_LOOKING)
         if (found := getattr(getattr(config, section), field)) not in known:
             raise ConfigError(f"{path}={found} cannot be simulated: the cost model does not know what it costs")
     if blocks < 1:
@@ -101,7 +108,8 @@ def simulated_engine(
         executor,
         lock=threading.RLock(),
         host_blocks=host_blocks,
-        sampler=SimulatedSampler(model.vocabulary),
+        sampler=RecordedSampler(recording) if recording is not None else SimulatedSampler(model.vocabulary),
+        proposer=RecordedDraft(recording, clock, model.vocabulary) if recording is not None and recording.draft else None,
         order=order,
         build_batch=spans_only,
         steady=not single_steps,

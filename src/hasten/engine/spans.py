@@ -22,6 +22,8 @@ class SpanMaker:
     def __init__(self, ledger: Ledger, proposer: Proposer | None) -> None:
         self._ledger = ledger
         self._proposer = proposer
+        self.drafting_s = 0.0
+        """What making the last step's drafts took."""
 
     def make(self, plan: StepPlan, last: StepResult | None) -> list[Span]:
         """The plan's spans, in its order, with slots taken for their KV; work that finds no block waits for a later step."""
@@ -37,8 +39,10 @@ class SpanMaker:
     def _drafts(self, plan: StepPlan, last: StepResult | None) -> dict[int, Draft]:
         # A prompt about to be split takes none: its n sequences would share the guesses' KV.
         works = [w for w in plan.work if w.drafts and not self._ledger.will_split(w.sequence)]
+        self.drafting_s = 0.0
         if not works or self._proposer is None:
             return {}
+        began = self._ledger.clock.now()
         found = {}
         try:
             proposed = self._proposer.propose([w.sequence for w in works], [w.drafts for w in works], last)
@@ -48,7 +52,8 @@ class SpanMaker:
                     found[work.sequence.id] = pruned
         except Exception:  # a guess is never needed
             _log.exception("the proposer failed; this step runs without drafts")
-            return {}
+            found = {}
+        self.drafting_s = self._ledger.clock.now() - began
         return found
 
     def _span(self, work: Work, draft: Draft | None) -> Span:

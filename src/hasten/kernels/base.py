@@ -293,15 +293,18 @@ class Kernels(Protocol):
         written (on the CPU only)."""
         ...
 
-    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
         """One token id per row of logits [L, V] (float32 or bfloat16) -> int64 [L].
 
         temperature float32 [L], 0 = greedy: the first index of the maximum. Otherwise p = softmax(logits / temperature),
         cut to the top_k (int32 [L], 0 = off) largest, of those to the smallest set whose share of their mass is >= top_p
         (float32 [L], 1 = off; at least one token stays), of those to p >= min_p * p_max (float32 [L], 0 = off). Ties at a
-        threshold keep the lower token ids. Then the inverse CDF in token-id order, summed in float64: the smallest kept id
-        whose cumulative mass exceeds u * total, with u float64 [L] in [0, 1). A logit of -inf is never drawn. Raises
-        ValueError naming the first row that is all -inf or holds NaN or +inf."""
+        threshold keep the lower token ids. Then a race: kept token t arrives at E / p, with E exponentially distributed and a
+        function of the row's key (int64 [L]: 64 random bits) and of t alone (`kernels/reference.py`, `earliness`); the first
+        is drawn. That is a draw from p, and rows with equal keys and similar p mostly draw alike: of all ways to draw two
+        tokens without knowing of each other it makes them agree about as often as any can (Bavarian et al., "Optimality of
+        correlated sampling strategies", 2016). A logit of -inf is never drawn. Raises ValueError naming the first row that is
+        all -inf or holds NaN or +inf."""
         ...
 
     def log_softmax_gather(self, logits: Tensor, tokens: Tensor) -> Tensor:

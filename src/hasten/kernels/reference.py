@@ -15,6 +15,7 @@ from hasten.kernels.coded import CodedCache
 from hasten.kernels.quantized import QuantizedWeight, round_activations
 
 TILE = 256  # entries per tile where the order of summation is fixed
+_WORD = (1 << 32) - 1
 
 
 class ReferenceKernels:
@@ -190,14 +191,15 @@ class ReferenceKernels:
         legal = bits.flatten(1)[:, : logits.shape[1]].bool()
         logits[rows] = logits[rows].masked_fill(~legal, -torch.inf)
 
-    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
         logits = logits.float()
         vocabulary = logits.shape[1]
         maximum, greedy = logits.max(-1)
         _raise_on_bad_row(~torch.isfinite(maximum))  # max is NaN where any is, -inf where all are
         greedy = (logits == maximum[:, None]).to(torch.uint8).argmax(-1)  # the first index, which max does not promise
         heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
-        p = torch.exp(((logits - maximum[:, None]) / heat).double())
+        scaled = ((logits - maximum[:, None]) / heat).double()
+        p = torch.exp(scaled)
         ids = torch.sort(logits, dim=-1, descending=True, stable=True).indices
         ordered_p = p.gather(1, ids)
         rank = torch.arange(vocabulary, device=logits.device)
@@ -207,10 +209,8 @@ class ReferenceKernels:
         in_top_p = (before < top_p.double()[:, None] * mass[:, -1:]) | (rank == 0)
         kept &= in_top_p | (top_p >= 1)[:, None]
         kept &= ordered_p >= min_p.double()[:, None]  # p of the maximum is 1
-        p = torch.zeros_like(p).scatter(1, ids, torch.where(kept, ordered_p, 0.0))
-        mass = p.cumsum(-1)
-        drawn = torch.searchsorted(mass, (u.double() * mass[:, -1])[:, None], right=True)[:, 0]
-        drawn = torch.minimum(drawn, vocabulary - 1 - p.flip(-1).gt(0).to(torch.uint8).argmax(-1))
+        kept = torch.zeros_like(kept).scatter(1, ids, kept)
+        drawn = torch.where(kept, scaled + earliness(keys, vocabulary), -torch.inf).argmax(-1)
         return torch.where(temperature > 0, drawn, greedy)
 
     def log_softmax_gather(self, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -220,6 +220,22 @@ class ReferenceKernels:
         # Not logsumexp, for the reason in `rms_norm`.
         ids = torch.topk(logits.float(), n, dim=-1).indices
         return torch.log_softmax(logits.float(), -1).gather(1, ids), ids
+
+
+def earliness(keys: Tensor, vocabulary: int) -> Tensor:
+    """-log E for each token of each row, float64 [L, vocabulary]: E is exponentially distributed with mean 1, and a function of
+    the row's key (int64 [L]) and the token. E = -log(1 - v), v in (0, 1) of 53 bits, from two words of 32 bits."""
+    first, second = keys & _WORD, keys >> 32 & _WORD
+    x = _mixed(torch.arange(vocabulary, device=keys.device) + first[:, None] & _WORD) ^ second[:, None]
+    v = ((_mixed(x) << 21 | _mixed(x ^ 0x9E3779B9) >> 11).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log1p(-v))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """32 well-mixed bits of 32, in int64 (the multipliers are those of Wellons' search for low bias, 2018)."""
+    x = (x ^ x >> 16) * 0x7FEB352D & _WORD
+    x = (x ^ x >> 15) * 0x846CA68B & _WORD
+    return x ^ x >> 16
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

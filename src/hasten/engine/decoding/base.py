@@ -1,18 +1,19 @@
 """The decoding seam: which tokens to try next, and which of them to keep.
 
-Five small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
+Six small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
 and its request, never on the batch. A `Constraint` says which tokens are legal; a `Proposer` guesses ahead within what the
-`SpeculationBudget` grants; a `Controller` reacts to what was committed and may fork, inject, join and finish sequences.
-Drafts are checked against the constraint before they cost a forward pass, and verified under it, so grammars and speculation
-compose.
+`SpeculationBudget` grants, and a `Governor` makes that less where it would not pay; a `Controller` reacts to what was
+committed and may fork, inject, join and finish sequences. Drafts are checked against the constraint before they cost a forward
+pass, and verified under it, so grammars and speculation compose.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -22,6 +23,8 @@ from hasten.engine.sequence import Draft, Finish, Sequence
 
 if TYPE_CHECKING:
     from hasten.engine.executors.base import StepResult
+    from hasten.engine.executors.cost import StepShape
+    from hasten.engine.scheduling.base import View
 
 
 @dataclass(slots=True)
@@ -122,6 +125,59 @@ class Proposer(SpeculationBudget, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """In the step being planned `proposer` could draft at most `most` tokens (>= 1) for a sequence."""
+
+    sequence: Sequence
+    most: int
+    proposer: Proposer
+
+
+@runtime_checkable
+class Evidenced(Protocol):
+    """What a Proposer may offer whose guesses are of unlike quality."""
+
+    def evidence(self, sequence: Sequence) -> Hashable:
+        """On what its guess of the step being planned rests: guesses of equal evidence are about equally good."""
+        ...
+
+
+@runtime_checkable
+class Treelike(Protocol):
+    """What a Proposer may offer whose drafts branch."""
+
+    def odds(self, sequence: Sequence, most: int) -> Seq[float]:
+        """Of the draft that it has for the step being planned: how likely it thinks each token is to be accepted, in the order
+        in which a smaller budget keeps them."""
+        ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """What a Proposer may offer whose drafts take more than a look-up."""
+
+    def price(self, sequences: Seq[Sequence], length: int) -> float | None:
+        """Predicted seconds of drafting `length` tokens for each; None while it prepares itself for some of them."""
+        ...
+
+
+class Governor(Protocol):
+    """Decides how many of the tokens that could be drafted are worth their verification, for all sequences at once."""
+
+    def wants(self, view: View) -> bool:
+        """Whether to look for drafts at all in the step being planned; False costs nothing."""
+        ...
+
+    def grant(self, offers: Seq[Offer], view: View) -> list[int]:
+        """How many tokens of each to draft, 0 to its `most`."""
+        ...
+
+    def measured(self, shape: StepShape, seconds: float, drafting_s: float) -> None:
+        """The step took so long, and making its drafts before that so long."""
+        ...
+
+
 class Actions(Protocol):
     """What a controller may do, between steps."""
 
@@ -158,4 +214,5 @@ class Policies:
     sampler: Sampler
     constraint: Constraint | None = None
     proposer: Proposer | None = None
+    governor: Governor | None = None
     controller: Controller | None = None

@@ -38,6 +38,10 @@ class Chain:
         self._whose.pop(sequence.id, None)
         return 0
 
+    def asked(self, sequence: Sequence) -> Proposer:
+        """Whose guess for the sequence it would be in the step being planned."""
+        return self._proposers[self._whose[sequence.id]]
+
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
         drafts: list[Draft | None] = [None] * len(sequences)
         for number, proposer in enumerate(self._proposers):

@@ -8,10 +8,9 @@ first of these, prompts in chunks, so that a long one holds up nobody. Each sequ
 
 Exact, and here this differs from the papers: they accept a drafted token with probability min(1, p/q) and draw again from what
 is left of p; here the served model draws as it would have without drafts, and a guess survives if it is what was drawn. Greedy
-and sampled text is therefore that of plain decoding, token for token. To be right often, the draft draws with the same random
-number through the same sampler, penalties, bias and grammar included. Greedy, nothing is lost by that. Sampled, the two draws
-fall together where the two cumulative distributions overlap, which is less often than the papers' sum of min(p, q): at
-temperature 1 about half as often for the built-in pair, at 0.5 nearly as often (measured by the claim `draft-model`).
+and sampled text is therefore that of plain decoding, token for token. To be right often, the draft draws with the same key
+through the same sampler, penalties, bias and grammar included: a race between tokens (`Kernels.sample`), which makes draws from
+like distributions fall together nearly as often as the papers' sum of min(p, q) (measured by the claim `draft-model`).
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from hasten.engine.batch import BatchBuilder
 from hasten.engine.config import BUILTIN, BUILTINS, ModelConfig
 from hasten.engine.decoding.base import Row
 from hasten.engine.events import Kind
+from hasten.engine.executors.cost import StepShape
 from hasten.engine.kv.base import NoBlocks
 from hasten.engine.sequence import Draft, Sequence, Span
 from hasten.engine.technique import ConfigError, Technique
@@ -127,6 +127,15 @@ class DraftModel:
         if behind > self._few + options.chunk:  # it is asked, so that the twin gets on, but will have nothing to say
             return 1
         return options.length * options.branches
+
+    def price(self, sequences: Seq[Sequence], length: int) -> float | None:
+        if any(seq.length - self.twins.computed(seq) > self._few for seq in sequences):
+            return None
+        rows, behind = len(sequences), sum(seq.length - self.twins.computed(seq) for seq in sequences)
+        cached = sum(seq.length for seq in sequences) + rows
+        price = self.second.executor.price
+        first = price(StepShape(behind, rows, rows, cached, cached))
+        return first + (length - 1) * price(StepShape(rows, rows, rows, cached, cached))
 
     def _reaches(self, sequence: Sequence) -> bool:
         """Whether the draft could read the sequence if it had all of its memory."""

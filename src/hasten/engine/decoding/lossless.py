@@ -18,13 +18,13 @@ from torch import Tensor
 from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs, fill
 from hasten.engine.executors.base import StepResult
 from hasten.engine.kv.base import Ints
-from hasten.engine.rng import uniform
+from hasten.engine.rng import key
 from hasten.engine.technique import Technique
 from hasten.kernels import Kernels
 
 _NEVER = float("-inf")
-_KNOBS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
-"""Of temperature, top_k, top_p, min_p and the random number."""
+_KNOBS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64)
+"""Of temperature, top_k, top_p, min_p and the key of the draw."""
 
 
 class LosslessSampler:
@@ -69,7 +69,7 @@ class LosslessSampler:
         if not any(p.temperature for p in params):  # the likeliest tokens, whatever else is set
             return [torch.zeros(len(rows), dtype=dtype, device=device) for dtype in _KNOBS]
         draws = [
-            uniform(row.sequence.seed, row.sequence.output_length + len(row.path)) if p.temperature > 0 else 0.0
+            key(row.sequence.seed, row.sequence.output_length + len(row.path)) if p.temperature > 0 else 0
             for row, p in zip(rows, params, strict=True)
         ]
         columns: list[list[Any]] = [

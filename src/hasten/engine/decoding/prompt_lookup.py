@@ -60,24 +60,28 @@ class PromptLookup:
         self._options = options
         self._texts: dict[str, _Texts] = {}
         """By request."""
-        self._found: dict[int, list[int]] = {}
-        """By sequence, what `lookahead` saw in the step being planned."""
+        self._found: dict[int, tuple[int, list[int]]] = {}
+        """By sequence, what `lookahead` saw in the step being planned: how many tokens agreed, and what followed."""
 
     def lookahead(self, sequence: Sequence) -> int:
         texts = self._texts.setdefault(sequence.request.id, _Texts())
         state, read = texts.read[sequence.id] = self._read(texts, sequence)
-        found = self._after(texts.automaton, state) if read == sequence.length else []
+        matched, found = self._after(texts.automaton, state) if read == sequence.length else (0, [])
         if found:
-            self._found[sequence.id] = found
+            self._found[sequence.id] = matched, found
         else:
             self._found.pop(sequence.id, None)
         return len(found)
 
+    def evidence(self, sequence: Sequence) -> int:
+        """The length of the match, in doublings."""
+        return self._found[sequence.id][0].bit_length()
+
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
         found = [self._found.pop(sequence.id, None) for sequence in sequences]
         return [
-            Draft(np.array(tokens[:budget], dtype=np.int32)) if tokens is not None else None
-            for tokens, budget in zip(found, budgets, strict=True)
+            Draft(np.array(here[1][:budget], dtype=np.int32)) if here is not None else None
+            for here, budget in zip(found, budgets, strict=True)
         ]
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
@@ -104,9 +108,10 @@ class PromptLookup:
             state = texts.automaton.append(state, token)
         return state, stop
 
-    def _after(self, automaton: SuffixAutomaton, state: int) -> list[int]:
-        """What followed most recently after the longest stretch that ends the text and was followed by anything."""
+    def _after(self, automaton: SuffixAutomaton, state: int) -> tuple[int, list[int]]:
+        """How long the longest stretch is that ends the text and was followed by anything, and what followed most recently."""
         state, matched = automaton.continued(state, automaton.length_of(state))
+        agreed = matched
         out: list[int] = []
         most = min(self._options.most, matched)
         while matched >= self._options.shortest and len(out) < most:
@@ -114,7 +119,7 @@ class PromptLookup:
             out.append(token)
             # Where its last occurrence ends the text itself, shorter stretches may go on: that is how a pattern repeats.
             state, matched = automaton.continued(state, matched + 1)
-        return out
+        return agreed, out
 
 
 TECHNIQUE = Technique(

@@ -121,6 +121,16 @@ class _Place:
     read: int
 
 
+@dataclass(slots=True)
+class _Found:
+    """A draft, its likeliest nodes first, below a stretch of `matched` tokens."""
+
+    matched: int
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
 class SuffixTree:
     learns_from = ENDS
 
@@ -134,29 +144,35 @@ class SuffixTree:
         self.outputs = Outputs(options.tokens)
         self._places: dict[int, _Place] = {}
         """By sequence."""
-        self._found: dict[int, tuple[list[int], list[int]]] = {}
-        """By sequence, what `lookahead` saw in the step being planned: tokens and parents."""
+        self._found: dict[int, _Found] = {}
+        """By sequence, what `lookahead` saw in the step being planned."""
 
     def lookahead(self, sequence: Sequence) -> int:
         self._found.pop(sequence.id, None)
         pages = self.outputs.of(key_of(sequence.request))
         if not pages:
             return 0
-        best, found = 0.0, None
-        for page, (state, matched) in zip(pages, self._stands(sequence, pages), strict=True):
-            score, tokens, parents = self._draft(page.automaton, state, matched)
-            if score > best:
-                best, found = score, (tokens, parents)
-        if found is None:
-            return 0
-        self._found[sequence.id] = found
-        return len(found[0])
+        drafts = [
+            self._draft(page.automaton, state, matched)
+            for page, (state, matched) in zip(pages, self._stands(sequence, pages), strict=True)
+        ]
+        best = max(drafts, key=lambda draft: sum(draft.scores))
+        if best.tokens:
+            self._found[sequence.id] = best
+        return len(best.tokens)
+
+    def odds(self, sequence: Sequence, most: int) -> list[float]:
+        return self._found[sequence.id].scores[:most]
+
+    def evidence(self, sequence: Sequence) -> int:
+        """The length of the match, in doublings."""
+        return self._found[sequence.id].matched.bit_length()
 
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
         drafts: list[Draft | None] = []
         for sequence, budget in zip(sequences, budgets, strict=True):
-            tokens, parents = self._found.pop(sequence.id, ([], []))
-            made = Draft(np.array(tokens[:budget], dtype=np.int32), np.array(parents[:budget], dtype=np.int32))
+            found = self._found.pop(sequence.id, _Found(0))
+            made = Draft(np.array(found.tokens[:budget], dtype=np.int32), np.array(found.parents[:budget], dtype=np.int32))
             drafts.append(made if len(made.tokens) else None)
         return drafts
 
@@ -181,26 +197,24 @@ class SuffixTree:
         place.read = sequence.length
         return place.stands
 
-    def _draft(self, automaton: SuffixAutomaton, state: int, matched: int) -> tuple[float, list[int], list[int]]:
-        """The likeliest nodes below a stretch, best first: the sum of their scores, their tokens and parents."""
+    def _draft(self, automaton: SuffixAutomaton, state: int, matched: int) -> _Found:
+        """The likeliest nodes below a stretch, best first."""
         state, matched = automaton.continued(automaton.now_of(state, matched), matched)
-        tokens: list[int] = []
-        parents: list[int] = []
-        total = 0.0
+        found = _Found(matched)
         if matched < self._options.shortest:
-            return total, tokens, parents
+            return found
         most = min(self._options.most, matched)
         open_ = [(-share, token, there, -1) for token, there, share in automaton.branches(state)]
         heapq.heapify(open_)
-        while open_ and len(tokens) < most and -open_[0][0] >= self._options.least:
+        while open_ and len(found.tokens) < most and -open_[0][0] >= self._options.least:
             score, token, at, parent = heapq.heappop(open_)
-            total -= score
-            tokens.append(token)
-            parents.append(parent)
+            found.scores.append(-score)
+            found.tokens.append(token)
+            found.parents.append(parent)
             for then, there, share in automaton.branches(at):
                 if -score * share >= self._options.least:
-                    heapq.heappush(open_, (score * share, then, there, len(tokens) - 1))
-        return total, tokens, parents
+                    heapq.heappush(open_, (score * share, then, there, len(found.tokens) - 1))
+        return found
 
 
 TECHNIQUE = Technique(

@@ -1,4 +1,4 @@
-"""Speculation in a word, as `--speculate ngram` says it: which proposers that switches on."""
+"""Speculation in a word, as `--speculate ngram` says it: which techniques that switches on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from hasten.engine.technique import ConfigError
 
 OFF = "off"
+AUTO = "auto"
+GOVERNOR = "smart-spec"
 WORDS: dict[str, tuple[str, str | None]] = {
     "ngram": ("prompt-lookup", None),
     "suffix": ("suffix-tree", None),
@@ -15,15 +17,21 @@ WORDS: dict[str, tuple[str, str | None]] = {
 """The technique of each word, and which of its knobs takes what may stand behind a colon (as in `word:value`), if any does."""
 
 
-def proposers(text: str) -> dict[str, dict[str, Any]]:
-    """Techniques and their knobs, in the order in which they are asked; none for `off`. Raises ConfigError."""
+def techniques(text: str) -> dict[str, dict[str, Any]]:
+    """Techniques and their knobs, proposers in the order in which they are asked; none for `off`. `auto` drafts what pays of
+    what the other words propose, or of `ngram` if it stands alone. Raises ConfigError."""
     if text.strip() == OFF:
         return {}
+    if text.strip() == AUTO:
+        return techniques(f"{AUTO},ngram")
     found: dict[str, dict[str, Any]] = {}
     for part in text.split(","):
         word, colon, value = part.strip().partition(":")
+        if word == AUTO and not colon and GOVERNOR not in found:
+            found[GOVERNOR] = {}
+            continue
         if word not in WORDS:
-            known = ", ".join([OFF, *WORDS])
+            known = ", ".join([AUTO, OFF, *WORDS])
             raise ConfigError(
                 f"speculate: {part.strip()!r} is not one of {known}; several are chained with commas, {OFF} stands alone"
             )

@@ -33,12 +33,13 @@ from hasten.engine.scheduling.base import (
     check,
     rank,
 )
+from hasten.engine.scheduling.draft_budget import DraftBudget
 from hasten.engine.scheduling.ranking import Ranking
 from hasten.engine.scheduling.workflows import Workflow, Workflows
 from hasten.engine.sequence import Finish, Sequence, State
 
 if TYPE_CHECKING:
-    from hasten.engine.decoding.base import SpeculationBudget
+    from hasten.engine.decoding.base import Governor, Proposer
     from hasten.engine.executors.base import Executor
     from hasten.engine.ledger import Ledger
 
@@ -60,7 +61,8 @@ class Planner:
         batching: Batching,
         residency: Residency,
         lengths: Lengths,
-        budget: SpeculationBudget | None,
+        proposer: Proposer | None,
+        governor: Governor | None,
         max_length: int,
         patience_s: float | None = None,
     ) -> None:
@@ -72,7 +74,7 @@ class Planner:
         self._batching = batching
         self._residency = residency
         self._lengths = lengths
-        self._budget = budget
+        self._drafts = DraftBudget(proposer, governor)
         self._max_length = max_length
         self._ageing = Ageing(patience_s) if patience_s is not None else None
         self._workflows = Workflows()
@@ -90,7 +92,7 @@ class Planner:
         ledger.rank = self._rank
         ledger.events.subscribe(self._follow, Workflows.KINDS)
         ledger.events.subscribe(lambda event: self._ranking.touch(event.sequence), order.stale_on)
-        for policy in dict.fromkeys((lengths, order, batching, residency, budget)):
+        for policy in dict.fromkeys((lengths, order, batching, residency, proposer, governor)):
             if isinstance(policy, Learner):
                 ledger.events.subscribe(partial(self._teach, policy), policy.learns_from)
 
@@ -207,18 +209,7 @@ class Planner:
         return self._workflows.of(sequence)
 
     def lookahead(self, sequence: Sequence) -> int:
-        # The step commits one token beyond the accepted drafts.
-        most = self.room(sequence) - 1
-        asked = sequence.request.sampling.speculate
-        if asked is not None:
-            most = min(most, asked)
-        if self._budget is None or most <= 0:
-            return 0
-        try:
-            return max(0, min(self._budget.lookahead(sequence), most))
-        except Exception:
-            _log.exception("the proposer failed; nothing is drafted")
-            return 0
+        return self._drafts.lookahead(sequence, self)
 
     def cost(self, plan: StepPlan) -> float:
         return self.price(shape_of_plan(plan))
@@ -231,6 +222,7 @@ class Planner:
     def plan(self) -> StepPlan:
         """The step to run: checked, and with its memory found. Sequences may have been moved or rejected on the way."""
         began, before = perf_counter(), self.seconds
+        self._drafts.begin()
         everyone = self._ranked()
         self._pass_hints()
         early = self._move_ahead(everyone)

@@ -281,10 +281,10 @@ class CpuKernels(CodedKernels, CacheKernels):
             )
         )
 
-    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
         rows, vocabulary = logits.shape
-        parameters = (temperature, top_k, top_p, min_p, u)
-        wanted = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
+        parameters = (temperature, top_k, top_p, min_p, keys)
+        wanted = (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64)
         is_bf16 = IS_BF16.get(logits.dtype)
         if (
             is_bf16 is None
@@ -297,7 +297,7 @@ class CpuKernels(CodedKernels, CacheKernels):
         ):
             raise ValueError(
                 "sample needs logits [L, V] float32 or bfloat16 and for each row temperature, top_p, min_p float32, "
-                f"top_k int32, u float64; got {say(logits, *parameters)}"
+                f"top_k int32, keys int64; got {say(logits, *parameters)}"
             )
         out = torch.empty(rows, dtype=torch.int64)
         bad = self._sample(

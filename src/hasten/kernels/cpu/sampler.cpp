@@ -1,8 +1,9 @@
-// Drawing tokens. A row costs one pass for its maximum and, when it is sampled from all tokens or by top-p, one for the mass;
+// Drawing tokens. A row costs one pass for its maximum and, when it is sampled, one for the race or, by top-p, for the mass;
 // thresholds are found among the few candidates that can pass them, by histograms, never by sorting the vocabulary.
 #include <functional>
 
 #include "candidates.h"
+#include "race.h"
 #include "scratch.h"
 #include "team.h"
 
@@ -13,7 +14,7 @@ constexpr int BLOCK = 64;  // tokens whose maximum is kept
 struct Row {
     float temperature, top_p, min_p;
     int32_t top_k;
-    double u;
+    uint64_t key;
 };
 
 // Work memory of one thread for rows of up to `vocabulary` tokens.
@@ -93,57 +94,40 @@ template <class E> double mass_of(const E *row, int from, int to, float maximum,
     return mass.total();
 }
 
-// The token where the row's cumulative mass passes u, all tokens kept: mass by stretches, then within one.
-template <class E> int draw_from_all(const E *row, int n, float maximum, float inverse, double u) {
-    constexpr int STRETCH = 2048;
-    double masses[512], total = 0;
-    int stretch = std::max(STRETCH, (n + 511) / 512), count = 0;
-    for (int i = 0; i < n; i += stretch) total += masses[count++] = mass_of(row, i, std::min(i + stretch, n), maximum, inverse);
-    double target = u * total, sum = 0;
-    int s = 0, last = -1;
-    while (s + 1 < count && sum + masses[s] <= target) sum += masses[s++];
-    for (int i = s * stretch; i < n; i++) {
-        double p = probability(set1(widen(row[i])), maximum, inverse)[0];
-        if (p > 0) last = i;
-        sum += p;
-        if (p > 0 && sum > target) return i;
+// The winner of the race among all tokens. Only those whose bound passes the best one so far are looked at closely: a few.
+template <class E> int draw_from_all(const E *row, int n, const float *maxima, float maximum, float inverse, uint64_t key) {
+    const Race race{key};
+    Winner winner;
+    for (int start = 0; start < n; start += BLOCK) {
+        const float most = (maxima[start / BLOCK] - maximum) * inverse;
+        if (most + Race::EARLIEST < winner.score) continue;
+        int end = std::min(start + BLOCK, n);
+        for (int i = start; i < end; i += W) {
+            vf x = (part_of(row, i, end) - maximum) * inverse;
+            uint32_t may = ~mask_bits(less(x + race.bound(i), set1(float(winner.score) - Race::SLACK))) & ((1u << W) - 1);
+            for (; may; may &= may - 1) {
+                int lane = __builtin_ctz(may);
+                if (i + lane < end) winner.meet(double(x[lane]) + race.earliness(i + lane), i + lane);
+            }
+        }
     }
-    if (last < 0)  // rounding put the target past the end of the last mass
-        for (int i = n - 1; last < 0; i--)
-            if (probability(set1(widen(row[i])), maximum, inverse)[0] > 0) last = i;
-    return last;
+    return winner.token;
 }
 
-// Mass of the candidates [from, to) with p >= least.
-inline double mass_of(const Candidates &c, int from, int to, float least) {
+// Mass of all candidates.
+inline double mass_of(const Candidates &c) {
     Mass mass;
-    for (int i = from; i < to; i += W) {
-        vf p = part_of(c.p, i, to);  // -inf past the end
-        mass.add(choose(less(p, set1(least)), vf{}, p));
-    }
+    for (int i = 0; i < c.n; i += W) mass.add(vmax(part_of(c.p, i, c.n), vf{}));  // -inf past the end
     return mass.total();
 }
 
-// The candidate where the cumulative mass of those with p >= least passes u.
-inline int draw_from(const Candidates &c, float least, double u) {
-    constexpr int STRETCH = 1024;
-    double total = 0, sum = 0;
-    for (int i = 0; i < c.n; i += STRETCH) total += mass_of(c, i, std::min(i + STRETCH, c.n), least);
-    double target = u * total;
-    int i = 0, last = 0;
-    for (; i + STRETCH < c.n; i += STRETCH) {
-        double here = mass_of(c, i, i + STRETCH, least);
-        if (sum + here > target) break;
-        sum += here;
-    }
-    for (; i < c.n; i++) {
-        if (c.p[i] < least || !(c.p[i] > 0)) continue;
-        sum += c.p[i], last = i;
-        if (sum > target) return c.id[i];
-    }
-    for (i = c.n - 1; last == 0 && i > 0; i--)  // rounding put the target past the end of the last mass
-        if (c.p[i] >= least && c.p[i] > 0) last = i;
-    return c.id[last];
+// The winner of the race among the candidates with p >= least.
+inline int draw_from(const Candidates &c, float least, float maximum, float inverse, uint64_t key) {
+    const Race race{key};
+    Winner winner;
+    for (int i = 0; i < c.n; i++)
+        if (c.p[i] >= least) winner.meet(double((c.x[i] - maximum) * inverse) + race.earliness(c.id[i]), c.id[i]);
+    return winner.token;
 }
 
 // Returns -1 for a row that cannot be sampled.
@@ -153,7 +137,7 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
     if (!(with.temperature > 0)) return first_index_of(row, n, work.maxima, maximum);
     float inverse = std::min(1.0f / with.temperature, 1e30f);
     bool some = with.top_k > 0 && with.top_k < n, nucleus = with.top_p < 1, floor = with.min_p > 0;
-    if (!some && !nucleus && !floor) return draw_from_all(row, n, maximum, inverse, with.u);
+    if (!some && !nucleus && !floor) return draw_from_all(row, n, work.maxima, maximum, inverse, with.key);
 
     Candidates &c = work.all;
     double total = 0;
@@ -179,10 +163,10 @@ template <class E> int64_t sample_row(const E *row, int n, const Row &with, Work
     }
     for (int i = 0; i < c.n; i += W) store(c.p + i, probability(load(c.x + i), maximum, inverse));
     if (nucleus) {
-        if (some) total = mass_of(c, 0, c.n, 0);
+        if (some) total = mass_of(c);
         keep_prefix(c, double(with.top_p) * total, work.list);
     }
-    return draw_from(c, std::min(with.min_p, 1.0f), with.u);
+    return draw_from(c, std::min(with.min_p, 1.0f), maximum, inverse, with.key);
 }
 
 struct Sample {  // as native.py packs it
@@ -192,7 +176,7 @@ struct Sample {  // as native.py packs it
     const float *temperature;
     const int32_t *top_k;
     const float *top_p, *min_p;
-    const double *u;
+    const uint64_t *keys;
     int64_t *out;
 };
 
@@ -203,7 +187,7 @@ template <class E> int64_t sample(const Sample &a) {
             Work work;
             size_t bytes = Work::lay(work, nullptr, int(a.n));
             Work::lay(work, (char *)kept.take(bytes), int(a.n));
-            Row with{a.temperature[r], a.top_p[r], a.min_p[r], a.top_k[r], a.u[r]};
+            Row with{a.temperature[r], a.top_p[r], a.min_p[r], a.top_k[r], a.keys[r]};
             a.out[r] = sample_row((const E *)a.logits + r * a.stride, int(a.n), with, work);
         });
     });

@@ -67,8 +67,8 @@ def run(setting: Setting) -> Outcome:
             + "; ".join(f"{name} {', '.join(f'{100 * rate:.0f} %' for rate in rates)}" for name, rates in by_depth.items()),
             *(
                 f"temperature {heat:g}: the two draws are the same {found.same:.0f} % of the time; rejection sampling accepts "
-                f"{found.most:.0f} %; naming the draft's likeliest token {found.likeliest:.0f} %; if tokens were drawn by an "
-                f"exponential race instead of along the cumulative distribution, it would be {found.race:.0f} %"
+                f"{found.most:.0f} %; naming the draft's likeliest token {found.likeliest:.0f} %; if tokens were drawn along "
+                f"the cumulative distribution instead of by a race, it would be {found.cumulative:.0f} %"
                 for heat, found in agreement.items()
             ),
             f"the 1B shape's draft has {shape.draft_weights / 1e6:.0f} million weights and runs; what it says is noise, so how "

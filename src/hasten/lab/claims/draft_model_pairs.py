@@ -155,11 +155,11 @@ class Draws:
     """Shares of the served model's draws that a draft's draw equals, in per cent, at the positions of sampled texts."""
 
     same: float
-    """As the engine draws: by one random number each, the same for both."""
+    """As the engine draws: both by a race with the same key."""
     most: float
     """The mean sum of min(p, q): what rejection sampling reaches, and no two draws exceed."""
-    race: float
-    """If both drew by an exponential race, with the same numbers for the same token."""
+    cumulative: float
+    """If both walked along their cumulative distributions with the same random number."""
     likeliest: float
     """If the draft named its likeliest token."""
 
@@ -174,32 +174,33 @@ def draws(pair: Pair, texts: Sequence[tuple[list[int], list[int]]], temperature:
     with torch.inference_mode():
         for prompt, said in texts:
             sides = (pair.plain.parts, proposer.second)
-            both = [_logits(side, prompt + said)[len(prompt) - 1 : -1] for side in sides]
+            both = [logits_of(side, prompt + said)[len(prompt) - 1 : -1] for side in sides]
             p, q = (torch.softmax(logits.double() / temperature, -1) for logits in both)
-            u = torch.rand(len(p), dtype=torch.float64, generator=random)
-            mine, theirs = (_drawn(pair.plain, logits, temperature, u) for logits in both)
-            race = -torch.log(torch.rand(p.shape, dtype=torch.float64, generator=random))
+            keys = torch.randint(-(2**63), 2**63 - 1, (len(p),), generator=random)
+            mine, theirs = (_drawn(pair.plain, logits, temperature, keys) for logits in both)
+            u = torch.rand(len(p), 1, dtype=torch.float64, generator=random)
+            walked = [torch.searchsorted(of.cumsum(-1), u) for of in (p, q)]
             found.append(
                 [
                     float((mine == theirs).double().mean()),
                     float(torch.minimum(p, q).sum(-1).mean()),
-                    float(((race / p).argmin(-1) == (race / q).argmin(-1)).double().mean()),
+                    float((walked[0] == walked[1]).double().mean()),
                     float(p.gather(1, q.argmax(-1)[:, None]).mean()),
                 ]
             )
     return Draws(*(100 * fmean(column) for column in zip(*found, strict=True)))
 
 
-def _drawn(llm: LLM, logits: torch.Tensor, temperature: float, u: torch.Tensor) -> torch.Tensor:
+def _drawn(llm: LLM, logits: torch.Tensor, temperature: float, keys: torch.Tensor) -> torch.Tensor:
     import torch
 
     rows = len(logits)
     off, none = torch.ones(rows), torch.zeros(rows)
-    drawn: torch.Tensor = llm.parts.kernels.sample(logits, off * temperature, none.int(), off, none, u)
+    drawn: torch.Tensor = llm.parts.kernels.sample(logits, off * temperature, none.int(), off, none, keys)
     return drawn
 
 
-def _logits(side: Any, tokens: list[int]) -> torch.Tensor:
+def logits_of(side: Any, tokens: list[int]) -> torch.Tensor:
     """After every token, of a model with its own `books` and `executor`."""
     import numpy as np
 

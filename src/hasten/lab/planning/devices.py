@@ -12,6 +12,7 @@ from typing import Any
 
 from hasten.engine.config import EngineConfig
 from hasten.engine.executors.cost import CostModel, roofline
+from hasten.engine.executors.recorded import Recording
 from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Order
@@ -53,9 +54,15 @@ class Device:
         return min(config.model.max_length or self.model.max_length, self.model.max_length)
 
     def engine(
-        self, config: EngineConfig, *, speed: float = 1.0, single_steps: bool = False, order: Order | None = None
+        self,
+        config: EngineConfig,
+        *,
+        speed: float = 1.0,
+        single_steps: bool = False,
+        order: Order | None = None,
+        recording: Recording | None = None,
     ) -> Engine:
-        """A simulated engine; `order` instead of the configuration's. Raises ConfigError for what is not modelled, or does
+        """A simulated engine; `order` instead of the configuration's, `recording` as `simulated_engine` takes it. Raises ConfigError for what is not modelled, or does
         not fit."""
         model = SimulatedModel(name=self.model.name, vocabulary=self.model.vocabulary, max_length=self.length(config))
         block_bytes = self.kv_token_bytes * config.kv.block_size
@@ -69,6 +76,7 @@ class Device:
             speed=speed,
             single_steps=single_steps,
             order=order,
+            recording=recording,
             facts={"simulated on": self.source, **self.facts},
         )
 
