@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def test_gains_follow_what_was_accepted() -> None:
         acceptance.learn(1, "kind", 5, 5 if right.all() else int(np.argmin(right)), None)
     gains = acceptance.gains(1, "kind", 8, None)
     assert len(gains) == 8 and gains[0] == pytest.approx(0.8, abs=0.1) and gains[4] == pytest.approx(0.8**5, abs=0.12)
-    assert all(later <= gain for gain, later in zip(gains, gains[1:], strict=False))
+    assert all(later <= gain for gain, later in pairwise(gains))
     assert acceptance.gains(2, "other", 2, None) == [0.5, 0.25]
 
 

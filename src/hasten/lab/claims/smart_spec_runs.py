@@ -1,5 +1,5 @@
-"""What the claim `smart-spec` runs: answers recorded from the built-in pair, said again by a large model on a virtual clock, and
-the built-in model for real."""
+"""What the claim `smart-spec` runs: answers recorded from the built-in pair, said again by a large model on a virtual clock,
+and the built-in model for real."""
 
 from __future__ import annotations
 
@@ -139,10 +139,8 @@ class Real:
         from hasten.engine.build import build
         from hasten.engine.config import EngineConfig
 
-        self.sides = {
-            name: build(EngineConfig.build(None, speculate=name, set_=[*ONE_THREAD, "kv.reuse=none"]))
-            for name in ("off", "auto")
-        }
+        settings = [*ONE_THREAD, "kv.reuse=none"]
+        self.sides = {name: build(EngineConfig.build(None, speculate=name, set_=settings)) for name in ("off", "auto")}
 
     def close(self) -> None:
         for built in self.sides.values():

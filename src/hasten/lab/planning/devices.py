@@ -62,8 +62,8 @@ class Device:
         order: Order | None = None,
         recording: Recording | None = None,
     ) -> Engine:
-        """A simulated engine; `order` instead of the configuration's, `recording` as `simulated_engine` takes it. Raises ConfigError for what is not modelled, or does
-        not fit."""
+        """A simulated engine; `order` instead of the configuration's, `recording` as `simulated_engine` takes it. Raises
+        ConfigError for what is not modelled, or does not fit."""
         model = SimulatedModel(name=self.model.name, vocabulary=self.model.vocabulary, max_length=self.length(config))
         block_bytes = self.kv_token_bytes * config.kv.block_size
         return simulated_engine(
