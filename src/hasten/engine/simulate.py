@@ -21,7 +21,7 @@ from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Order
 from hasten.engine.technique import ConfigError
 
-_MODELLED = {
+_MODELLED: dict[str, tuple[Any, ...]] = {
     "attention.policy": ("flashforge", "paged"),
     "weights.store": ("dense",),
     "depth.policy": ("all-blocks",),

@@ -134,12 +134,16 @@ class Offer:
     proposer: Proposer
 
 
+PREPARING = "preparing"
+
+
 @runtime_checkable
 class Evidenced(Protocol):
     """What a Proposer may offer whose guesses are of unlike quality."""
 
     def evidence(self, sequence: Sequence) -> Hashable:
-        """On what its guess of the step being planned rests: guesses of equal evidence are about equally good."""
+        """On what its guess of the step being planned rests: guesses of equal evidence are about equally good. PREPARING: it
+        would use the step to prepare itself for the sequence, and guess later."""
         ...
 
 
@@ -157,8 +161,8 @@ class Treelike(Protocol):
 class Priced(Protocol):
     """What a Proposer may offer whose drafts take more than a look-up."""
 
-    def price(self, sequences: Seq[Sequence], length: int) -> float | None:
-        """Predicted seconds of drafting `length` tokens for each; None while it prepares itself for some of them."""
+    def price(self, sequences: int, tokens: int, length: int) -> float:
+        """Predicted seconds of drafting `length` tokens for each of so many sequences, which have so many tokens in all."""
         ...
 
 

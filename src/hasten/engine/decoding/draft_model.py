@@ -24,7 +24,7 @@ from pydantic import Field
 
 from hasten.engine.batch import BatchBuilder
 from hasten.engine.config import BUILTIN, BUILTINS, ModelConfig
-from hasten.engine.decoding.base import Row
+from hasten.engine.decoding.base import PREPARING, Row
 from hasten.engine.events import Kind
 from hasten.engine.executors.cost import StepShape
 from hasten.engine.kv.base import NoBlocks
@@ -121,21 +121,23 @@ class DraftModel:
     # -- the proposer ---------------------------------------------------------------------------------------------------
 
     def lookahead(self, sequence: Sequence) -> int:
-        options, behind = self._options, sequence.length - self.twins.computed(sequence)
+        options, behind = self._options, self._behind(sequence)
         if not self._reaches(sequence):
             return 0
         if behind > self._few + options.chunk:  # it is asked, so that the twin gets on, but will have nothing to say
             return 1
         return options.length * options.branches
 
-    def price(self, sequences: Seq[Sequence], length: int) -> float | None:
-        if any(seq.length - self.twins.computed(seq) > self._few for seq in sequences):
-            return None
-        rows, behind = len(sequences), sum(seq.length - self.twins.computed(seq) for seq in sequences)
-        cached = sum(seq.length for seq in sequences) + rows
-        price = self.second.executor.price
-        first = price(StepShape(behind, rows, rows, cached, cached))
-        return first + (length - 1) * price(StepShape(rows, rows, rows, cached, cached))
+    def evidence(self, sequence: Sequence) -> str | None:
+        return PREPARING if self._behind(sequence) > self._few else None
+
+    def price(self, sequences: int, tokens: int, length: int) -> float:
+        cached = tokens + sequences
+        return length * self.second.executor.price(StepShape(sequences, sequences, sequences, cached, cached))
+
+    def _behind(self, sequence: Sequence) -> int:
+        """Tokens of the sequence that have no KV here."""
+        return sequence.length - self.twins.computed(sequence)
 
     def _reaches(self, sequence: Sequence) -> bool:
         """Whether the draft could read the sequence if it had all of its memory."""

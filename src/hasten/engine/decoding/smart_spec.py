@@ -17,14 +17,14 @@ that share has grown again; so the loss is bounded whatever the guesses are like
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hasten.engine.decoding.base import Evidenced, Offer, Priced, Proposer, Treelike
+from hasten.engine.decoding.base import PREPARING, Evidenced, Offer, Priced, Proposer, Treelike
 from hasten.engine.decoding.goodput.acceptance import Acceptance
 from hasten.engine.decoding.goodput.choice import choose
 from hasten.engine.decoding.goodput.times import LEARNING, OUTLIER, StepTimes
@@ -64,14 +64,6 @@ class _Asked:
     odds: Seq[float] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Drafting:
-    """Of one proposer in one step: who and for about how many, and predicted seconds; None: it has to prepare itself."""
-
-    key: tuple[type, int]
-    seconds: float | None
-
-
 class SmartSpec:
     """A governor."""
 
@@ -84,8 +76,10 @@ class SmartSpec:
         self._drafting: dict[tuple[type, int], float] = {}
         """What drafting took over what was predicted, by proposer and how many sequences it drafts for (doublings)."""
         self._asked: dict[int, _Asked] = {}
-        self._drafted: list[_Drafting] = []
-        """Of the step under way."""
+        self._drafted: dict[tuple[type, int], float] = {}
+        """Of the step under way: predicted seconds of drafting, by the same."""
+        self._prepares = False
+        """A proposer prepares itself in that step: what it takes then says nothing of drafting."""
         self._decoding = 0
         """Sequences that decode in the step under way."""
         self._accepted = 0
@@ -108,33 +102,46 @@ class SmartSpec:
         return True
 
     def grant(self, offers: Seq[Offer], view: View) -> list[int]:
-        step = _Step(offers, view)
-        price = view.price
-        self._plain_s = self.times.predict(step.shape([0] * len(offers)), price)
-        self._decoding = step.decoding
         kinds = [_kind(offer) for offer in offers]
         odds = [_odds(offer) for offer in offers]
+        preparing = [kind[1] is PREPARING for kind in kinds]
         gains = [
-            self.acceptance.gains(offer.sequence.id, kind, offer.most, chances)
-            for offer, kind, chances in zip(offers, kinds, odds, strict=True)
+            self.acceptance.gains(offer.sequence.id, kind, offer.most, chances) if not prepares else []
+            for offer, kind, chances, prepares in zip(offers, kinds, odds, preparing, strict=True)
         ]
-
-        def seconds(counts: list[int]) -> float:
-            return self.times.predict(step.shape(counts), price) + self._to_draft(offers, counts)
-
-        counts, _, _ = choose(gains, step.decoding, seconds)
-        if not step.beside and self._measure_plain(step.decoding):
+        base = _Base.of(view)
+        self._decoding = base.decoding
+        self._plain_s = self.times.predict(base.shape(), view.price)
+        affordable = self._balance_s >= -self._allowed_s
+        counts = choose(gains, base.decoding, lambda: _Step(self, base, offers, view.price))
+        if not base.beside and self._measure_plain(base.decoding):
             counts = [0] * len(offers)
-        elif self._balance_s < -self._allowed_s or not any(counts):
-            counts = self._probe(offers, kinds) if self._balance_s >= -self._allowed_s else [0] * len(offers)
+        elif not affordable or not (any(counts) or any(preparing)):
+            counts = self._probe(offers, kinds) if affordable else [0] * len(offers)
             self._resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
         else:
+            counts = [1 if prepares else count for prepares, count in zip(preparing, counts, strict=True)]
             self._rest = 1
-        self._drafted = self._who_drafts(offers, counts)
-        for offer, kind, chances, count in zip(offers, kinds, odds, counts, strict=True):
+        self._granted(offers, kinds, odds, counts, view)
+        return counts
+
+    def _granted(
+        self,
+        offers: Seq[Offer],
+        kinds: list[tuple[type, Hashable]],
+        odds: list[Seq[float] | None],
+        counts: list[int],
+        view: View,
+    ) -> None:
+        """Remember what was granted, to learn from what becomes of it."""
+        step = _Step(self, _Base.of(view), offers, view.price)
+        for number, (offer, kind, chances, count) in enumerate(zip(offers, kinds, odds, counts, strict=True)):
+            for _ in range(count):
+                step.add(number)
             if count:
                 self._asked[offer.sequence.id] = _Asked(kind, chances)
-        return counts
+        self._drafted = step.drafting()
+        self._prepares = any(count and kind[1] is PREPARING for kind, count in zip(kinds, counts, strict=True))
 
     @property
     def _allowed_s(self) -> float:
@@ -145,51 +152,29 @@ class SmartSpec:
         age = self.times.age(decoding)
         return age is None or age > PLAIN_EVERY
 
-    def _probe(self, offers: Seq[Offer], kinds: list[Hashable]) -> list[int]:
+    def _probe(self, offers: Seq[Offer], kinds: Seq[Hashable]) -> list[int]:
         """A few tokens for a few sequences, of kinds not known yet before others."""
         order = sorted(range(len(offers)), key=lambda i: self.acceptance.known(kinds[i]))
         probed = set(order[:PROBED])
         return [min(PROBE, offer.most) if i in probed else 0 for i, offer in enumerate(offers)]
 
-    # -- drafting -------------------------------------------------------------------------------------------------------
-
-    def _who_drafts(self, offers: Seq[Offer], counts: list[int]) -> list[_Drafting]:
-        of: dict[int, tuple[Proposer, list[Sequence], int]] = {}
-        for offer, count in zip(offers, counts, strict=True):
-            if count:
-                who, sequences, longest = of.get(id(offer.proposer), (offer.proposer, [], 0))
-                sequences.append(offer.sequence)
-                of[id(offer.proposer)] = (who, sequences, max(longest, count))
-        found = []
-        for who, sequences, longest in of.values():
-            price = who.price(sequences, longest) if isinstance(who, Priced) else LOOKUP_S * len(sequences)
-            key = type(who), len(sequences).bit_length()
-            found.append(_Drafting(key, price * self._factor(key) if price is not None else None))
-        return found
-
-    def _factor(self, key: tuple[type, int]) -> float:
-        """What to multiply a proposer's price by; where it never drafted for about so many, as for others lately."""
+    def factor(self, key: tuple[type, int]) -> float:
+        """What drafting takes over what its price says; where a proposer never drafted for about so many, as for others."""
         known = self._drafting.get(key)
         if known is not None:
             return known
         near = [factor for (kind, _), factor in self._drafting.items() if kind is key[0]]
         return near[-1] if near else 1.0
 
-    def _to_draft(self, offers: Seq[Offer], counts: list[int]) -> float:
-        return sum(drafting.seconds or 0.0 for drafting in self._who_drafts(offers, counts))
-
     def _learn_drafting(self, drafting_s: float) -> None:
         """What drafting took is laid on the proposers in the proportions in which it was predicted."""
-        if any(drafting.seconds is None for drafting in self._drafted):
-            return
-        predicted = sum(drafting.seconds or 0.0 for drafting in self._drafted)
-        if predicted <= 0:
+        predicted = sum(self._drafted.values())
+        if self._prepares or predicted <= 0:
             return
         off = drafting_s / predicted
-        for drafting in self._drafted:
-            factor = self._factor(drafting.key)
-            weight, most = (LEARNING, OUTLIER) if drafting.key in self._drafting else (1.0, off)
-            self._drafting[drafting.key] = factor * (1 + weight * (min(off, most) - 1))
+        for key in self._drafted:
+            weight, most = (LEARNING, OUTLIER) if key in self._drafting else (1.0, off)
+            self._drafting[key] = self.factor(key) * (1 + weight * (min(off, most) - 1))
 
     # -- after a step ---------------------------------------------------------------------------------------------------
 
@@ -216,39 +201,68 @@ class SmartSpec:
         self._drafted.clear()
 
 
-class _Step:
-    """The step being planned, for so many drafted tokens: who decodes, and the prompts beside them that would fit."""
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """The step being planned without drafts: `decoding` sequences with `held` tokens, and `beside` tokens of prompts."""
 
-    def __init__(self, offers: Seq[Offer], view: View) -> None:
+    decoding: int
+    held: int
+    beside: int
+
+    @classmethod
+    def of(cls, view: View) -> _Base:
         running = view.in_state(State.RUNNING)
         decoding = [seq for seq in running if seq.decoding]
-        self.decoding = len(decoding)
-        self._offered = [offer.sequence.length for offer in offers]
-        self._held = sum(seq.view.length for seq in decoding)
-        begun = [seq for seq in running if not seq.decoding]
-        prompts = sum(seq.remaining for seq in [*begun, *view.in_state(State.WAITING)])
-        self.beside = min(prompts, max(0, view.limits.tokens - self.decoding))
+        prompts = sum(seq.remaining for seq in running) - len(decoding)
+        prompts += sum(seq.remaining for seq in view.in_state(State.WAITING))
+        room = max(0, view.limits.tokens - len(decoding))
+        return cls(len(decoding), sum(seq.view.length for seq in decoding), min(prompts, room))
 
-    def shape(self, counts: list[int]) -> StepShape:
-        drafts = sum(counts)
-        pairs = (
-            self._held
-            + self.decoding
-            + sum(
-                span_pairs(1 + count, length) - length - 1 for count, length in zip(counts, self._offered, strict=True) if count
-            )
-        )
-        tokens = self.decoding + drafts
-        return StepShape(
-            tokens + self.beside,
-            self.decoding + (self.beside > 0),
-            tokens,
-            self._held + tokens + self.beside,
-            pairs + span_pairs(self.beside, 0),
-        )
+    def shape(self, drafts: int = 0, more_pairs: int = 0) -> StepShape:
+        """With so many drafted tokens, which attend to so many."""
+        heads = self.decoding + drafts
+        tokens = heads + self.beside
+        pairs = self.held + self.decoding + span_pairs(self.beside, 0)
+        return StepShape(tokens, self.decoding + (self.beside > 0), heads, self.held + tokens, pairs + more_pairs)
 
 
-def _kind(offer: Offer) -> Hashable:
+class _Step:
+    """The same with drafts, one after the other."""
+
+    def __init__(self, spec: SmartSpec, base: _Base, offers: Seq[Offer], price: Callable[[StepShape], float]) -> None:
+        self._spec, self._base, self._offers, self._price = spec, base, offers, price
+        self._counts = [0] * len(offers)
+        self._drafts = self._pairs = 0
+        self._by: dict[Proposer, list[int]] = {}
+        """By proposer: sequences, their tokens, the longest draft."""
+
+    def add(self, offer: int) -> None:
+        made = self._offers[offer]
+        length, count = made.sequence.length, self._counts[offer]
+        by = self._by.setdefault(made.proposer, [0, 0, 0])
+        if not count:
+            by[0] += 1
+            by[1] += length
+        self._counts[offer] = count + 1
+        by[2] = max(by[2], count + 1)
+        self._drafts += 1
+        self._pairs += length + count + 1
+
+    def drafting(self) -> dict[tuple[type, int], float]:
+        """Predicted seconds by proposer and about how many sequences it drafts for."""
+        found: dict[tuple[type, int], float] = {}
+        for proposer, (sequences, tokens, longest) in self._by.items():
+            key = type(proposer), sequences.bit_length()
+            price = proposer.price(sequences, tokens, longest) if isinstance(proposer, Priced) else LOOKUP_S * sequences
+            found[key] = found.get(key, 0.0) + price * self._spec.factor(key)
+        return found
+
+    def seconds(self) -> float:
+        shape = self._base.shape(self._drafts, self._pairs)
+        return self._spec.times.predict(shape, self._price) + sum(self.drafting().values())
+
+
+def _kind(offer: Offer) -> tuple[type, Hashable]:
     proposer = offer.proposer
     return type(proposer), proposer.evidence(offer.sequence) if isinstance(proposer, Evidenced) else None
 

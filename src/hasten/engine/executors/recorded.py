@@ -63,13 +63,13 @@ class RecordedDraft:
     def lookahead(self, sequence: Sequence) -> int:
         return self._recording.length
 
-    def price(self, sequences: Seq[Sequence], length: int) -> float:
-        rows, cached = len(sequences), sum(sequence.length for sequence in sequences)
-        return length * self._costs.step(StepShape(rows, rows, rows, cached + rows, cached + rows))
+    def price(self, sequences: int, tokens: int, length: int) -> float:
+        return length * self._costs.step(StepShape(sequences, sequences, sequences, tokens + sequences, tokens + sequences))
 
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
         for depth in range(max(budgets)):  # who wants no more leaves the batch
-            self._clock.advance(self.price([s for s, most in zip(sequences, budgets, strict=True) if most > depth], 1))
+            lengths = [sequence.length for sequence, most in zip(sequences, budgets, strict=True) if most > depth]
+            self._clock.advance(self.price(len(lengths), sum(lengths), 1))
         return [self._draft(sequence, most) for sequence, most in zip(sequences, budgets, strict=True)]
 
     def _draft(self, sequence: Sequence, most: int) -> Draft:

@@ -6,19 +6,9 @@ from math import inf
 from statistics import fmean
 
 from hasten.lab.claims.base import Claim, Outcome, Requirement, Setting
+from hasten.lab.claims.draft_model_pairs import CODE, OUTPUT, Pair
 from hasten.lab.claims.sides import share
-from hasten.lab.claims.smart_spec_runs import (
-    CODE,
-    LONGEST,
-    MIXED,
-    OUTPUT,
-    Answer,
-    Pair,
-    Real,
-    Virtual,
-    answers,
-    load_of,
-)
+from hasten.lab.claims.smart_spec_runs import LONGEST, MIXED, Answer, Real, Virtual, answers, load_of
 
 FIXED = (0, 1, 3, 5)
 LOADS = (0.02, 0.25, 0.5, 0.75, 0.9, 1.1)

@@ -7,11 +7,14 @@ from collections.abc import Hashable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-FORGET = 0.98
-"""What one more draft leaves of the weight of those before: the last fifty count."""
+FORGET = 0.995
+"""What one more draft leaves of the weight of those before: the last two hundred count."""
 PRIOR = 0.5
 """Acceptance of a token of which nothing is known."""
 PRIOR_WEIGHT = 2.0
+DEPTH_WEIGHT = 8.0
+"""Tokens tried at a depth after which they count as much as the rate of the depth before. What is not tried any more fades, so
+that bad luck at the beginning does not keep drafts short for ever."""
 OWN_WEIGHT = 16.0
 """Tokens of a request's own after which they count as much as what is known of guesses like its own."""
 KINDS = 4096
@@ -30,17 +33,17 @@ class _Kind:
 
     def rate(self, depth: int) -> float:
         """Of token `depth`, once it is reached."""
-        before = self.rate(depth - 1) if depth and depth - 1 < len(self.tried) else PRIOR
-        if depth >= len(self.tried):
-            return before
-        return (self.right[depth] + PRIOR_WEIGHT * before) / (self.tried[depth] + PRIOR_WEIGHT)
+        rate, weight = PRIOR, PRIOR_WEIGHT
+        for tried, right in zip(self.tried[: depth + 1], self.right, strict=False):
+            rate, weight = (right + weight * rate) / (tried + weight), DEPTH_WEIGHT
+        return rate
 
     def learn(self, drafted: int, accepted: int) -> None:
         while len(self.tried) < drafted:
             self.tried.append(0.0)
             self.right.append(0.0)
-        for depth in range(min(drafted, accepted + 1)):
-            self.tried[depth] = FORGET * self.tried[depth] + 1
+        for depth in range(len(self.tried)):
+            self.tried[depth] = FORGET * self.tried[depth] + (depth < min(drafted, accepted + 1))
             self.right[depth] = FORGET * self.right[depth] + (depth < accepted)
 
 
