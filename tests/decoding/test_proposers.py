@@ -86,7 +86,7 @@ def test_they_save_steps(kind: str) -> None:
     got, engine = answers(requests, KINDS[kind]())
     assert got == plain and engine.executor.steps < 0.8 * without.executor.steps
     stats = engine.stats()
-    assert sum(stats["drafted_by_depth"]) == stats["drafted_total"] > sum(stats["accepted_by_depth"]) > 0
+    assert sum(stats["drafted_by_depth"]) == stats["drafted_total"] >= sum(stats["accepted_by_depth"]) > 0
     assert stats["accepted_by_depth"][0] >= stats["accepted_by_depth"][1]
 
 

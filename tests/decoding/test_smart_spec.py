@@ -102,7 +102,7 @@ def test_gains_follow_what_was_accepted() -> None:
 
 def test_guesses_that_end_at_a_depth_are_not_taken_for_rare_ones() -> None:
     acceptance = Acceptance()
-    for _ in range(60):
+    for _ in range(120):
         acceptance.learn(1, "kind", 6, 3, None)
     gains = acceptance.gains(2, "kind", 6, None)
     assert gains[2] > 0.8 and gains[3] < 0.1

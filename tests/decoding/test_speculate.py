@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.engine import tiny
@@ -56,7 +57,7 @@ def test_off_beside_a_name_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fast", "'fast' is not one of off, ngram, suffix"),
+        ("fast", "'fast' is not one of auto, off, ngram"),
         ("ngram,off", "'off' is not one of"),
         ("ngram:3", "'ngram:3' should be written ngram"),
         ("draft:", "'draft:' should be written draft or draft:MODEL"),
@@ -87,8 +88,6 @@ def test_lists_are_written_as_text_and_read_again() -> None:
 
 
 def test_a_store_that_cannot_drop_refuses_drafts(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from hasten.engine.assemble import require
 
     config = EngineConfig.build(speculate="ngram", set_=["kv.reuse=none"])
@@ -106,3 +105,57 @@ def test_completions_say_what_was_drafted(tmp_path: Path) -> None:
     assert sum(delta.drafted for delta in deltas) == stats["drafted_total"] > 0
     assert sum(delta.accepted for delta in deltas) == sum(stats["accepted_by_depth"])
     assert all(delta.accepted <= len(delta.tokens) for delta in deltas)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        "prompt-lookup:shortest=0",
+        "prompt-lookup:most=-1",
+        "suffix-tree:least=0",
+        "suffix-tree:least=1.5",
+        "suffix-tree:tokens=10",
+        "suffix-tree:most=0",
+        "draft-model:length=0",
+        "smart-spec:loss=0",
+    ],
+)
+def test_bad_knobs_are_refused_before_anything_is_loaded(knob: str) -> None:
+    name, _, rest = knob.partition(":")
+    with pytest.raises(ConfigError, match=f"{name}: {rest.partition('=')[0]}: Input should be"):
+        EngineConfig.build(with_=[knob])
+
+
+def test_auto_governs_what_else_is_named() -> None:
+    def said(text: str) -> tuple[str | None, tuple[str, ...]]:
+        decoding = EngineConfig.build(speculate=text).decoding
+        return decoding.governor, decoding.proposers
+
+    assert said("auto") == ("smart-spec", ("prompt-lookup",))
+    assert said("suffix,auto,draft:somewhere") == ("smart-spec", ("suffix-tree", "draft-model"))
+    assert said("ngram") == (None, ("prompt-lookup",))
+    base = EngineConfig.build(speculate="auto")
+    assert EngineConfig.build(base=base, speculate="off").decoding.governor is None
+    with pytest.raises(ConfigError, match="smart-spec cannot run together"):
+        EngineConfig.build(speculate="off", with_=["smart-spec"])
+
+
+def test_the_command_line_drafts_where_it_can() -> None:
+    from hasten.cli.options import Asked
+
+    def decoding(*with_: str, speculate: str | None = None, set_: tuple[str, ...] = ()) -> tuple[str | None, tuple[str, ...]]:
+        found = Asked(None, list(with_), list(set_), speculate=speculate, auto=True).config().decoding
+        return found.governor, found.proposers
+
+    assert decoding() == ("smart-spec", ("prompt-lookup",))
+    assert decoding(speculate="off") == (None, ())
+    assert decoding("suffix-tree") == (None, ("suffix-tree",))
+    assert Asked(None, [], []).config().decoding.proposers == ()
+
+
+def test_auto_gives_way_to_a_store_that_cannot_drop() -> None:
+    from hasten.engine.assemble import require
+
+    config = EngineConfig.build(speculate="auto", set_=["kv.reuse=none", "decoding.drafts_if_possible=true"])
+    require(config, SimpleNamespace(supports=frozenset({"truncate"})))  # type: ignore[arg-type]
+    assert config.decoding.proposers == () and config.decoding.governor is None

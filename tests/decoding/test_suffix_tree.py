@@ -159,9 +159,3 @@ def test_the_engine_tells_it_what_is_over() -> None:
     (page,) = proposer.outputs.of(key_of(asked))
     assert page.tokens == PAGE_COSTS + 2 * (16 + 10)
     assert not proposer.outputs.of(HERE)
-
-
-def test_bad_knobs_are_refused() -> None:
-    for knobs in ({"shortest": 0}, {"most": 0}, {"least": 0}, {"least": 1.5}, {"tokens": 10}):
-        with pytest.raises(ValueError, match=f"suffix-tree: {next(iter(knobs))} must"):
-            tree(**knobs)

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from hasten.engine.decoding.constraints.policy import tokenizer_of
 from hasten.engine.events import ENDS, Event
@@ -36,7 +37,7 @@ HEALED = 4  # last tokens for which a longer one may be legal
 class Options:
     """`most`: tokens drafted in one step."""
 
-    most: int = 32
+    most: Annotated[int, Field(ge=1)] = 32
 
 
 class ForcedTokens:

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 
 from hasten.engine.decoding.automaton import ROOT, SuffixAutomaton
 from hasten.engine.events import ENDS, Event
@@ -36,8 +37,8 @@ class Options:
     """`shortest`: tokens that must have occurred before. `most`: tokens drafted in one step; nor are they more than occurred
     before, so that chance agreements cost little."""
 
-    shortest: int = field(default=3, metadata={"search": (2, 3, 5)})
-    most: int = field(default=16, metadata={"search": (8, 16, 32)})
+    shortest: Annotated[int, Field(ge=1)] = field(default=3, metadata={"search": (2, 3, 5)})
+    most: Annotated[int, Field(ge=1)] = field(default=16, metadata={"search": (8, 16, 32)})
 
 
 @dataclass(slots=True)
@@ -54,9 +55,6 @@ class PromptLookup:
     learns_from = ENDS
 
     def __init__(self, options: Options) -> None:
-        for knob in ("shortest", "most"):
-            if getattr(options, knob) < 1:
-                raise ValueError(f"prompt-lookup: {knob} must be at least 1, got {getattr(options, knob)}")
         self._options = options
         self._texts: dict[str, _Texts] = {}
         """By request."""

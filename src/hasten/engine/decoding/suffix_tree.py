@@ -18,9 +18,10 @@ import heapq
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 
 from hasten.engine.decoding.automaton import ROOT, SuffixAutomaton
 from hasten.engine.events import ENDS, Event
@@ -46,10 +47,10 @@ class Options:
     """`shortest`: tokens that must have occurred before. `most`: tokens drafted in one step; nor are they more than occurred
     before. `least`: score below which nothing is drafted. `tokens`: kept of past outputs, of all applications together."""
 
-    shortest: int = field(default=2, metadata={"search": (2, 3, 5)})
-    most: int = field(default=16, metadata={"search": (8, 16, 32)})
-    least: float = field(default=0.2, metadata={"search": (0.1, 0.2, 0.4)})
-    tokens: int = 100_000
+    shortest: Annotated[int, Field(ge=1)] = field(default=2, metadata={"search": (2, 3, 5)})
+    most: Annotated[int, Field(ge=1)] = field(default=16, metadata={"search": (8, 16, 32)})
+    least: Annotated[float, Field(gt=0, le=1)] = field(default=0.2, metadata={"search": (0.1, 0.2, 0.4)})
+    tokens: Annotated[int, Field(ge=4 * PAGE_COSTS)] = 100_000
 
 
 Key = tuple[str, str, str]
@@ -135,11 +136,6 @@ class SuffixTree:
     learns_from = ENDS
 
     def __init__(self, options: Options) -> None:
-        for knob, least in (("shortest", 1), ("most", 1), ("tokens", 4 * PAGE_COSTS)):
-            if getattr(options, knob) < least:
-                raise ValueError(f"suffix-tree: {knob} must be at least {least}, got {getattr(options, knob)}")
-        if not 0 < options.least <= 1:
-            raise ValueError(f"suffix-tree: least must lie above 0 and up to 1, got {options.least}")
         self._options = options
         self.outputs = Outputs(options.tokens)
         self._places: dict[int, _Place] = {}
