@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 OFF = Side("off")
+BEGINNING = 192
+"""Tokens of a text that is given, and at most as many follow."""
 EXACT = ("model.dtype=float32", "executor.deterministic=true")
 """Where equal means equal to the last token."""
 
@@ -71,17 +73,18 @@ def built(side: Side, common: Sequence[str] = ()) -> Built:
 
 
 def questions(task: str, count: int, seed: Any) -> list[Request]:
-    """Greedy requests with the task as their application."""
+    """Greedy requests with the task as their application; of texts the beginnings, to be continued."""
     import numpy as np
 
     from hasten.engine.request import AppContext, Request, SamplingParams
     from hasten.lab.testbed.tasks.registry import find
 
-    asked = []
+    asked, kind = [], find(task)
     for number in range(count):
-        one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", _texts())
-        sampling = SamplingParams(max_tokens=one.max_tokens, temperature=0.0, seed=number)
-        prompt = np.asarray(_encode(one.prompt), dtype=np.int32)
+        one = kind.example(random.Random(f"{seed}/{task}/{number}"), "held-out", _texts())
+        tokens = _encode(one.prompt + one.answer)[:BEGINNING] if kind.likelihood else _encode(one.prompt)
+        sampling = SamplingParams(max_tokens=one.max_tokens or BEGINNING, temperature=0.0, seed=number)
+        prompt = np.asarray(tokens, dtype=np.int32)
         asked.append(Request(id=f"{task}-{seed}-{number}", prompt=prompt, sampling=sampling, app=AppContext(application=task)))
     return asked
 
