@@ -66,7 +66,7 @@ class Committer:
         if not rows:
             return []
         drawn = self._draw(result, rows, [*firsts, len(rows)])
-        return [(span.sequence, self._keep(span, rows, drawn, i)) for span, i in zip(drawn_spans, firsts, strict=True)]
+        return [(span.sequence, self._keep(span, rows, drawn, i, result)) for span, i in zip(drawn_spans, firsts, strict=True)]
 
     def _draw(self, result: StepResult, rows: list[Row], bounds: list[int]) -> Drawn:
         """Draw all rows; if that fails, each span's alone, and -1 for those at fault. `bounds`: each span's rows."""
@@ -110,8 +110,8 @@ class Committer:
             scores = self._decoding.sampler.score(result, range(at, at + count), targets, top)
             group.prompt_scores[start + 1 : start + 1 + count] = scores
 
-    def _keep(self, span: Span, rows: list[Row], drawn: Drawn, first: int) -> int:
-        """Commit what was drawn for a span, at `rows[first]` and after; how many tokens it got."""
+    def _keep(self, span: Span, rows: list[Row], drawn: Drawn, first: int, result: StepResult) -> int:
+        """Commit what was drawn of `result` for a span, at `rows[first]` and after; how many tokens it got."""
         seq = span.sequence
         if drawn.tokens[first] < 0:
             self._undrawable(seq)
@@ -160,7 +160,18 @@ class Committer:
         self._outbox.put(delta)
         if finish is not None:
             self._ledger.close(seq, finish)
+        else:
+            self._show(seq, rows[first + draws[len(tokens) - 1]].logits_row, result)
         return len(tokens)
+
+    def _show(self, seq: Sequence, row: int, result: StepResult) -> None:
+        """Let a proposer that reads the model see what the sequence's last token was drawn from."""
+        reader = self._decoding.reader
+        if reader is not None:
+            try:
+                reader.committed(seq, row, result)
+            except Exception:  # a guess is never needed
+                _log.exception("%s could not read the model", type(reader).__name__)
 
     def _undrawable(self, seq: Sequence) -> None:
         """No token could be drawn: end the sequence, and say why."""

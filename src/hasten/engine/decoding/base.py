@@ -1,6 +1,6 @@
 """The decoding seam: which tokens to try next, and which of them to keep.
 
-Five small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
+A few small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
 and its request, never on the batch. A `Constraint` says which tokens are legal; a `Proposer` guesses ahead within what the
 `SpeculationBudget` grants; a `Controller` reacts to what was committed and may fork, inject, join and finish sequences.
 Drafts are checked against the constraint before they cost a forward pass, and verified under it, so grammars and speculation
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -122,6 +122,20 @@ class Proposer(SpeculationBudget, Protocol):
         ...
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """A proposer that reads the served model's hidden states."""
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Layers whose hidden state of the drawn rows it wants in `result.hidden`; `NORMED` for what the head reads."""
+        ...
+
+    def committed(self, sequence: Sequence, row: int, result: StepResult) -> None:
+        """`sequence` got tokens and goes on; the last of them was drawn from row `row` of the step's logits."""
+        ...
+
+
 class Actions(Protocol):
     """What a controller may do, between steps."""
 
@@ -159,3 +173,15 @@ class Policies:
     constraint: Constraint | None = None
     proposer: Proposer | None = None
     controller: Controller | None = None
+
+    @property
+    def reader(self) -> Reader | None:
+        """The proposer, if it reads the model."""
+        return self.proposer if isinstance(self.proposer, Reader) else None
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """What of the model's inside a step is to show."""
+        wanted: frozenset[int] = self.controller.taps if self.controller is not None else frozenset()
+        reader = self.reader
+        return wanted | reader.taps if reader is not None else wanted
