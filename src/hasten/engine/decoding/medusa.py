@@ -7,8 +7,8 @@ in every step its first nodes, as many as the sequence may have, are filled with
 draft. What is accepted is moved into place, and the state of the node that the last token was drawn from is read next.
 
 Exact: the true token is drawn at every node (`speculate.py`). The paper's approximate rule is a technique of its own,
-`typical-acceptance`. Differences from the paper: W2 is by default the model's own head for all heads, so that only W1 is trained
-and stored, and guesses come from a list of frequent tokens; a model's sampled tokens are guessed as its likeliest ones are.
+`typical-acceptance`. Differences from the paper: W2 is by default the model's own head for all heads, so that only W1 is
+trained and stored, and guesses come from a list of frequent tokens; drawn tokens are guessed as greedy ones are.
 
 A step costs, for all sequences together, one product with all W1 and one with the head's chosen rows, `heads` rows a sequence.
 Kept of a sequence: one hidden state.
