@@ -156,7 +156,7 @@ def test_the_state_is_what_the_head_reads(model: str, heads: str, dtype: str, na
     recorded = [one for one in executor._plans.values() if isinstance(one, PlannedPass)]
     from hasten.kernels.cpu import native as library
 
-    assert bool(recorded) == (native and library.available())
+    assert bool(recorded) == (native and bool(library.available()))
 
 
 def test_the_state_kept_is_the_one_that_the_last_token_was_drawn_from(model: str, heads: str) -> None:
@@ -254,7 +254,7 @@ class Fork:
                 actions.inject(children[0], [FEW[0]])
                 actions.inject(seq, [FEW[1]])
                 if self.proposer is not None:
-                    self.unknown += sum(self.proposer.lookahead(one) == 0 for one in (seq, *children))
+                    self.unknown += sum(self.proposer._state(one) is None for one in (seq, *children))
 
 
 def test_forks_and_injected_tokens_wait_for_a_state(model: str, heads: str) -> None:
@@ -356,7 +356,7 @@ def test_the_built_in_heads_are_right_more_often_than_not(dtype: str) -> None:
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
     (done,) = llm.generate(text, SamplingParams(max_tokens=64, temperature=0, ignore_eos=True))
     steps = len(drafts(llm)[0])
-    assert 64 / steps > 1.5 and llm.info["medusa_nodes"] == done.drafted / steps
+    assert 64 / steps > 1.5 and 1 < done.drafted / steps <= llm.info["medusa_nodes"]
 
 
 # -- the folder ---------------------------------------------------------------------------------------------------------

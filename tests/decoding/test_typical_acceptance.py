@@ -42,6 +42,12 @@ class Only:
     def __init__(self, bound: int) -> None:
         self.bound = bound
 
+    def fork(self) -> Only:
+        return self
+
+    def advance(self, token: int) -> None:
+        assert token < self.bound
+
     def fill(self, mask: np.ndarray) -> None:
         mask[:] = 0
         mask[0] = (1 << self.bound) - 1
@@ -61,10 +67,14 @@ def sequence(number: int, **knobs: Any) -> Sequence:
     return Sequence(number, asked, 0, number, ReuseKey("m"), 0.0)
 
 
-def tree(rng: random.Random) -> Draft:
-    """Some nodes, now and then two of the same token behind the same one."""
+def tree(rng: random.Random, seq: Sequence) -> Draft:
+    """Some nodes that the sequence's constraint allows."""
     parents = [rng.randrange(-1, i) if i else -1 for i in range(rng.randint(1, 9))]
-    return Draft(np.array([rng.randrange(VOCABULARY) for _ in parents], np.int32), np.array(parents, np.int32))
+    bound = seq.constraint.bound if seq.constraint is not None else VOCABULARY
+    tokens = [rng.randrange(bound) for _ in parents]
+    found = speculate.prune(Draft(np.array(tokens, np.int32), np.array(parents, np.int32)), seq, 9)
+    assert found is not None
+    return found
 
 
 def shaped(logits: torch.Tensor, row: Row) -> list[float]:
@@ -124,12 +134,9 @@ def test_the_rule_is_the_papers(seed: int) -> None:
     spans, rows, firsts = [], list[Row](), []
     for number in range(5):
         seq = sequence(number, **KNOBS[(seed + number) % len(KNOBS)])
-        draft = tree(rng)
         if rng.random() < 0.3:
-            bound = rng.randint(2, VOCABULARY)
-            seq.constraint = Only(bound)
-            draft.tokens %= bound
-            draft.states = [Only(bound)] * len(draft.tokens)
+            seq.constraint = Only(rng.randint(2, VOCABULARY))
+        draft = tree(rng, seq)
         span = Span(seq, 1, seq.tokens, seq.positions, seq.segments, np.zeros(1, np.int64), draft=draft)
         firsts.append(len(rows))
         rows += speculate.rows(span, len(rows))
@@ -156,7 +163,7 @@ def test_greedy_requests_and_rows_without_drafts_are_left_alone() -> None:
     for seed in range(30):
         logits = torch.randn(10, VOCABULARY, generator=torch.Generator().manual_seed(seed))
         greedy = sequence(1, temperature=0.0)
-        span = Span(greedy, 1, greedy.tokens, greedy.positions, greedy.segments, np.zeros(1, np.int64), draft=tree(rng))
+        span = Span(greedy, 1, greedy.tokens, greedy.positions, greedy.segments, np.zeros(1, np.int64), draft=tree(rng, greedy))
         drawn = sequence(2, temperature=1.0)
         rows = [*speculate.rows(span, 0)[:9], Row(drawn, 9), Row(drawn, 8, (3, 4))]
         found: list[Drawn] = [

@@ -182,6 +182,6 @@ class Policies:
     @property
     def taps(self) -> frozenset[int]:
         """What of the model's inside a step is to show."""
-        wanted: frozenset[int] = self.controller.taps if self.controller is not None else frozenset()
+        wanted = frozenset[int]() if self.controller is None else self.controller.taps
         reader = self.reader
-        return wanted | reader.taps if reader is not None else wanted
+        return wanted if reader is None else wanted | reader.taps

@@ -31,8 +31,8 @@ from hasten.lab.training.said import Said, collect, questions
 SAVE_S, REPORT_S = 30.0, 5.0
 PER_HEAD = 0.8
 """What a head counts in the loss, in parts of the one before it."""
-BATCH = 1024
-RATE, OWN_RATE, LAST_RATE, WARM_UP_STEPS = 1e-3, 3e-4, 0.05, 50
+BATCH = 256
+RATE, OWN_RATE, LAST_RATE, WARM_UP_STEPS = 3e-3, 3e-4, 0.03, 50
 HELD_OUT = 8
 """One question is held out, to count on, for so many that are learnt from."""
 GUESSED_SHARE, MOST_GUESSED = 4, 8192
@@ -56,13 +56,15 @@ class Training:
     """Heads while they learn from `said`. `output` float32 [n, width]: rows of the model's head; `tokens` int64 [n]: whose."""
 
     def __init__(self, said: Said, output: Tensor, tokens: Tensor, vocabulary: int, recipe: Recipe) -> None:
+        # bfloat16 only where the processor multiplies it.
+        self._dtype = models.run_dtype("auto", "bfloat16", torch.device("cpu"))
         self.recipe, self._hidden = recipe, said.hidden
         place = torch.full((vocabulary + 1,), -1)  # the last for -1, nothing said
         place[tokens] = torch.arange(len(tokens))
         self._targets = place[said.targets.long()]
         width = said.hidden.shape[1]
         self.w1 = torch.zeros(recipe.heads, width, width, requires_grad=True)
-        self._output = output.bfloat16()
+        self._output = output.to(self._dtype)
         self.w2 = output.repeat(recipe.heads, 1, 1).requires_grad_() if recipe.own else None
         groups = [{"params": [self.w1], "peak": RATE}]
         if self.w2 is not None:
@@ -92,13 +94,13 @@ class Training:
     def learn(self) -> list[float]:
         """One step; the mean loss of each head, in nats."""
         rows = self._rows()
-        hidden, targets = self._hidden[rows], self._targets[rows]
+        hidden, targets = self._hidden[rows].to(self._dtype), self._targets[rows]
         losses = []
         for k in range(self.recipe.heads):
             kept = targets[:, k] >= 0
             h = hidden[kept]
-            x = F.silu(F.linear(h, self.w1[k].bfloat16())) + h
-            logits = F.linear(x, self._output if self.w2 is None else self.w2[k].bfloat16())
+            x = F.silu(F.linear(h, self.w1[k].to(self._dtype))) + h
+            logits = F.linear(x, self._output if self.w2 is None else self.w2[k].to(self._dtype))
             losses.append(F.cross_entropy(logits.float(), targets[kept, k]))
         (torch.stack(losses) * self._counts).sum().backward()  # type: ignore[no-untyped-call]
         for group in self._stepper.param_groups:

@@ -125,7 +125,7 @@ def collect(llm: LLM, asked: Sequence[Question], heads: int, tell: Callable[[int
             llm.engine.decoding.proposer = recorder = Recorder()
             for done in llm.generate([one.prompt for one in some], [one.sampling for one in some]):
                 tokens = torch.tensor(done.choices[0].tokens, dtype=torch.int32)
-                states = recorder.states.get(done.id, [])[: len(tokens) - 1]  # nothing follows the last token
+                states = recorder.states.get(done.request_id, [])[: len(tokens) - 1]  # nothing follows the last token
                 if states:
                     hidden.append(torch.stack(states))
                     targets.append(following(tokens, heads)[: len(states)])
