@@ -472,7 +472,7 @@ def test_it_is_switched_on_in_words_and_refused_in_simulations() -> None:
     config = EngineConfig.build(speculate="ngram,medusa:some/folder")
     assert config.decoding.proposers == ("prompt-lookup", "medusa")
     assert config.techniques["medusa"] == {"path": "some/folder"}
-    model, costs = SimulatedModel(name="m", vocabulary=9, max_length=99), CostModel((1, 64), (1e-3, 2e-3))
+    model, costs = SimulatedModel(name="m", vocabulary=9, max_length=99), CostModel(knots=(1, 64), knot_s=(1e-3, 2e-3))
     for with_, said in (("medusa", "proposers=.*medusa"), ("typical-acceptance", "sampler=typical-acceptance")):
         with pytest.raises(ConfigError, match=f"{said}.* cannot be simulated"):
             simulated_engine(EngineConfig.build(with_=[with_]), model, costs, blocks=9)
