@@ -191,6 +191,27 @@ def biased(requests: list[Request]) -> list[Request]:
     return [replace(r, sampling=replace(r.sampling, logit_bias={**BIAS, **(r.sampling.logit_bias or {})})) for r in requests]
 
 
+def tokens_and_scores(found: dict[Any, Any]) -> tuple[dict[Any, list[int]], list[float]]:
+    """Tokens by sequence, and all log-probabilities one after another, prompts' among them."""
+    scores = [
+        value
+        for _, said, prompt in found.values()
+        for score in (*said, *(prompt or ()))
+        if score is not None
+        for value in (score.logprob, *(logprob for _, logprob in score.top))
+    ]
+    return {key: tokens for key, (tokens, _, _) in found.items()}, scores
+
+
+def assert_equal(found: dict[Any, Any], want: dict[Any, Any]) -> None:
+    """The same tokens; the same log-probabilities but for the last bits. (What a node sees of itself lies behind its siblings,
+    at another place than in plain decoding, and sums are made place by place.)"""
+    found = {key: found[key] for key in want}
+    (mine, my_scores), (theirs, their_scores) = tokens_and_scores(found), tokens_and_scores(want)
+    assert mine == theirs
+    np.testing.assert_allclose(my_scores, their_scores, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("knobs", ["", ":nodes=1", ":nodes=64"])
 @pytest.mark.parametrize("say", [list, biased], ids=["anything", "few"])
 def test_guesses_change_no_token_and_no_logprob(model: str, heads: str, knobs: str, say: Any) -> None:
@@ -211,7 +232,9 @@ def test_guesses_change_no_token_and_no_logprob(model: str, heads: str, knobs: s
             scheduling__max_tokens=60,
         )
         for _ in range(2):  # the second time prompts are cached
-            assert answers(built, say(mixed_requests())) == alone
+            got = answers(built, say(mixed_requests()))
+            assert_equal(got, alone)
+            assert got == alone or knobs != ":nodes=1", "a list of guesses changes no bit"
             assert len(proposer) == 0
         counts = built.engine.events.counts
         assert counts[Kind.REUSED] and counts[Kind.DRAFTED]
@@ -230,7 +253,8 @@ def test_behind_others_and_before_them(model: str, heads: str) -> None:
         built, proposer = drafting(model, heads, with_=with_)
         chain = built.engine.decoding.proposer
         assert isinstance(chain, Chain) and isinstance(chain, Reader) and built.engine.decoding.taps == {NORMED}
-        assert answers(built, requests) == want and sum(drafts(built)[1]) > 20
+        assert_equal(answers(built, requests), want)
+        assert sum(drafts(built)[1]) > 20
         assert len(proposer) == 0
     unread = Chain([])
     assert unread.taps == frozenset()
@@ -461,7 +485,7 @@ def test_the_built_in_heads_are_small_and_the_built_in_models() -> None:
     assert sum(file.stat().st_size for file in BUILTIN_HEADS.iterdir()) < 600_000
     found = stored.load(BUILTIN_HEADS)
     for dtype in ("float32", "bfloat16"):
-        assert models.fingerprint(ModelConfig(dtype=dtype)) in found.fingerprints  # type: ignore[arg-type]
+        assert models.fingerprint(ModelConfig(dtype=dtype)) in found.fingerprints
 
 
 def test_it_is_switched_on_in_words_and_refused_in_simulations() -> None:

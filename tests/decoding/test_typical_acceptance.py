@@ -97,7 +97,7 @@ def shaped(logits: torch.Tensor, row: Row) -> list[float]:
     order = sorted(range(len(p)), key=lambda token: (-p[token], token))
     if params.top_k:
         order = order[: params.top_k]
-    mass, kept = sum(p[token] for token in order), []
+    mass, kept = sum(p[token] for token in order), list[int]()
     for token in order:
         if params.top_p < 1 and kept and sum(p[one] for one in kept) >= params.top_p * mass:
             break

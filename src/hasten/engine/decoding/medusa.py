@@ -53,7 +53,7 @@ BUILTIN_HEADS = Path(str(files("hasten") / "builtin_medusa"))
 class Options:
     path: str = ""
     """The folder that `hasten train medusa` wrote; empty: the heads that come with the built-in model."""
-    nodes: Annotated[int, Field(ge=1, le=64)] = field(default=8, metadata={"search": (4, 6, 12, 16, 32)})
+    nodes: Annotated[int, Field(ge=1, le=64)] = field(default=6, metadata={"search": (2, 3, 4, 8, 16, 32)})
     """Guesses checked for a sequence in one step."""
 
 

@@ -102,7 +102,7 @@ class Training:
             x = F.silu(F.linear(h, self.w1[k].to(self._dtype))) + h
             logits = F.linear(x, self._output if self.w2 is None else self.w2[k].to(self._dtype))
             losses.append(F.cross_entropy(logits.float(), targets[kept, k]))
-        (torch.stack(losses) * self._counts).sum().backward()  # type: ignore[no-untyped-call]
+        (torch.stack(losses) * self._counts).sum().backward()
         for group in self._stepper.param_groups:
             group["lr"] = group["peak"] * self._rate()
         self._stepper.step()
