@@ -315,6 +315,7 @@ def test_cancelled_requests_leave_nothing(model: str, heads: str) -> None:
         for _ in range(4 + turn):
             built.engine.step()
         assert len(proposer) == 3
+        assert proposer.odds(next(iter(built.engine.ledger.sequences.values())), 2) == proposer.tree.expected[:2].tolist()
         built.engine.cancel("r")
         built.engine.run()
         assert len(proposer) == 0

@@ -192,13 +192,25 @@ class ReferenceKernels:
 
     def sample(self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, u: Tensor) -> Tensor:
         logits = logits.float()
-        maximum = logits.max(-1).values
+        vocabulary = logits.shape[1]
+        maximum, greedy = logits.max(-1)
         _raise_on_bad_row(~torch.isfinite(maximum))  # max is NaN where any is, -inf where all are
         greedy = (logits == maximum[:, None]).to(torch.uint8).argmax(-1)  # the first index, which max does not promise
-        p = kept_mass(logits, temperature, top_k, top_p, min_p)
+        heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
+        p = torch.exp(((logits - maximum[:, None]) / heat).double())
+        ids = torch.sort(logits, dim=-1, descending=True, stable=True).indices
+        ordered_p = p.gather(1, ids)
+        rank = torch.arange(vocabulary, device=logits.device)
+        kept = rank < torch.where(top_k > 0, top_k, vocabulary)[:, None]
+        mass = torch.where(kept, ordered_p, 0.0).cumsum(-1)
+        before = mass - torch.where(kept, ordered_p, 0.0)
+        in_top_p = (before < top_p.double()[:, None] * mass[:, -1:]) | (rank == 0)
+        kept &= in_top_p | (top_p >= 1)[:, None]
+        kept &= ordered_p >= min_p.double()[:, None]  # p of the maximum is 1
+        p = torch.zeros_like(p).scatter(1, ids, torch.where(kept, ordered_p, 0.0))
         mass = p.cumsum(-1)
         drawn = torch.searchsorted(mass, (u.double() * mass[:, -1])[:, None], right=True)[:, 0]
-        drawn = torch.minimum(drawn, logits.shape[1] - 1 - p.flip(-1).gt(0).to(torch.uint8).argmax(-1))
+        drawn = torch.minimum(drawn, vocabulary - 1 - p.flip(-1).gt(0).to(torch.uint8).argmax(-1))
         return torch.where(temperature > 0, drawn, greedy)
 
     def log_softmax_gather(self, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -208,25 +220,6 @@ class ReferenceKernels:
         # Not logsumexp, for the reason in `rms_norm`.
         ids = torch.topk(logits.float(), n, dim=-1).indices
         return torch.log_softmax(logits.float(), -1).gather(1, ids), ids
-
-
-def kept_mass(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """What `Kernels.sample` draws from, arguments as there: float64 [L, V], in parts of the likeliest token's probability; 0
-    for what the filters leave out. A row with temperature 0 is taken at 1."""
-    logits = logits.float()
-    vocabulary = logits.shape[1]
-    heat = torch.where(temperature > 0, temperature, 1.0)[:, None]
-    p = torch.exp(((logits - logits.max(-1, keepdim=True).values) / heat).double())
-    ids = torch.sort(logits, dim=-1, descending=True, stable=True).indices
-    ordered_p = p.gather(1, ids)
-    rank = torch.arange(vocabulary, device=logits.device)
-    kept = rank < torch.where(top_k > 0, top_k, vocabulary)[:, None]
-    mass = torch.where(kept, ordered_p, 0.0).cumsum(-1)
-    before = mass - torch.where(kept, ordered_p, 0.0)
-    in_top_p = (before < top_p.double()[:, None] * mass[:, -1:]) | (rank == 0)
-    kept &= in_top_p | (top_p >= 1)[:, None]
-    kept &= ordered_p >= min_p.double()[:, None]  # p of the maximum is 1
-    return torch.zeros_like(p).scatter(1, ids, torch.where(kept, ordered_p, 0.0))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

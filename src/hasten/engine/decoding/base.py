@@ -1,6 +1,6 @@
 """The decoding seam: which tokens to try next, and which of them to keep.
 
-A few small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
+Five small protocols. The `Sampler` draws from the final logits; what it returns for a row depends only on that row's logits
 and its request, never on the batch. A `Constraint` says which tokens are legal; a `Proposer` guesses ahead within what the
 `SpeculationBudget` grants; a `Controller` reacts to what was committed and may fork, inject, join and finish sequences.
 Drafts are checked against the constraint before they cost a forward pass, and verified under it, so grammars and speculation
@@ -122,20 +122,6 @@ class Proposer(SpeculationBudget, Protocol):
         ...
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """A proposer that reads the served model's hidden states."""
-
-    @property
-    def taps(self) -> frozenset[int]:
-        """Layers whose hidden state of the drawn rows it wants in `result.hidden`; `NORMED` for what the head reads."""
-        ...
-
-    def committed(self, sequence: Sequence, row: int, result: StepResult) -> None:
-        """`sequence` got tokens and goes on; the last of them was drawn from row `row` of the step's logits."""
-        ...
-
-
 class Actions(Protocol):
     """What a controller may do, between steps."""
 
@@ -162,6 +148,20 @@ class Controller(Protocol):
     @property
     def taps(self) -> frozenset[int]:
         """Layers whose hidden state of the drawn rows it wants in `result.hidden`."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A proposer that reads the served model's hidden states."""
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Layers whose hidden state of the drawn rows it wants in `result.hidden`; `NORMED` for what the head reads."""
+        ...
+
+    def committed(self, sequence: Sequence, row: int, result: StepResult) -> None:
+        """`sequence` got tokens and goes on; the last of them was drawn from row `row` of the step's logits."""
         ...
 
 

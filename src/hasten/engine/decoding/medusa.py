@@ -125,6 +125,11 @@ class Medusa:
     def lookahead(self, sequence: Sequence) -> int:
         return len(self.tree) if self._state(sequence) is not None else 0
 
+    def odds(self, sequence: Sequence, most: int) -> list[float]:
+        """How likely each of its best nodes is to be accepted, of all sequences alike."""
+        odds: list[float] = self.tree.first(most).expected.tolist()
+        return odds
+
     def _state(self, sequence: Sequence) -> Tensor | None:
         """None where its last token was not drawn: of forks, and where something was injected."""
         length, state = self._states.get(sequence.id, (0, None))

@@ -24,7 +24,6 @@ from torch import Tensor
 from hasten.engine.decoding.base import Row
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.technique import Technique
-from hasten.kernels.reference import kept_mass
 
 if TYPE_CHECKING:
     from hasten.engine.build import Parts
@@ -81,12 +80,24 @@ class TypicalSampler(LosslessSampler):
 
     def _probabilities(self, logits: Tensor, rows: Seq[Row]) -> Tensor:
         """What each row is drawn from, float [n, vocabulary]."""
-        temperature, *filters, _ = self.knobs(rows, logits.device)
+        temperature, top_k, top_p, min_p, _ = self.knobs(rows, logits.device)
+        p = torch.softmax(logits.float() / temperature[:, None], -1)
         params = [row.sequence.request.sampling for row in rows]
         if any(one.top_k or one.top_p < 1 or one.min_p for one in params):
-            mass = kept_mass(logits, temperature, *filters)
-            return mass / mass.sum(-1, keepdim=True)
-        return torch.softmax(logits.float() / temperature[:, None], -1)
+            p = _kept(p.double(), top_k, top_p, min_p)
+        return p
+
+
+def _kept(p: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """p [n, vocabulary] without what the filters of `Kernels.sample` leave out, summing to 1 again."""
+    ordered, ids = torch.sort(p, dim=-1, descending=True, stable=True)
+    rank = torch.arange(p.shape[1], device=p.device)
+    kept = rank < torch.where(top_k > 0, top_k, p.shape[1])[:, None]
+    mass = (ordered * kept).cumsum(-1)
+    kept &= (mass - ordered < top_p.double()[:, None] * mass[:, -1:]) | (rank == 0) | (top_p >= 1)[:, None]
+    kept &= ordered >= min_p.double()[:, None] * ordered[:, :1]
+    left = torch.zeros_like(p).scatter(1, ids, ordered * kept)
+    return left / left.sum(-1, keepdim=True)
 
 
 def _parents(rows: Seq[Row]) -> list[int]:

@@ -23,8 +23,8 @@ PROMPT, OUTPUT = 160, 96
 """Tokens of a text that is given, and that are said behind it."""
 
 
-def texts(task: str, count: int, seed: Any) -> list[Request]:
-    """Greedy requests to go on with held-out texts."""
+def texts(task: str, count: int, seed: Any, output: int = OUTPUT) -> list[Request]:
+    """Greedy requests to go on with held-out texts, by so many tokens."""
     import numpy as np
 
     from hasten.engine.request import AppContext, Request, SamplingParams
@@ -34,7 +34,7 @@ def texts(task: str, count: int, seed: Any) -> list[Request]:
     for number in range(count):
         one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", drafting._texts())
         prompt = np.asarray(drafting._encode(one.prompt + one.answer)[:PROMPT], dtype=np.int32)
-        sampling = SamplingParams(max_tokens=OUTPUT, temperature=0.0, seed=number, ignore_eos=True)
+        sampling = SamplingParams(max_tokens=output, temperature=0.0, seed=number, ignore_eos=True)
         asked.append(Request(id=f"{task}-{seed}-{number}", prompt=prompt, sampling=sampling, app=AppContext(application=task)))
     return asked
 
@@ -53,13 +53,15 @@ def together(built: Built, asked: Sequence[Request]) -> float:
     return (time.perf_counter() - began) / tokens
 
 
-def by_size(off: Built, on: Built, sizes: Sequence[int], rounds: int, seed: int, tell: Progress) -> dict[int, list[float]]:
+def by_size(
+    off: Built, on: Built, sizes: Sequence[int], rounds: int, output: int, seed: int, tell: Progress
+) -> dict[int, list[float]]:
     """Time a token, off over on, by how many requests are answered at once, round by round."""
     found: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds):
         for at, size in enumerate(sizes):
             tell(f"{size} at once, round {number + 1} of {rounds}", (number + at / len(sizes)) / rounds)
-            asked = texts(PYTHON, size, f"{seed}/{number}/together")
+            asked = texts(PYTHON, size, f"{seed}/{number}/together", output)
             took = {}
             for side in (off, on)[:: 1 if (number + at) % 2 == 0 else -1]:
                 took[id(side)] = together(side, asked)

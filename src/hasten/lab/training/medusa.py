@@ -101,7 +101,8 @@ class Training:
             h = hidden[kept]
             x = F.silu(F.linear(h, self.w1[k].to(self._dtype))) + h
             logits = F.linear(x, self._output if self.w2 is None else self.w2[k].to(self._dtype))
-            losses.append(F.cross_entropy(logits.float(), targets[kept, k]))
+            total = F.cross_entropy(logits.float(), targets[kept, k], reduction="sum")
+            losses.append(total / max(1, len(h)))
         (torch.stack(losses) * self._counts).sum().backward()
         for group in self._stepper.param_groups:
             group["lr"] = group["peak"] * self._rate()
