@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.decoding.test_medusa import write as write_heads
 from tests.engine import tiny
 
 from hasten.engine.config import EngineConfig
@@ -32,15 +33,21 @@ def prompts() -> list[list[int]]:
     return [shared[:k] + rng.integers(1, 256, n).tolist() for k, n in ((0, 1), (70, 5), (64, 30), (70, 0), (33, 90))]
 
 
-def switched_on(technique: Technique, model: str) -> str:
-    """As it is named to be switched on; a draft model must be named too."""
-    return f"{technique.name}:model={model}" if technique.name == "draft-model" else technique.name
+@pytest.fixture(scope="module")
+def heads(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_heads(tmp_path_factory.mktemp("heads"), model)
+
+
+def switched_on(technique: Technique, model: str, heads: str) -> str:
+    """As it is named to be switched on; a draft model must be named too, and heads."""
+    named = {"draft-model": f":model={model}", "medusa": f":path={heads}"}
+    return technique.name + named.get(technique.name, "")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(t.name for t in pair))
-def test_pairs_compose_or_are_refused(pair: tuple[Technique, ...], model: str, plain: tiny.Built) -> None:
+def test_pairs_compose_or_are_refused(pair: tuple[Technique, ...], model: str, heads: str, plain: tiny.Built) -> None:
     names = tuple(t.name for t in pair)
-    with_ = tuple(switched_on(t, model) for t in pair)
+    with_ = tuple(switched_on(t, model, heads) for t in pair)
     try:
         refuse(pair)
     except ConfigError as refusal:

@@ -42,7 +42,7 @@ GROUPS = {
     "quantize": "Round a model's weights to 4 or 8 bits, weighed by what it reads, and write them as a checkpoint.",
     "calibrate": "Measure this machine's steps, for simulation.",
     "simulate": "Replay a workload on a virtual clock: this machine, or one you do not have.",
-    "train": "Train the small models that quality is measured on.",
+    "train": "Train the small models that quality is measured on, and heads that guess ahead for any model.",
     "tune": "Search the best configuration for a workload and its service-level objective.",
 }
 """Commands that need more imports than the other commands' help should wait for: each is `app` in its own file."""

@@ -1,4 +1,4 @@
-"""`hasten train`: make the testbed's models."""
+"""`hasten train`: make the testbed's models, and heads that guess ahead for any model."""
 
 from __future__ import annotations
 
@@ -53,4 +53,33 @@ def testbed(
             tokenizer=tokenizer, teacher=teacher, device=device, workers=workers, threads=threads,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as fault:
+        raise ConfigError(str(fault)) from None
+
+
+@app.command()
+def medusa(
+    model: Annotated[str, typer.Option(help="The model that they guess for: a folder, file, hub id or builtin.")] = "builtin",
+    out: Annotated[Path, typer.Option(help="The folder of the heads, and of what a run that is cut off goes on from.")] = Path(
+        "medusa"
+    ),
+    heads: Annotated[int, typer.Option(min=1, max=8, help="Tokens guessed one after the other.")] = 4,
+    answers: Annotated[int, typer.Option(min=8, help="Questions that the model answers, to be learnt from.")] = 3000,
+    passes: Annotated[float, typer.Option(min=0.0, help="Times that what was said is learnt.")] = 4.0,
+    guessed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Guess the most frequent tokens only, so many; 0: all (default: a quarter, at most 8,192)."),
+    ] = None,
+    own: Annotated[bool, typer.Option("--own", help="Output weights for each head, instead of the model's own head.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed gives other questions.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="The folder with the public texts (default: HASTEN_DATA).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: one a core).")] = None,
+) -> None:
+    """Train heads for `--with medusa:path=FOLDER` on what a model answers; the model itself stays as it is."""
+    from hasten.engine.technique import ConfigError
+    from hasten.lab.training import medusa as training
+
+    recipe = training.Recipe(heads=heads, answers=answers, passes=passes, guessed=guessed, own=own, seed=seed)
+    try:
+        training.run(model, out, recipe, data=data, threads=threads)
+    except FileNotFoundError as fault:
         raise ConfigError(str(fault)) from None

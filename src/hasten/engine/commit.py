@@ -9,7 +9,7 @@ import numpy as np
 
 from hasten.engine import speculate
 from hasten.engine.clock import Clock
-from hasten.engine.decoding.base import Drawn, Policies, Row, TokenLogprobs
+from hasten.engine.decoding.base import Drawn, Policies, Reader, Row, TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.executors.base import Executor, StepResult
 from hasten.engine.ledger import Ledger
@@ -44,6 +44,8 @@ class Committer:
         self._longest = longest
         self._eos = eos
         self.acceptance = speculate.Acceptance()
+        self._reader: Reader | None = None
+        """Of the step being committed."""
 
     def commit(self, spans: list[Span], result: StepResult) -> list[tuple[Sequence, int]]:
         """Draw what `spans` wanted drawn; the sequences that got tokens, and how many each. Under the memory's lock."""
@@ -66,7 +68,8 @@ class Committer:
         if not rows:
             return []
         drawn = self._draw(result, rows, [*firsts, len(rows)])
-        return [(span.sequence, self._keep(span, rows, drawn, i)) for span, i in zip(drawn_spans, firsts, strict=True)]
+        self._reader = self._decoding.reader
+        return [(span.sequence, self._keep(span, rows, drawn, i, result)) for span, i in zip(drawn_spans, firsts, strict=True)]
 
     def _draw(self, result: StepResult, rows: list[Row], bounds: list[int]) -> Drawn:
         """Draw all rows; if that fails, each span's alone, and -1 for those at fault. `bounds`: each span's rows."""
@@ -110,8 +113,8 @@ class Committer:
             scores = self._decoding.sampler.score(result, range(at, at + count), targets, top)
             group.prompt_scores[start + 1 : start + 1 + count] = scores
 
-    def _keep(self, span: Span, rows: list[Row], drawn: Drawn, first: int) -> int:
-        """Commit what was drawn for a span, at `rows[first]` and after; how many tokens it got."""
+    def _keep(self, span: Span, rows: list[Row], drawn: Drawn, first: int, result: StepResult) -> int:
+        """Commit what was drawn of `result` for a span, at `rows[first]` and after; how many tokens it got."""
         seq = span.sequence
         if drawn.tokens[first] < 0:
             self._undrawable(seq)
@@ -160,7 +163,17 @@ class Committer:
         self._outbox.put(delta)
         if finish is not None:
             self._ledger.close(seq, finish)
+        elif self._reader is not None:
+            self._show(self._reader, seq, rows[first + draws[len(tokens) - 1]].logits_row, result)
         return len(tokens)
+
+    @staticmethod
+    def _show(reader: Reader, seq: Sequence, row: int, result: StepResult) -> None:
+        """Let a proposer that reads the model see what the sequence's last token was drawn from."""
+        try:
+            reader.committed(seq, row, result)
+        except Exception:  # a guess is never needed
+            _log.exception("%s could not read the model", type(reader).__name__)
 
     def _undrawable(self, seq: Sequence) -> None:
         """No token could be drawn: end the sequence, and say why."""

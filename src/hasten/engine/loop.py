@@ -213,8 +213,7 @@ class Engine:
         self.events.add_each(now, Kind.SCHEDULED, [span.sequence.id for span in spans[:decodes]], 1)
         for span in spans[decodes:]:
             self.events.add(now, Kind.SCHEDULED, span.sequence.id, span.count - span.drafts, span.drafts)
-        controller = self.decoding.controller
-        taps = controller.taps if controller is not None else frozenset()
+        taps = self.decoding.taps
         self.executor.copy_blocks(self.ledger.books.take_copies())
         try:
             return [(spans, self.executor.submit(self._build_batch(spans), taps).wait())]

@@ -31,14 +31,16 @@ class Acceptance:
 
 
 def prune(draft: Draft, sequence: Sequence, budget: int) -> Draft | None:
-    """The part of a draft that its constraint allows and the budget covers; None when nothing is left."""
+    """The part of a draft that its constraint allows and the budget covers, no token twice in one place; None when nothing is
+    left."""
     kept: list[int] = []
+    places: set[tuple[int, int]] = set()
     renumber: dict[int, int] = {-1: -1}
     states = {-1: sequence.constraint}
     parents = parents_of(draft)
     for i, token in enumerate(draft.tokens.tolist()):
         parent = int(parents[i])
-        if len(kept) == budget or parent not in renumber:
+        if len(kept) == budget or parent not in renumber or (parent, token) in places:
             continue
         state = states[parent]
         if state is not None:
@@ -47,6 +49,7 @@ def prune(draft: Draft, sequence: Sequence, budget: int) -> Draft | None:
                 state.advance(token)
             except ValueError:
                 continue
+        places.add((parent, token))
         renumber[i] = len(kept)
         states[i] = state
         kept.append(i)

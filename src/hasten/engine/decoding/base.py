@@ -211,6 +211,20 @@ class Controller(Protocol):
         ...
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """A proposer that reads the served model's hidden states."""
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Layers whose hidden state of the drawn rows it wants in `result.hidden`; `NORMED` for what the head reads."""
+        ...
+
+    def committed(self, sequence: Sequence, row: int, result: StepResult) -> None:
+        """`sequence` got tokens and goes on; the last of them was drawn from row `row` of the step's logits."""
+        ...
+
+
 @dataclass(slots=True)
 class Policies:
     """The decoding policies of one engine; None where nothing was switched on."""
@@ -220,3 +234,15 @@ class Policies:
     proposer: Proposer | None = None
     governor: Governor | None = None
     controller: Controller | None = None
+
+    @property
+    def reader(self) -> Reader | None:
+        """The proposer, if it reads the model."""
+        return self.proposer if isinstance(self.proposer, Reader) else None
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """What of the model's inside a step is to show."""
+        wanted = frozenset[int]() if self.controller is None else self.controller.taps
+        reader = self.reader
+        return wanted if reader is None else wanted | reader.taps

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from hasten.engine.decoding.base import Proposer
+from hasten.engine.decoding.base import Proposer, Reader
 from hasten.engine.events import ENDS, Event
 from hasten.engine.scheduling.base import Learner
 from hasten.engine.sequence import Draft, Sequence
@@ -20,12 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class Chain:
-    """A proposer itself. Those that want to see events happen (`Learner`) see them."""
+    """A proposer itself. Those that want to see events happen (`Learner`), or to read the model (`Reader`), do."""
 
     def __init__(self, proposers: Seq[Proposer]) -> None:
         self._proposers = list(proposers)
         self._learners = [proposer for proposer in proposers if isinstance(proposer, Learner)]
         self.learns_from = ENDS.union(*(learner.learns_from for learner in self._learners))
+        self._readers = [proposer for proposer in proposers if isinstance(proposer, Reader)]
         self._whose: dict[int, int] = {}
         """By sequence, which proposer had a guess in the step being planned."""
 
@@ -51,6 +52,14 @@ class Chain:
                 for i, draft in zip(own, guessed, strict=True):
                     drafts[i] = draft
         return drafts
+
+    @property
+    def taps(self) -> frozenset[int]:
+        return frozenset[int]().union(*(reader.taps for reader in self._readers))
+
+    def committed(self, sequence: Sequence, row: int, result: StepResult) -> None:
+        for reader in self._readers:
+            reader.committed(sequence, row, result)
 
     def learn(self, event: Event, sequence: Sequence | None, view: View) -> Iterable[int]:
         if event.kind in ENDS:

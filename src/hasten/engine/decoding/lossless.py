@@ -46,14 +46,20 @@ class LosslessSampler:
             shaped = self._reshape(logits, rows)
             self._mask(shaped, rows)
             try:
-                tokens = self._kernels.sample(shaped, *self._knobs(rows, logits.device)).tolist()
+                tokens = self._kernels.sample(shaped, *self.knobs(rows, logits.device)).tolist()
             except ValueError:  # a row that cannot be drawn from must not end the others
                 tokens = [self._draw_alone(shaped[i : i + 1], rows[i : i + 1]) for i in range(len(rows))]
+            tokens = self._decide(shaped, rows, tokens)
             return Drawn(tokens, self._logprobs(raw, rows, scored, tokens))
+
+    def _decide(self, shaped: Tensor, rows: Seq[Row], tokens: list[int]) -> list[int]:
+        """What to say in the end, given `shaped` [rows, vocabulary], the logits that `tokens` were drawn from: `tokens`. A
+        sampler that is not lossless may say what was drafted instead."""
+        return tokens
 
     def _draw_alone(self, logits: Tensor, rows: Seq[Row]) -> int:
         try:
-            return int(self._kernels.sample(logits, *self._knobs(rows, logits.device))[0])
+            return int(self._kernels.sample(logits, *self.knobs(rows, logits.device))[0])
         except ValueError:
             return -1
 
@@ -64,7 +70,8 @@ class LosslessSampler:
         return logits[torch.tensor(wanted, device=logits.device)]
 
     @staticmethod
-    def _knobs(rows: Seq[Row], device: torch.device) -> list[Tensor]:
+    def knobs(rows: Seq[Row], device: torch.device) -> list[Tensor]:
+        """Temperature, top_k, top_p, min_p and the random number of each row, as `Kernels.sample` takes them."""
         params = [row.sequence.request.sampling for row in rows]
         if not any(p.temperature for p in params):  # the likeliest tokens, whatever else is set
             return [torch.zeros(len(rows), dtype=dtype, device=device) for dtype in _KNOBS]

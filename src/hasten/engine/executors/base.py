@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from hasten.engine.executors.cost import StepShape
 
 
+NORMED = -1
+"""Beside layers in `taps` and `StepResult.hidden`: the last hidden state as the head reads it, after the final norm."""
+
+
 @dataclass(slots=True)
 class StepResult:
     """What a step gives back; tensors stay on the device that computed them.
 
-    `logits` [L, vocabulary] in the run dtype, one row per wanted row of the batch, in order; `hidden`: layer -> [L, width] for
-    the tapped layers; `mass`: attention mass, where a policy measured it. `seconds`: the step's parts, measured."""
+    `logits` [L, vocabulary] in the run dtype, one row per wanted row of the batch, in order; `hidden`: layer -> [L, width] of
+    what was tapped, in memory of its own; `mass`: attention mass, where a policy measured it. `seconds`: the step's parts,
+    measured."""
 
     logits: Any
     hidden: dict[int, Any] = field(default_factory=dict)

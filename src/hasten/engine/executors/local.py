@@ -14,7 +14,7 @@ from torch import Tensor
 from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
-from hasten.engine.executors.base import StepResult
+from hasten.engine.executors.base import NORMED, StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, roofline
 from hasten.engine.executors.planned import ROWS, PlannedPass, plan
 from hasten.engine.executors.step import Step, generation
@@ -128,7 +128,7 @@ class LocalExecutor:
         if clock is not None:
             clock("embedding")
         result = StepResult(None)
-        planned = self._plan(program) if not taps and len(x) <= ROWS else None
+        planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS else None
         if planned is not None:
             planned.run(index, slots, x, step, clock)
             program = ()
@@ -141,6 +141,8 @@ class LocalExecutor:
             if site_index in taps:
                 result.hidden[site_index] = step.settle()[rows]
         result.logits = self._head(step, rows)
+        if NORMED in taps:
+            result.hidden[NORMED] = step.h
         if clock is not None:
             clock("head")
             result.seconds = clock.seconds
@@ -159,8 +161,10 @@ class LocalExecutor:
         return self._plans[program]
 
     def _head(self, step: Step, rows: Tensor) -> Tensor:
+        """Logits of the wanted rows; `step.h` is then what the head read."""
         model = self.memory.model
         if not len(rows):
+            step.h = step.x[:0]
             return step.x.new_empty(0, model.vocabulary)
         whole = len(rows) == len(step.x)
         if not whole:  # only the wanted rows go through the last norm and the head

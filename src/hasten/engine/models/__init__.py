@@ -23,6 +23,7 @@ __all__ = [
     "ModelShape",
     "Progress",
     "context_length",
+    "fingerprint",
     "load",
     "read_config",
     "read_json",
@@ -64,6 +65,15 @@ def load(
     if isinstance(make_store, Stores):
         make_store.end()
     return model
+
+
+def fingerprint(config: ModelConfig) -> str:
+    """The fingerprint that the model which `config` names would have on its device, without loading it. Raises ModelError."""
+    import torch
+
+    folder = resolve(config.path, weights=config.load_format != "dummy")
+    raw = read_config(folder)
+    return _source(config, folder, raw, ModelShape.parse(raw), torch.device(config.device), None).fingerprint(raw)
 
 
 def context_length(shape: ModelShape, asked: int | None) -> int:
