@@ -11,6 +11,7 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "ngram": ("prompt-lookup", None),
     "suffix": ("suffix-tree", None),
     "draft": ("draft-model", "model"),
+    "mirror": ("mirror-sd", "model"),
 }
 """The technique of each word, and which of its knobs takes what may stand behind a colon (as in `word:value`), if any does."""
 
