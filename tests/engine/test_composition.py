@@ -34,7 +34,7 @@ def prompts() -> list[list[int]]:
 
 def switched_on(technique: Technique, model: str) -> str:
     """As it is named to be switched on; a draft model must be named too."""
-    return f"{technique.name}:model={model}" if technique.name == "draft-model" else technique.name
+    return f"{technique.name}:model={model}" if technique.name in ("draft-model", "mirror-sd") else technique.name
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(t.name for t in pair))

@@ -62,9 +62,7 @@ class Options(Common):
 class DraftModel:
     """A proposer. `width`: tokens tried at each depth; `stream`: as `Drafter` takes it; `name`: the technique's."""
 
-    def __init__(
-        self, parts: Parts, options: Common, *, width: int = 1, stream: int = 0, name: str = "draft-model"
-    ) -> None:
+    def __init__(self, parts: Parts, options: Common, *, width: int = 1, stream: int = 0, name: str = "draft-model") -> None:
         from hasten.engine.decoding.drafts.drafter import Drafter
         from hasten.engine.decoding.drafts.second import load
         from hasten.engine.decoding.drafts.twins import Twins
@@ -126,7 +124,8 @@ class DraftModel:
         from hasten.engine.decoding.drafts.drafter import Line
 
         twins = self.twins.follow(sequences)
-        lines = [Line(twin, most, seq.constraint) for seq, twin, most in zip(sequences, twins, budgets, strict=True)]
+        length = self._drafter.length
+        lines = [Line(twin, most, length, seq.constraint) for seq, twin, most in zip(sequences, twins, budgets, strict=True)]
         self._draft(lines)
         return [line.draft() for line in lines]
 

@@ -1,8 +1,8 @@
 """Mirror speculative decoding: the draft model rolls out what may come next while the served model still verifies.
 
 "Mirror Speculative Decoding: Breaking the Serial Barrier in LLM Inference" (2025). When a pass of the served model has come to
-its exit layer, the last norm and the head are applied to what it has so far. From that the likeliest landings are read: how
-many drafted tokens will be accepted, and which token comes behind them. For each landing the draft rolls out a continuation, all
+its exit layer, the last norm and the head are applied to what it has so far. That says what landings are likely: how many
+drafted tokens will be accepted, and which token comes behind them. For each landing the draft rolls out a continuation, all
 of them in one batch, on a core of its own (`drafts/aside.py`), while the served model computes its other layers. If
 verification lands on one of them, its continuation is the next draft, at no wait; if not, the draft is made afresh, as by
 `draft-model`. The draft's KV of a landing is a fork of the sequence's; losers are dropped, the winner takes its place.
@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
     from hasten.engine.build import Parts
     from hasten.engine.decoding.drafts.aside import Rollout
     from hasten.engine.decoding.drafts.drafter import Line
+    from hasten.engine.decoding.drafts.landing import Landing
     from hasten.engine.events import Event
     from hasten.engine.executors.local import Look
 
 _log = logging.getLogger(__name__)
 NAME = "mirror-sd"
+OWN = -1
 TRUST = 0.5
 """Of what a sampled request's random number draws from the exit's logits."""
 
@@ -67,27 +70,44 @@ class Options(Common):
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """A landing, `tokens` behind the first `known` of its sequence, and the line that is rolled out behind it."""
+    """A landing, `tokens` behind the first `known` of its sequence, and the line that is rolled out behind it. `rank`: how many
+    of its sequence seemed likelier to the exit; OWN: the draft goes on behind all it had guessed, and its line's first token is
+    the landing's last."""
 
     known: int
     tokens: tuple[int, ...]
     line: Line
+    rank: int
 
     def is_true(self, sequence: Sequence) -> bool:
-        """Whether the sequence has landed here."""
-        return tuple(sequence.tokens[self.known :].tolist()) == self.tokens
+        """Whether the sequence has landed here, or may have, as long as the landing's last token is not drawn."""
+        own = self.line.tokens[:1] if self.rank == OWN else []
+        behind = tuple(sequence.tokens[self.known :].tolist())
+        if self.rank == OWN and not own:
+            return behind[:-1] == self.tokens
+        return behind == (*self.tokens, *own)
+
+    @property
+    def draft(self) -> list[int]:
+        """What comes behind the landing."""
+        return self.line.tokens[1 if self.rank == OWN else 0 :]
 
 
 class MirrorSD(DraftModel):
     """`counts`: what happened so far. `rollouts`, `branches`; `hits` and `misses`, of sequences that had branches; `dropped`
-    rollouts, whose sequence ended or was split; `serial`: steps without a rollout by reason. In seconds: `rolled_s` the thread
-    drafted, `waited_s` of which the engine waited for, `exit_s` the exit took."""
+    rollouts, whose sequence ended or was split; `serial: WHY`, steps without a rollout. `seconds`: `rolled` out by the thread,
+    `waited` of these by the engine, taken by the `exit`, and by drafts made `afresh`."""
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options, stream=options.stream, name=NAME)
         from hasten.engine.decoding.drafts.aside import Aside
+        from hasten.engine.decoding.drafts.landing import landings
 
         self.counts: Counter[str] = Counter()
+        self.seconds = dict.fromkeys(("rolled", "waited", "exit", "afresh"), 0.0)
+        self.landed: Counter[tuple[int | None, bool]] = Counter()
+        """Hits and misses by the rank that the exit gave the landing (None: it did not), and whether it was the draft's own."""
+        self.guess: Callable[..., list[Landing]] = landings
         self.serial = reason_against(parts)
         """Why drafts are made serially from now on, or None."""
         self._options = options
@@ -147,7 +167,7 @@ class MirrorSD(DraftModel):
         each = max(1, self._options.branches // len(found))
         for span, rows in found:
             self._branches += self._landings(span, look.logits(rows), each)
-        self.counts["exit_s"] += time.perf_counter() - began  # type: ignore[assignment]
+        self.seconds["exit"] += time.perf_counter() - began
         if self._branches:
             from hasten.engine.decoding.drafts.aside import Rollout
 
@@ -165,16 +185,15 @@ class MirrorSD(DraftModel):
     def _landings(self, span: Span, logits: Any, most: int) -> list[_Branch]:
         """The likeliest landings of a span, as branches. `logits` [drafts + 1, vocabulary]: the exit's."""
         from hasten.engine.decoding.drafts.drafter import Line
-        from hasten.engine.decoding.drafts.landing import landings
 
         seq, sampling = span.sequence, span.sequence.request.sampling
         draft = span.draft.tokens.tolist() if span.draft is not None else []
-        rows = speculate.rows(span, 0)
+        rows, length = speculate.rows(span, 0), self._drafter.length
         drawn, trust = [-1] * len(rows), 0.0
         if sampling.temperature > 0 or sampling.reshapes_logits or seq.constraint is not None:
             drawn, trust = self._sampler.draw(StepResult(logits), rows).tokens, TRUST
         branches = []
-        for accepted, token in landings(logits, draft, drawn, most, trust):
+        for rank, (accepted, token) in enumerate(self.guess(logits, draft, drawn, most, trust)):
             if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
                 continue
             state = rows[accepted].constraint
@@ -185,8 +204,11 @@ class MirrorSD(DraftModel):
                 except ValueError:
                     continue
             tokens = (*draft[:accepted], token)
-            line = Line(self.twins.branch(seq, tokens), self._drafter.length, state)
-            branches.append(_Branch(seq.length, tokens, line))
+            line = Line(self.twins.branch(seq, tokens), length, length, state)
+            branches.append(_Branch(seq.length, tokens, line, rank))
+        if draft:
+            line = Line(self.twins.branch(seq, draft), length + 1, length + 1, rows[-1].constraint)
+            branches.append(_Branch(seq.length, tuple(draft), line, OWN))
         return branches
 
     # -- afterwards -----------------------------------------------------------------------------------------------------
@@ -201,32 +223,41 @@ class MirrorSD(DraftModel):
             self.counts["serial: " + self.serial] += 1
         lines = []
         for seq, twin, most in zip(sequences, self.twins.follow(sequences), budgets, strict=True):
-            lines.append(Line(twin, most, seq.constraint, found.get(seq.id, [])[:most]))
+            lines.append(Line(twin, most, self._drafter.length, seq.constraint, found.get(seq.id, [])[:most]))
         afresh = [line for line in lines if not line.tokens]
         if afresh:
+            began = time.perf_counter()
             self._draft(afresh)
+            self.seconds["afresh"] += time.perf_counter() - began
         return [line.draft() for line in lines]
 
     def _gather(self, sequences: Seq[Sequence]) -> dict[int, list[int]]:
         """What was rolled out for those that landed where a branch is, by the sequence's number. The thread drops the other
         branches; of a right one the rest is waited for, which takes no longer than drafting it here."""
-        branched = {branch.line.twin.id for branch in self._branches}
-        asked = {seq.id: seq for seq in sequences if seq.id in branched}
-        right = [
-            branch
-            for branch in self._branches
-            if (seq := asked.get(branch.line.twin.id)) is not None and branch.is_true(seq)
-        ]
-        self.counts["hits"] += len(right)
-        self.counts["misses"] += len(asked) - len(right)
+        asked = {seq.id: seq for seq in sequences}
+        branched: dict[int, list[_Branch]] = {}
+        for branch in self._branches:
+            if branch.line.twin.id in asked:
+                branched.setdefault(branch.line.twin.id, []).append(branch)
+        right = [branch for id, each in branched.items() for branch in each if branch.is_true(asked[id])]
         self._settle(right)
-        return {branch.line.twin.id: branch.line.tokens for branch in right if self.serial is None}
+        found = {}
+        for id, each in branched.items():
+            true = {branch.rank: branch.draft for branch in each if branch in right and branch.is_true(asked[id])}
+            rank = min((rank for rank in true if rank != OWN), default=None)
+            self.landed[rank, OWN in true] += 1
+            self.counts["hits" if true else "misses"] += 1
+            if true and self.serial is None:
+                found[id] = true[OWN if rank is None else rank]
+        return found
 
     def _settle(self, right: Seq[_Branch]) -> None:
-        """Have the draft back from the thread, with nothing left of the branches but those that are `right`."""
+        """Have the draft back from the thread, with nothing left of the branches but of those that are `right`."""
         rollout, self._rollout = self._rollout, None
         branches, self._branches = self._branches, []
-        if rollout is None:
+        if rollout is None:  # it never came to one
+            for branch in branches:
+                self.twins.drop(branch.line.twin)
             return
         began = time.perf_counter()
         rollout.only([branch.line for branch in right])
@@ -234,9 +265,9 @@ class MirrorSD(DraftModel):
             self._aside.wait(rollout)
         except RuntimeError as failure:
             rollout.failure = failure
-        self.counts["waited_s"] += time.perf_counter() - began  # type: ignore[assignment]
-        self.counts["rolled_s"] += rollout.ended_s - rollout.began_s  # type: ignore[assignment]
-        for branch in branches:
+        self.seconds["waited"] += time.perf_counter() - began
+        self.seconds["rolled"] += max(0.0, rollout.ended_s - rollout.began_s)
+        for branch in sorted(branches, key=lambda branch: branch.rank):  # the draft's own may turn out wrong: others after it
             if branch in right and rollout.failure is None:
                 self.twins.adopt(branch.line.twin)
             else:
@@ -248,7 +279,7 @@ class MirrorSD(DraftModel):
     def _drop(self) -> None:
         if self._rollout is not None:
             self.counts["dropped"] += 1
-            self._settle(())
+        self._settle(())
 
     def _ended(self, event: Event) -> None:
         self._drop()

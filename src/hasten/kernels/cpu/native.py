@@ -89,7 +89,7 @@ def available() -> list[str]:
 
 
 def use_threads(count: int) -> None:
-    """From now on what the calling thread computes is shared among `count` threads; what other threads compute is not affected."""
+    """From now on share what the calling thread computes among `count` threads; other threads' work is not affected."""
     torch.get_num_threads()  # torch gives a thread its number when it is first asked there, which would overrule this one
     ctypes.CDLL(None).omp_set_num_threads(count)
 

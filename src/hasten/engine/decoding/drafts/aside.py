@@ -1,7 +1,7 @@
 """Drafting beside the served model: one thread, with a core of its own, that rolls out lines while a step is computed.
 
-Between `Rollout`s being posted and being over everything of the draft (twins, books, executor) is the thread's; before and after,
-the engine's. So nothing of it needs a lock.
+From when a `Rollout` is posted until it is over everything of the draft (twins, books, executor) is the thread's, before and
+after the engine's. So nothing of it needs a lock.
 """
 
 from __future__ import annotations

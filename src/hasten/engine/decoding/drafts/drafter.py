@@ -29,11 +29,12 @@ ALIKE = 2
 
 @dataclass(slots=True)
 class Line:
-    """A draft in the making, behind what its twin holds. `most`: nodes that it may have; `state`: the constraint's after
-    `tokens`."""
+    """A draft in the making, behind what its twin holds. `most`: nodes that it may have; `length`: tokens one after the other;
+    `state`: the constraint's after `tokens`."""
 
     twin: Twin
     most: int
+    length: int
     state: Any
     tokens: list[int] = field(default_factory=list)
     sides: list[tuple[int, int]] = field(default_factory=list)
@@ -62,7 +63,7 @@ class _Piece:
 
 
 class Drafter:
-    """`length`: tokens that a line may get, one after the other; `chunk`: tokens of prompts in a pass, of all lines together;
+    """`length`: tokens that a draft has, one after the other; `chunk`: tokens of prompts in a pass, of all lines together;
     `width`: tokens tried at each depth; `stream`: tokens that a pass may take over from where the text repeats itself, beside
     the one that it draws. One thread at a time."""
 
@@ -89,8 +90,8 @@ class Drafter:
         """So far."""
 
     def draft(self, lines: Seq[Line], going: Callable[[list[Line]], list[Line]] = lambda lines: lines) -> None:
-        """Give each line what tokens it can have. `going` is asked before every pass but the first which of them go on. Whatever
-        this raises: what KV of their twins was computed is not known then."""
+        """Give each line what tokens it can have. `going` is asked before every pass but the first which of them go on. If this
+        raises anything, what KV of their twins was computed is not known."""
         left = self._computed(self._next(lines))
         while left and (left := going(left)):
             left = self._computed([(line, 1) for line in left])
@@ -148,7 +149,7 @@ class Drafter:
 
     def _ahead(self, line: Line) -> list[int]:
         """What followed the last tokens where they stood last. Under a constraint nothing: every draw needs its state."""
-        room = min(line.most, self.length) - len(line.tokens) - 1
+        room = min(line.most, line.length) - len(line.tokens) - 1
         if room < 1 or line.state is not None:
             return []
         text = line.twin.tokens[-LOOK_BACK:]
@@ -170,9 +171,7 @@ class Drafter:
         for piece in pieces:
             firsts.append(len(rows))
             line = piece.line
-            rows += [
-                Row(line.twin, len(rows) + i, tuple(piece.ahead[:i]), line.state) for i in range(1 + len(piece.ahead))
-            ]
+            rows += [Row(line.twin, len(rows) + i, tuple(piece.ahead[:i]), line.state) for i in range(1 + len(piece.ahead))]
         drawn = self._sampler.draw(result, rows).tokens
         others = self._likeliest(result) if self._width > 1 else []
         going = []
@@ -200,11 +199,11 @@ class Drafter:
         return likeliest
 
     def _goes_on(self, line: Line, token: int) -> bool:
-        """Take `token` in; whether anything may follow it. The twin has it then, and the constraint's state stands behind it."""
+        """Take `token` in; whether anything may follow it. Then the twin has it, and the constraint's state is the next."""
         if token < 0:
             return False
         line.tokens.append(token)
-        if len(line.tokens) >= min(line.most, self.length):
+        if len(line.tokens) >= min(line.most, line.length):
             return False
         sampling = line.twin.request.sampling
         if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):

@@ -18,10 +18,10 @@ Landing = tuple[int, int]
 def landings(logits: Tensor, draft: Seq[int], drawn: Seq[int], likely: int, trust: float) -> list[Landing]:
     """At most `likely` landings, the likeliest first.
 
-    `logits` [k + 1, V]: an early layer's, after the last known token and after each of the k tokens of `draft`. `drawn` [k + 1]:
-    what the request's own random numbers draw from them. `trust`: how much of the probability goes to what is drawn, 0 for
-    requests that always take the likeliest. Verification accepts token i with the probability that row i gives it, and lands at
-    the first that is not accepted, so landing (j, token) has the product of the first j and the token's own in row j."""
+    `logits` [k + 1, V]: an early layer's, after the last known token and after each of the k tokens of `draft`; `drawn` [k
+    + 1]: what the request's own random numbers draw from them. `trust`: how much of the probability goes to what is drawn,
+    0 for requests that take the likeliest. Verification accepts token i with the probability that row i gives it, and lands
+    at the first that is not accepted: landing (j, token) has the product of the first j and the token's own in row j."""
     import torch
 
     k = len(draft)

@@ -92,9 +92,7 @@ def _blocks(parts: Parts, model: Model, asked_bytes: int | None, who: str) -> in
     if asked_bytes is None:
         blocks = min(parts.memory.blocks, int(SHARE * free) // each)
         if blocks < 1:
-            raise ConfigError(
-                f"{who}: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller"
-            )
+            raise ConfigError(f"{who}: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller")
         return blocks
     if asked_bytes < each:
         raise ConfigError(f"{who}: memory_bytes={asked_bytes} holds no block; one takes {each} bytes")

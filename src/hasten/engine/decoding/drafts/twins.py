@@ -114,15 +114,15 @@ class Twins:
         return branch
 
     def adopt(self, branch: Twin) -> None:
-        """A branch has become the truth: it takes the place of its sequence's twin, whose KV goes. If the sequence is not
-        followed any more, its own goes."""
+        """A branch has come true: it takes the place of its sequence's twin, whose KV goes. If that one is not there any more,
+        its own goes."""
         self._branches.remove(branch)
         twin = self._twins.get(branch.id)
-        if twin is None:
+        if twin is not None:
+            self.books.close(twin.view)
+            self._twins[branch.id] = branch
+        else:
             self.books.close(branch.view)
-            return
-        self.books.close(twin.view)
-        self._twins[branch.id] = branch
 
     def drop(self, branch: Twin) -> None:
         self._branches.remove(branch)
@@ -154,7 +154,7 @@ class Twins:
         return next((twin for id, twin in self._twins.items() if id not in self._followed and twin.view.length), None)
 
     def _behind(self, twin: Twin) -> Twin | None:
-        """Of those followed now the last one that has KV, if it comes after `twin`; none for a branch, which is only a guess."""
+        """Of those followed now the last one that has KV, if it comes after `twin`; none for a branch: it is only a guess."""
         if self._twins.get(twin.id) is not twin:
             return None
         for other in reversed(self._twins.values()):
