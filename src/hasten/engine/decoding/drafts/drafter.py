@@ -167,7 +167,8 @@ class Drafter:
 
     def _guess(self, pieces: list[_Piece], result: StepResult) -> list[Line]:
         """Draw the next tokens of each line as the served model will; the lines that go on."""
-        rows, firsts = [], []
+        rows: list[Row] = []
+        firsts: list[int] = []
         for piece in pieces:
             firsts.append(len(rows))
             line = piece.line
