@@ -122,15 +122,15 @@ class Pair:
         said.drafts += list(zip(a[drafts].tolist(), b[drafts].tolist(), strict=True))
 
 
-def equal_answers(pair: Pair, technique: str, n: int, seed: int) -> Guard:
-    """Greedy and drawn, with a penalty, three samples, little memory, chunks and the prefix cache."""
+def equal_answers(pair: Pair, technique: str, n: int, seed: int, threads: Sequence[str] = ONE_THREAD) -> Guard:
+    """Greedy and drawn, with a penalty, three samples, little memory, chunks and the prefix cache. `threads`: the setting."""
     from hasten.engine.llm import LLM
     from hasten.engine.request import SamplingParams
 
     prompts = [prompt for task in TASKS for prompt in pair.prompts(task, n, seed)]
     answers, drafted = [], 0
     for with_, set_ in (((), ()), ((technique,), ("kv.memory_bytes=4000000", "scheduling.max_tokens=96"))):
-        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *ONE_THREAD, *set_])
+        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *threads, *set_])
         sampling = [
             SamplingParams(max_tokens=32, temperature=heat, n=n, seed=seed, repetition_penalty=1.1, ignore_eos=True)
             for heat, n in ((0.0, 1), (1.0, 3))
