@@ -71,10 +71,10 @@ def run(setting: Setting) -> Outcome:
         notes=[
             *(f"{task}: {_hits(each)}" for task, each in found.items()),
             *(f"1B shape, {task}: {_parts(shape)}" for task, shape in shapes.items()),
-            "the costed figure is computed, not measured: the served model's pass on one core and the exit's, and of the draft, "
-            "as fast as on a core here, what is not hidden behind the layers after the exit; afresh where a landing was missed",
+            "the costed figure is computed, not measured: the served model's pass on one core, the exit, and of the draft, "
+            "as fast as on a core here, what the layers after the exit do not hide; drafts afresh where a landing was missed",
             f"the 1B shape's draft has {shapes[TEXT].draft_weights / 1e6:.0f} million weights and runs; what it says is noise, "
-            "so how much is accepted and whether the landing was rolled out is replayed from the built-in pair, step by step",
+            "so what is accepted, and whether the landing was rolled out, is replayed from the built-in pair, step by step",
             *(
                 f"built-in pair, {name}: {one.hits} of {one.hits + one.misses} landings hit; {one.rolled_s:.2f} s rolled out "
                 f"aside, {one.waited_s:.2f} s of them waited for"
@@ -120,7 +120,7 @@ def _why(shape: Large) -> str:
     p = shape.parts
     drafting = p["drafts serial 1"] / (p["drafts serial 1"] + p["pass serial 1"])
     return (
-        f"drafting takes {100 * drafting:.0f} % of the baseline's step, and {100 - shape.hit:.0f} % of the landings are missed, "
+        f"drafting takes {100 * drafting:.0f} % of the baseline's step, and {100 - shape.hit:.0f} % of landings are missed, "
         f"whose drafts are made afresh; the exit takes {100 * p['exit'] / p['pass serial 1']:.0f} % of a pass"
     )
 
