@@ -20,7 +20,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.decoding.draft_model import DraftModel
 from hasten.engine.decoding.drafts.aside import Rollout
-from hasten.engine.decoding.drafts.landing import landings
+from hasten.engine.decoding.drafts.landing import landings, of_both, of_exit
 from hasten.engine.decoding.mirror_sd import MirrorSD
 from hasten.engine.events import Kind
 from hasten.engine.executors.local import Look
@@ -79,7 +79,7 @@ def one(tokens: int = 80, **sampling: Any) -> Request:
     "knobs",
     [
         "",
-        ":length=6:branches=8:exit=3:sequences=8",
+        ":length=6:branches=8:exit=3:sequences=8:shortlist=0",
         ":stream=3:branches=3:sequences=2",
         ":share=false:chunk=10",
         f":memory_bytes={9 * HALF_BLOCK_BYTES}",
@@ -120,7 +120,7 @@ def test_mirroring_changes_no_token_and_no_logprob(model: str, half: str, knobs:
 def test_what_was_rolled_out_is_the_next_draft(model: str, temperature: float, stream: int) -> None:
     """A draft equal to the served model is always right: afresh, and where it was rolled out before its time."""
     plain = tiny.engine(model, **EXACT)
-    built, proposer = mirroring(model, model, f":length=3:branches=32:exit=3:stream={stream}")
+    built, proposer = mirroring(model, model, f":length=3:branches=32:exit=3:stream={stream}:shortlist=0")
     request = one(temperature=temperature, repetition_penalty=1.1)
     got = tiny.run(built, [request])
     assert {key: tiny.tokens(d) for key, d in got.items()} == {
@@ -307,7 +307,7 @@ def test_a_look_at_a_pass_changes_nothing_and_sees_the_same_recorded_or_not(mode
         looks: list[tuple[int, np.ndarray]] = []
 
         def watcher(look: Look, looks: list[tuple[int, np.ndarray]] = looks) -> None:
-            looks.append((look.done, look.logits(range(len(look.batch.logits_rows))).float().numpy()))
+            looks.append((look.done, look.logits(range(len(look.batch.logits_rows)), None).float().numpy()))
 
         if watched:
             built.parts.executor.watch(watcher, (1, 3, 4))  # type: ignore[union-attr]
@@ -320,14 +320,19 @@ def test_a_look_at_a_pass_changes_nothing_and_sees_the_same_recorded_or_not(mode
     assert [int(logits.argmax()) for done, logits in seen[1] if done == 4] == out[0], "after the last block it is the answer"
 
 
-def test_landings_are_ranked_by_what_the_exit_says() -> None:
-    chances = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.2, 0.5, 0.3, 0.0], [0.25, 0.25, 0.1, 0.4]]).clamp(min=1e-9)
-    found = landings(chances.log(), [0, 1], [-1, -1, -1], 4, 0.0)
-    # 0.3 of not accepting the first; 0.6 * 0.3 of the second; 0.6 * 0.5 * 0.4 of both and the likeliest behind them
-    assert found == [(0, 1), (1, 2), (1, 0), (2, 3)] or found == [(0, 1), (1, 2), (2, 3), (1, 0)]
-    drawn = landings(chances.log(), [0, 1], [0, 1, 2], 3, 0.9)
-    assert drawn[0] == (2, 2), "what the random numbers draw counts for most"
-    assert landings(chances[:1].log(), [], [-1], 2, 0.0) == [(0, 0), (0, 1)], "nothing was drafted"
+def test_landings_are_ranked_by_their_chances() -> None:
+    logits = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.2, 0.55, 0.25, 0.0], [0.25, 0.25, 0.1, 0.4]]).clamp(min=1e-9).log()
+    chances = of_exit(logits, [0, 1], 3)
+    # 0.3 that the first is not accepted; 0.6 * 0.25 that the second is not; 0.6 * 0.55 * 0.4 that both are
+    assert landings(chances, [0, 1], [-1] * 3, 3, 0.0) == [(0, 1), (1, 2), (2, 3)]
+    assert landings(chances, [0, 1], [0, 1, 2], 3, 0.9)[0] == (2, 2), "what the random numbers draw counts for most"
+    assert landings(of_exit(logits[:1], [], 2), [], [-1], 2, 0.0) == [(0, 0), (0, 1)], "nothing was drafted"
+
+
+def test_what_draft_and_exit_say_is_multiplied() -> None:
+    said = torch.tensor([[0.5, 0.2, 0.3]]).log()  # of tokens 4, 7 and 9
+    (row,) = of_both(said, [4, 7, 9], [[(4, -1.0), (9, -1.0)]])
+    assert row == pytest.approx({4: 0.625, 9: 0.375}, rel=1e-4)
 
 
 def test_streams_draft_the_same_in_fewer_passes(model: str) -> None:

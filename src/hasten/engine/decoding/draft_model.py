@@ -60,9 +60,11 @@ class Options(Common):
 
 
 class DraftModel:
-    """A proposer. `width`: tokens tried at each depth; `stream`: as `Drafter` takes it; `name`: the technique's."""
+    """A proposer. `width`, `stream`, `keep`: as `Drafter` takes them; `name`: the technique's."""
 
-    def __init__(self, parts: Parts, options: Common, *, width: int = 1, stream: int = 0, name: str = "draft-model") -> None:
+    def __init__(
+        self, parts: Parts, options: Common, *, width: int = 1, stream: int = 0, keep: int = 0, name: str = "draft-model"
+    ) -> None:
         from hasten.engine.decoding.drafts.drafter import Drafter
         from hasten.engine.decoding.drafts.second import load
         from hasten.engine.decoding.drafts.twins import Twins
@@ -87,6 +89,7 @@ class DraftModel:
             chunk=options.chunk,
             width=width,
             stream=stream,
+            keep=keep,
         )
         parts.events.subscribe(self._ended, (Kind.FINISHED, Kind.FAILED))
         parts.events.subscribe(self._forked, (Kind.FORKED,))

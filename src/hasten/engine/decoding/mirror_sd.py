@@ -41,9 +41,10 @@ from hasten.engine.technique import ConfigError, Technique
 
 if TYPE_CHECKING:
     from hasten.engine.build import Parts
+    from hasten.engine.decoding.base import Row
     from hasten.engine.decoding.drafts.aside import Rollout
     from hasten.engine.decoding.drafts.drafter import Line
-    from hasten.engine.decoding.drafts.landing import Landing
+    from hasten.engine.decoding.drafts.landing import Chances, Landing, Likely
     from hasten.engine.events import Event
     from hasten.engine.executors.local import Look
 
@@ -60,6 +61,9 @@ class Options(Common):
     """Landings that continuations are rolled out for, of all sequences together; each gets at least one."""
     exit: Annotated[int, Field(ge=1)] | None = None
     """Blocks of the served model after which landings are guessed; None: half of them."""
+    shortlist: Annotated[int, Field(ge=0, le=64)] = 16
+    """Of how many tokens, the likeliest to the draft at each place, the exit is asked; 0: of all, and what the draft thought of
+    them does not count. Quantised weights are asked of all."""
     stream: Annotated[int, Field(ge=0, le=8)] = 0
     """Tokens of earlier text that the draft reads behind its own in one pass."""
     sequences: Annotated[int, Field(ge=1, le=32)] = 4
@@ -92,6 +96,10 @@ class _Branch:
         """What comes behind the landing."""
         return self.line.tokens[1 if self.rank == OWN else 0 :]
 
+    @property
+    def likely(self) -> list[Likely]:
+        return self.line.likely[1 if self.rank == OWN else 0 :]
+
 
 class MirrorSD(DraftModel):
     """`counts`: what happened so far. `rollouts`, `branches`; `hits` and `misses`, of sequences that had branches; `dropped`
@@ -99,7 +107,8 @@ class MirrorSD(DraftModel):
     `waited` of these by the engine, taken by the `exit`, and by drafts made `afresh`."""
 
     def __init__(self, parts: Parts, options: Options) -> None:
-        super().__init__(parts, options, stream=options.stream, name=NAME)
+        keep = options.shortlist if parts.config.weights.store == "dense" else 0
+        super().__init__(parts, options, stream=options.stream, keep=keep, name=NAME)
         from hasten.engine.decoding.drafts.aside import Aside
         from hasten.engine.decoding.drafts.landing import landings
 
@@ -115,6 +124,8 @@ class MirrorSD(DraftModel):
         self._aside = Aside()
         self._rollout: Rollout | None = None
         self._branches: list[_Branch] = []
+        self._windows: dict[int, Line] = {}
+        """By sequence, how its draft that is verified now was made."""
         self._eos = parts.eos
         self._all = _threads(parts)
         blocks = len(parts.model.blocks)
@@ -166,7 +177,7 @@ class MirrorSD(DraftModel):
         began = time.perf_counter()
         each = max(1, self._options.branches // len(found))
         for span, rows in found:
-            self._branches += self._landings(span, look.logits(rows), each)
+            self._branches += self._landings(span, look, rows, each)
         self.seconds["exit"] += time.perf_counter() - began
         if self._branches:
             from hasten.engine.decoding.drafts.aside import Rollout
@@ -182,18 +193,18 @@ class MirrorSD(DraftModel):
         last = int(span.positions[-1]) + 1 + self._drafter.length
         return self.twins.follows(span.sequence) and last < self.second.model.max_length
 
-    def _landings(self, span: Span, logits: Any, most: int) -> list[_Branch]:
-        """The likeliest landings of a span, as branches. `logits` [drafts + 1, vocabulary]: the exit's."""
+    def _landings(self, span: Span, look: Look, wanted: range, most: int) -> list[_Branch]:
+        """The likeliest landings of a span, as branches. `wanted`: its rows among those that are wanted of the pass."""
         from hasten.engine.decoding.drafts.drafter import Line
 
         seq, sampling = span.sequence, span.sequence.request.sampling
         draft = span.draft.tokens.tolist() if span.draft is not None else []
         rows, length = speculate.rows(span, 0), self._drafter.length
-        drawn, trust = [-1] * len(rows), 0.0
-        if sampling.temperature > 0 or sampling.reshapes_logits or seq.constraint is not None:
-            drawn, trust = self._sampler.draw(StepResult(logits), rows).tokens, TRUST
+        chances, drawn, trust = self._chances(span, look, wanted, draft, rows)
         branches = []
-        for rank, (accepted, token) in enumerate(self.guess(logits, draft, drawn, most, trust)):
+        for accepted, token in self.guess(chances, draft, drawn, 4 * most, trust):
+            if len(branches) == most:
+                break
             if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
                 continue
             state = rows[accepted].constraint
@@ -205,11 +216,29 @@ class MirrorSD(DraftModel):
                     continue
             tokens = (*draft[:accepted], token)
             line = Line(self.twins.branch(seq, tokens), length, length, state)
-            branches.append(_Branch(seq.length, tokens, line, rank))
+            branches.append(_Branch(seq.length, tokens, line, len(branches)))
         if draft:
             line = Line(self.twins.branch(seq, draft), length + 1, length + 1, rows[-1].constraint)
             branches.append(_Branch(seq.length, tuple(draft), line, OWN))
         return branches
+
+    def _chances(
+        self, span: Span, look: Look, wanted: range, draft: list[int], rows: list[Row]
+    ) -> tuple[Seq[Chances], list[int], float]:
+        """What may come after each of a span's rows; what is drawn there; and how much that counts."""
+        from hasten.engine.decoding.drafts.landing import of_both, of_exit
+
+        seq, sampling = span.sequence, span.sequence.request.sampling
+        line = self._windows.get(seq.id)
+        if draft and line is not None and line.likely and line.tokens[: len(draft)] == draft:
+            likely = line.likely[: len(draft)]
+            tokens = sorted({token for row in likely for token, _ in row})
+            return of_both(look.logits(wanted[:-1], tokens), tokens, likely), [-1] * len(draft), 0.0
+        logits = look.logits(wanted, None)
+        drawn, trust = [-1] * len(rows), 0.0
+        if sampling.temperature > 0 or sampling.reshapes_logits or seq.constraint is not None:
+            drawn, trust = self._sampler.draw(StepResult(logits), rows).tokens, TRUST
+        return of_exit(logits, draft, self._options.branches + 1), drawn, trust
 
     # -- afterwards -----------------------------------------------------------------------------------------------------
 
@@ -223,16 +252,20 @@ class MirrorSD(DraftModel):
             self.counts["serial: " + self.serial] += 1
         lines = []
         for seq, twin, most in zip(sequences, self.twins.follow(sequences), budgets, strict=True):
-            lines.append(Line(twin, most, self._drafter.length, seq.constraint, found.get(seq.id, [])[:most]))
+            line = Line(twin, most, self._drafter.length, seq.constraint)
+            if branch := found.get(seq.id):
+                line.tokens, line.likely = branch.draft[:most], branch.likely[:most]
+            lines.append(line)
         afresh = [line for line in lines if not line.tokens]
         if afresh:
             began = time.perf_counter()
             self._draft(afresh)
             self.seconds["afresh"] += time.perf_counter() - began
+        self._windows = {line.twin.id: line for line in lines}
         return [line.draft() for line in lines]
 
-    def _gather(self, sequences: Seq[Sequence]) -> dict[int, list[int]]:
-        """What was rolled out for those that landed where a branch is, by the sequence's number. The thread drops the other
+    def _gather(self, sequences: Seq[Sequence]) -> dict[int, _Branch]:
+        """The branches of those that landed where one is, by the sequence's number. The thread drops the other
         branches; of a right one the rest is waited for, which takes no longer than drafting it here."""
         asked = {seq.id: seq for seq in sequences}
         branched: dict[int, list[_Branch]] = {}
@@ -241,9 +274,9 @@ class MirrorSD(DraftModel):
                 branched.setdefault(branch.line.twin.id, []).append(branch)
         right = [branch for id, each in branched.items() for branch in each if branch.is_true(asked[id])]
         self._settle(right)
-        found = {}
+        found: dict[int, _Branch] = {}
         for id, each in branched.items():
-            true = {branch.rank: branch.draft for branch in each if branch in right and branch.is_true(asked[id])}
+            true = {branch.rank: branch for branch in each if branch in right and branch.is_true(asked[id])}
             rank = min((rank for rank in true if rank != OWN), default=None)
             self.landed[rank, OWN in true] += 1
             self.counts["hits" if true else "misses"] += 1

@@ -43,9 +43,9 @@ class Look:
 
     done: int
     batch: Batch
-    logits: Callable[[Seq[int]], Tensor]
-    """Computes the last norm and the head over the residual stream as it stands, for some of the batch's L wanted rows: [n,
-    vocabulary]."""
+    logits: Callable[[Seq[int], Seq[int] | None], Tensor]
+    """Computes the last norm and the head over the residual stream as it stands, for n of the batch's wanted rows and m tokens:
+    [n, m]. None: all tokens."""
 
 
 class LocalExecutor:
@@ -152,7 +152,7 @@ class LocalExecutor:
 
         def pause(done: int) -> None:
             if watcher is not None:
-                watcher(Look(done, batch, lambda wanted: self._early(step, rows[list(wanted)])))
+                watcher(Look(done, batch, lambda wanted, tokens: self._early(step, rows[list(wanted)], tokens)))
 
         planned = self._plan(program) if not taps and len(x) <= ROWS else None
         if planned is not None:
@@ -199,12 +199,15 @@ class LocalExecutor:
         model.norm(step, model.sites[-1])
         return model.head.apply(step.h)
 
-    def _early(self, step: Step, rows: Tensor) -> Tensor:
-        """What the head would say now of these rows."""
+    def _early(self, step: Step, rows: Tensor, tokens: Seq[int] | None) -> Tensor:
+        """What the head would say now of these rows and tokens."""
+        model = self.memory.model
         delta = step.delta[rows] if step.delta is not None else None
         x = step.x[rows]
         copy = Step(step.batch, step.index, step.slots, self.kernels, self._attention, self._deterministic, x, x, delta)
-        return self._head(copy, torch.arange(len(x), device=x.device))
+        model.norm(copy, model.sites[-1])
+        head = model.head if tokens is None else model.head.slice(None, torch.tensor(tokens, device=x.device))
+        return head.apply(copy.h)
 
     def _on_device(self, array: Any) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from hasten.lab.claims.draft_model_pairs import DUMMY, OUTPUT, SERVED, STEPS, Pair, begin, step
 
 if TYPE_CHECKING:
-    import torch
-
     from hasten.engine.build import Built
     from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
     from hasten.engine.decoding.drafts.landing import Landing
@@ -195,8 +193,8 @@ class Replayed:
         if hasattr(self._proposer, "guess"):
             self._landings, self._proposer.guess = self._proposer.guess, self._guess
 
-    def _guess(self, logits: torch.Tensor, draft: list[int], drawn: list[int], likely: int, trust: float) -> list[Landing]:
-        found: list[Landing] = self._landings(logits, draft, drawn, likely, trust)
+    def _guess(self, chances: Any, draft: list[int], drawn: list[int], most: int, trust: float) -> list[Landing]:
+        found: list[Landing] = self._landings(chances, draft, drawn, most, trust)
         self._now = accepted, hit = next(self.trace)
         accepted = min(accepted, len(draft))
         tokens = [token for _, token in found]

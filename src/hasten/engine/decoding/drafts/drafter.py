@@ -16,6 +16,7 @@ from hasten.engine.sequence import Draft, Span
 
 if TYPE_CHECKING:
     from hasten.engine.decoding.base import Sampler
+    from hasten.engine.decoding.drafts.landing import Likely
     from hasten.engine.decoding.drafts.second import SecondModel
     from hasten.engine.decoding.drafts.twins import Twin, Twins
     from hasten.engine.executors.base import StepResult
@@ -39,6 +40,8 @@ class Line:
     tokens: list[int] = field(default_factory=list)
     sides: list[tuple[int, int]] = field(default_factory=list)
     """(depth, token) of what else is tried."""
+    likely: list[Likely] = field(default_factory=list)
+    """For each of `tokens` the likeliest ones there, if the drafter keeps them."""
 
     def draft(self) -> Draft | None:
         if not self.tokens:
@@ -65,7 +68,7 @@ class _Piece:
 class Drafter:
     """`length`: tokens that a draft has, one after the other; `chunk`: tokens of prompts in a pass, of all lines together;
     `width`: tokens tried at each depth; `stream`: tokens that a pass may take over from where the text repeats itself, beside
-    the one that it draws. One thread at a time."""
+    the one that it draws; `keep`: how many of the likeliest tokens to keep at each depth. One thread at a time."""
 
     def __init__(
         self,
@@ -79,12 +82,13 @@ class Drafter:
         chunk: int,
         width: int = 1,
         stream: int = 0,
+        keep: int = 0,
     ) -> None:
         self.length, self.chunk = length, chunk
         self.few = length + 1
         """Tokens that a sequence may be ahead of its twin after a step with drafts."""
         self._second, self._twins, self._sampler, self._kernels, self._eos = second, twins, sampler, kernels, eos
-        self._width, self._stream = width, stream
+        self._width, self._stream, self._keep = width, stream, keep
         self._builder = BatchBuilder()
         self.passes = 0
         """So far."""
@@ -174,7 +178,7 @@ class Drafter:
             line = piece.line
             rows += [Row(line.twin, len(rows) + i, tuple(piece.ahead[:i]), line.state) for i in range(1 + len(piece.ahead))]
         drawn = self._sampler.draw(result, rows).tokens
-        others = self._likeliest(result) if self._width > 1 else []
+        likely = self._likely(result) if max(self._width - 1, self._keep) else []
         going = []
         for piece, first in zip(pieces, firsts, strict=True):
             line, agreed = piece.line, 0
@@ -183,9 +187,11 @@ class Drafter:
             if piece.ahead:  # what lies behind them is of another text
                 self._twins.books.truncate(line.twin.view, line.twin.length + agreed)
             for i in range(agreed + 1):
-                if others:
-                    sides = [token for token in others[first + i] if token != drawn[first + i]]
+                if self._width > 1:
+                    sides = [token for token, _ in likely[first + i] if token != drawn[first + i]]
                     line.sides += [(len(line.tokens), token) for token in sides[: self._width - 1]]
+                if self._keep and drawn[first + i] >= 0:
+                    line.likely.append(likely[first + i])
                 if not self._goes_on(line, drawn[first + i]):
                     self._twins.books.truncate(line.twin.view, min(line.twin.view.length, line.twin.length))
                     break
@@ -194,10 +200,11 @@ class Drafter:
                 going.append(line)
         return going
 
-    def _likeliest(self, result: StepResult) -> list[list[int]]:
-        most = min(self._width, self._second.model.vocabulary)
-        likeliest: list[list[int]] = self._kernels.top_logprobs(result.logits, most)[1].tolist()
-        return likeliest
+    def _likely(self, result: StepResult) -> list[Likely]:
+        """Of each row of the step's logits."""
+        most = min(max(self._width, self._keep), self._second.model.vocabulary)
+        values, ids = self._kernels.top_logprobs(result.logits, most)
+        return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
 
     def _goes_on(self, line: Line, token: int) -> bool:
         """Take `token` in; whether anything may follow it. Then the twin has it, and the constraint's state is the next."""
