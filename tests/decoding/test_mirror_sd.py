@@ -20,7 +20,7 @@ from hasten.engine.config import EngineConfig
 from hasten.engine.decoding.constraints.spec import ConstraintSpec
 from hasten.engine.decoding.draft_model import DraftModel
 from hasten.engine.decoding.drafts.aside import Rollout
-from hasten.engine.decoding.drafts.landing import landings, of_both, of_exit
+from hasten.engine.decoding.drafts.landing import WEIGHT, landings, of_both, of_exit
 from hasten.engine.decoding.mirror_sd import MirrorSD
 from hasten.engine.events import Kind
 from hasten.engine.executors.local import Look
@@ -82,6 +82,7 @@ def one(tokens: int = 80, **sampling: Any) -> Request:
         ":length=6:branches=8:exit=3:sequences=8:shortlist=0",
         ":stream=3:branches=3:sequences=2",
         ":share=false:chunk=10",
+        ":exit=0:branches=6:length=5",
         f":memory_bytes={9 * HALF_BLOCK_BYTES}",
     ],
 )
@@ -310,11 +311,11 @@ def test_a_look_at_a_pass_changes_nothing_and_sees_the_same_recorded_or_not(mode
             looks.append((look.done, look.logits(range(len(look.batch.logits_rows)), None).float().numpy()))
 
         if watched:
-            built.parts.executor.watch(watcher, (1, 3, 4))  # type: ignore[union-attr]
+            built.parts.executor.watch(watcher, (0, 1, 3, 4))  # type: ignore[union-attr]
         seen.append(looks)
         out.append(tiny.tokens(tiny.run(built, [one(12)])[("r", 0)]))
     assert out[0] == out[1] == out[2]
-    assert [done for done, _ in seen[1]] == [1, 3, 4] * 12 == [done for done, _ in seen[2]]
+    assert [done for done, _ in seen[1]] == [0, 1, 3, 4] * 12 == [done for done, _ in seen[2]]
     for (_, one_), (_, other) in zip(seen[1], seen[2], strict=True):
         np.testing.assert_array_equal(one_, other)
     assert [int(logits.argmax()) for done, logits in seen[1] if done == 4] == out[0], "after the last block it is the answer"
@@ -332,7 +333,8 @@ def test_landings_are_ranked_by_their_chances() -> None:
 def test_what_draft_and_exit_say_is_multiplied() -> None:
     said = torch.tensor([[0.5, 0.2, 0.3]]).log()  # of tokens 4, 7 and 9
     (row,) = of_both(said, [4, 7, 9], [[(4, -1.0), (9, -1.0)]])
-    assert row == pytest.approx({4: 0.625, 9: 0.375}, rel=1e-4)
+    equal, more = 1.0, (0.5 / 0.3) ** WEIGHT
+    assert row == pytest.approx({4: more / (more + equal), 9: equal / (more + equal)}, rel=1e-4)
 
 
 def test_streams_draft_the_same_in_fewer_passes(model: str) -> None:
@@ -367,7 +369,8 @@ def test_streams_draft_the_same_in_fewer_passes(model: str) -> None:
     [
         (("mirror-sd",), "mirror-sd: which model drafts for"),
         (("mirror-sd:model=M:exit=4",), "exit=4 leaves nothing to hide behind; the model has 4 blocks"),
-        (("mirror-sd:model=M:exit=0",), "exit"),
+        (("mirror-sd:model=M:exit=-1",), "exit"),
+        (("mirror-sd:model=M:exit=0:shortlist=0",), "shortlist=0 keeps none"),
         (("mirror-sd:model=M:branches=0",), "branches"),
         (("mirror-sd:model=M:memory_bytes=100",), "mirror-sd: memory_bytes=100 holds no block"),
         (("mirror-sd:model=M", "draft-model:model=M"), "cannot run together: both load a draft model"),

@@ -59,8 +59,9 @@ TRUST = 0.5
 class Options(Common):
     branches: Annotated[int, Field(ge=1, le=32)] = field(default=4, metadata={"search": (2, 3, 6, 8)})
     """Landings that continuations are rolled out for, of all sequences together; each gets at least one."""
-    exit: Annotated[int, Field(ge=1)] | None = None
-    """Blocks of the served model after which landings are guessed; None: half of them."""
+    exit: Annotated[int, Field(ge=0)] | None = None
+    """Blocks of the served model after which landings are guessed; None: half of them; 0: before the first, from what the draft
+    thought alone."""
     shortlist: Annotated[int, Field(ge=0, le=64)] = 16
     """Of how many tokens, the likeliest to the draft at each place, the exit is asked; 0: of all, and what the draft thought of
     them does not count. Quantised weights are asked of all."""
@@ -107,7 +108,9 @@ class MirrorSD(DraftModel):
     `waited` of these by the engine, taken by the `exit`, and by drafts made `afresh`."""
 
     def __init__(self, parts: Parts, options: Options) -> None:
-        keep = options.shortlist if parts.config.weights.store == "dense" else 0
+        if options.exit == 0 and not options.shortlist:
+            raise ConfigError(f"{NAME}: with exit=0 the draft's likeliest tokens are all there is; shortlist=0 keeps none")
+        keep = options.shortlist if options.exit == 0 or parts.config.weights.store == "dense" else 0
         super().__init__(parts, options, stream=options.stream, keep=keep, name=NAME)
         from hasten.engine.decoding.drafts.aside import Aside
         from hasten.engine.decoding.drafts.landing import landings
@@ -226,14 +229,18 @@ class MirrorSD(DraftModel):
         self, span: Span, look: Look, wanted: range, draft: list[int], rows: list[Row]
     ) -> tuple[Seq[Chances], list[int], float]:
         """What may come after each of a span's rows; what is drawn there; and how much that counts."""
-        from hasten.engine.decoding.drafts.landing import of_both, of_exit
+        from hasten.engine.decoding.drafts.landing import of_both, of_draft, of_exit
 
         seq, sampling = span.sequence, span.sequence.request.sampling
         line = self._windows.get(seq.id)
         if draft and line is not None and line.likely and line.tokens[: len(draft)] == draft:
             likely = line.likely[: len(draft)]
+            if self._exit == 0:
+                return of_draft(likely), [-1] * len(draft), 0.0
             tokens = sorted({token for row in likely for token, _ in row})
             return of_both(look.logits(wanted[:-1], tokens), tokens, likely), [-1] * len(draft), 0.0
+        if self._exit == 0:
+            return [], [], 0.0
         logits = look.logits(wanted, None)
         drawn, trust = [-1] * len(rows), 0.0
         if sampling.temperature > 0 or sampling.reshapes_logits or seq.constraint is not None:

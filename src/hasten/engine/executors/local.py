@@ -155,6 +155,8 @@ class LocalExecutor:
                 watcher(Look(done, batch, lambda wanted, tokens: self._early(step, rows[list(wanted)], tokens)))
 
         planned = self._plan(program) if not taps and len(x) <= ROWS else None
+        if 0 in self._pauses:
+            pause(0)
         if planned is not None:
             planned.run(index, slots, x, step, clock, pause)
             program = ()

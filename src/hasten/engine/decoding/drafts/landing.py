@@ -19,6 +19,8 @@ Chances = Mapping[int, float]
 """Of some tokens, how likely each comes next."""
 Likely = Seq[tuple[int, float]]
 """Tokens and their log-probabilities, as the draft thought."""
+WEIGHT = 0.3
+"""How much the logarithm of what an untrained exit says counts beside the draft's: measured at a half of the built-in model."""
 
 
 def of_exit(logits: Tensor, draft: Seq[int], most: int) -> list[dict[int, float]]:
@@ -34,15 +36,20 @@ def of_exit(logits: Tensor, draft: Seq[int], most: int) -> list[dict[int, float]
     return rows
 
 
+def of_draft(likely: Seq[Likely]) -> list[dict[int, float]]:
+    """What the draft thought."""
+    return [{token: exp(logprob) for token, logprob in row} for row in likely]
+
+
 def of_both(logits: Tensor, tokens: Seq[int], likely: Seq[Likely]) -> list[dict[int, float]]:
-    """Of the tokens that the draft thought likely, what it and an early layer say together: their product. `logits` [k, n], of
-    the n `tokens`, in which those of the k rows of `likely` all are."""
+    """Of the tokens that the draft thought likely, what it and an early layer say together. `logits` [k, n], of the n `tokens`,
+    in which those of the k rows of `likely` all are."""
     import torch
 
     column = {token: number for number, token in enumerate(tokens)}
     rows = []
     for said, own in zip(torch.log_softmax(logits.float(), -1).tolist(), likely, strict=True):
-        weights = {token: said[column[token]] + logprob for token, logprob in own}
+        weights = {token: WEIGHT * said[column[token]] + logprob for token, logprob in own}
         most = max(weights.values())
         chances = {token: exp(weight - most) for token, weight in weights.items()}
         total = sum(chances.values())
