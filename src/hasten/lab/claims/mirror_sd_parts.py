@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hasten.lab.claims.draft_model_pairs import DUMMY, OUTPUT, SERVED, STEPS, Pair, begin, step
+from hasten.lab.claims.draft_model_pairs import DUMMY, OUTPUT, SERVED, STEPS, begin, step
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
     from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
     from hasten.engine.decoding.drafts.landing import Landing
     from hasten.engine.executors.base import StepResult
-    from hasten.engine.llm import LLM
 
 DRAFT = {
     **SERVED,
@@ -46,11 +44,10 @@ Step = tuple[int, bool]
 
 @dataclass
 class Told:
-    """Of one task. `seconds` a token by round, of each side; `steps` of the mirroring side; `hits`, `misses`; `hidden`: seconds
-    that rollouts took, and those of them that were waited for."""
+    """Of one task. `seconds` a token by round, of each side; of the mirroring one hits and misses, and the seconds that
+    rollouts took and were waited for."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
     hits: int = 0
     misses: int = 0
     rolled_s: float = 0.0
@@ -82,29 +79,23 @@ class Sides:
                 llm = self.llms[name]
                 proposer: Any = llm.engine.decoding.proposer
                 before = _counted(proposer)
-                first = len(llm.engine.events)
                 use_threads(self._threads[name])
                 (done,) = llm.generate(prompt, sampling)
                 assert done.tpot_s is not None
                 took[name] += done.tpot_s
                 if before is not None:
-                    self._read(llm, first, before, told)
+                    self._read(proposer, before, told)
         for name, seconds in took.items():
             told.seconds.setdefault(name, []).append(seconds / len(prompts))
 
     @staticmethod
-    def _read(llm: LLM, first: int, before: dict[str, float], told: Told) -> None:
-        from hasten.engine.events import Kind
-
-        now = _counted(llm.engine.decoding.proposer)
+    def _read(proposer: Any, before: dict[str, float], told: Told) -> None:
+        now = _counted(proposer)
         assert now is not None
         told.hits += round(now["hits"] - before["hits"])
         told.misses += round(now["misses"] - before["misses"])
         told.rolled_s += now["rolled"] - before["rolled"]
         told.waited_s += now["waited"] - before["waited"]
-        events = llm.engine.events.columns(first)
-        drafts = events["kind"] == Kind.DRAFTED
-        told.steps += [(int(accepted), False) for accepted in events["b"][drafts].tolist()]
 
 
 def _counted(proposer: Any) -> dict[str, float] | None:
@@ -224,33 +215,48 @@ class Replayed:
 
 
 @dataclass
+class Mirrored:
+    """Of one mirroring side, seconds: `step`; `exit` and whole `rollout` where there is one, `waited` for those that hit;
+    drafting `afresh` at a miss. `depth`: share of the blocks before the exit; `hit`: share of the landings; `tokens` a step."""
+
+    step: float
+    exit: float
+    rollout: float
+    waited: float
+    afresh: float
+    depth: float
+    hit: float
+    tokens: float
+
+
+@dataclass
 class Large:
-    """Seconds a token by round, of each side. `parts`: seconds a step of the mirroring side's thread and exit, and of the
-    baseline's drafts and of all else in its steps; `hit`: per cent of the landings in fact."""
+    """`seconds` a token by round, of each side: the baseline on so many cores (`serial 1`, `serial 2`), and the mirroring ones
+    by name. `passes`, `drafts`: seconds of a step of the baseline's that its draft takes, and all else."""
 
     seconds: dict[str, list[float]]
-    parts: dict[str, float] = field(default_factory=dict)
-    hit: float = 0.0
+    passes: dict[str, float] = field(default_factory=dict)
+    drafts: dict[str, float] = field(default_factory=dict)
+    mirrored: dict[str, Mirrored] = field(default_factory=dict)
     draft_weights: int = 0
-    tokens: float = 0.0
-    """A step."""
 
     def faster(self, side: str, baseline: str) -> list[float]:
         return [slow / fast for slow, fast in zip(self.seconds[baseline], self.seconds[side], strict=True)]
 
-    def costed(self, baseline: str) -> float:
-        """How many times faster a step would be than the baseline's with the draft on a second device as fast as one core here
-        and the served model on all cores: its pass, the exit, and of the draft what a hit does not hide."""
-        p, hit = self.parts, self.hit / 100
-        rest = (1 - p["exit depth"]) * p[f"pass {baseline}"]
-        late = max(0.0, p["rollout"] - rest)
-        step = p[f"pass {baseline}"] + p["exit"] + hit * late + (1 - hit) * p["afresh"]
-        return (p[f"pass {baseline}"] + p[f"drafts {baseline}"]) / step
+    def costed(self, side: str, baseline: str) -> float:
+        """How many times faster than the baseline's a step would be with the draft on a second device, as fast as a core here,
+        and the served model as fast as in the baseline: its pass, the exit, and of the draft what a hit does not hide."""
+        m, whole = self.mirrored[side], self.passes[baseline]
+        late = max(0.0, m.rollout - (1 - m.depth) * whole)
+        step = whole + m.exit + m.hit * min(late, m.afresh) + (1 - m.hit) * m.afresh
+        return (whole + self.drafts[baseline]) / step
 
 
-def large(mirror: str, serial: str, trace: list[Step], *, rounds: int, turns: int, progress: Progress) -> Large:
-    """Decode at batch 1 with random weights and a draft that runs. Sides: `serial 1`, `serial 2`: the baseline on one core and
-    on two; `mirror`: on two. They take `turns` in a round."""
+def large(
+    mirrors: dict[str, str], serial: str, traces: dict[str, list[Step]], *, rounds: int, turns: int, progress: Progress
+) -> Large:
+    """Decode at batch 1 with random weights and a draft that runs; all sides take `turns` in a round. `mirrors`, `traces`: of
+    each mirroring side its technique, and what is accepted and hit. The baseline accepts as the first of them."""
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
     from hasten.kernels.cpu.native import use_threads
@@ -260,63 +266,77 @@ def large(mirror: str, serial: str, trace: list[Step], *, rounds: int, turns: in
         for name, shape in (("served", SERVED), ("draft", DRAFT)):
             (Path(folder) / name).mkdir()
             (Path(folder) / name / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-        for number, technique in enumerate((serial, mirror)):
-            progress("random weights", 0.1 * number)
+        for number, (name, technique) in enumerate([("serial", serial), *mirrors.items()]):
+            progress("random weights", 0.07 * number)
             with_ = (f"{technique}:model={folder}/draft",)
-            set_ = (*DUMMY, f"executor.threads={CORES}")
-            built[technique] = build(EngineConfig.build(f"{folder}/served", with_=with_, set_=set_))
-    sides = {"serial 1": (built[serial], 1), "serial 2": (built[serial], 2), "mirror": (built[mirror], CORES)}
-    replayed = {technique: Replayed(one) for technique, one in built.items()}
+            built[name] = build(EngineConfig.build(f"{folder}/served", with_=with_, set_=(*DUMMY, f"executor.threads={CORES}")))
+    proposers: dict[str, Any] = {name: built[name].engine.decoding.proposer for name in mirrors}
+    if reason := next((one.serial for one in proposers.values()), None):
+        raise RuntimeError(f"nothing can be drafted beside a pass here: {reason}")
+    replayed = {name: Replayed(one) for name, one in built.items()}
     for one in built.values():
         begin(one)
-    proposer: Any = built[mirror].engine.decoding.proposer
-    if proposer.serial is not None:
-        raise RuntimeError(f"nothing can be drafted beside a pass here: {proposer.serial}")
-    clock = _Drafting(built[serial])
-    for technique in built:
-        replayed[technique].trace = cycle(trace)
-    proposer.counts.clear()
-    proposer.seconds = dict.fromkeys(proposer.seconds, 0.0)
-    found = Large({name: [] for name in sides}, draft_weights=built[serial].parts.facts["draft_weights"])
-    drafts, steps, passes = Counter[str](), Counter[str](), Counter[str]()
-    said = 0
+    for name, one in replayed.items():
+        one.trace = cycle(traces[name if name in traces else next(iter(traces))])
+    for proposer in proposers.values():
+        proposer.counts.clear()
+        proposer.seconds = dict.fromkeys(proposer.seconds, 0.0)
+    clock = _Drafting(built["serial"])
+    sides = {"serial 1": ("serial", 1), "serial 2": ("serial", 2), **{name: (name, CORES) for name in mirrors}}
+    found = Large({name: [] for name in sides}, draft_weights=built["serial"].parts.facts["draft_weights"])
+    drafts, spent, said = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0)
+    steps = rounds * turns * STEPS
     for number in range(rounds):
         progress(f"1B shape, round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
         took = {name: [0.0, 0.0] for name in sides}
         for turn in range(turns):
             for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-                engine, threads = sides[name]
-                use_threads(threads)
+                use_threads(sides[name][1])
                 for _ in range(STEPS):
                     clock.seconds = 0.0
-                    seconds, tokens = step(engine)
+                    seconds, tokens = step(built[sides[name][0]])
                     took[name][0] += seconds
                     took[name][1] += tokens
-                    steps[name] += 1
-                    drafts[name] += clock.seconds  # type: ignore[assignment]
-                    passes[name] += seconds - clock.seconds  # type: ignore[assignment]
-                    said += tokens if name == "mirror" else 0
+                    drafts[name] += clock.seconds
+                    spent[name] += seconds
+                    said[name] += tokens
         for name, (seconds, tokens) in took.items():
             found.seconds[name].append(seconds / tokens)
-    counts, spent = proposer.counts, proposer.seconds
-    found.tokens = said / steps["mirror"]
-    found.hit = 100 * counts["hits"] / max(1, counts["hits"] + counts["misses"])
-    blocks = len(built[mirror].parts.model.blocks)
-    found.parts = {
-        **{f"drafts {name}": drafts[name] / steps[name] for name in ("serial 1", "serial 2")},
-        **{f"pass {name}": passes[name] / steps[name] for name in ("serial 1", "serial 2")},
-        "rollout": spent["rolled"] / max(1, counts["rollouts"]),
-        "waited": spent["waited"] / max(1, counts["rollouts"]),
-        "afresh": spent["afresh"] / max(1, counts["misses"]),
-        "exit": spent["exit"] / max(1, counts["rollouts"]),
-        "exit depth": built[mirror].parts.facts["mirror_exit"] / blocks,
-        "step mirror": fmean(found.seconds["mirror"]) * found.tokens,
-    }
+    for name in ("serial 1", "serial 2"):
+        found.drafts[name], found.passes[name] = drafts[name] / steps, (spent[name] - drafts[name]) / steps
+    for name, proposer in proposers.items():
+        counts, of = Counter(proposer.counts), dict(proposer.seconds)
+        parts = built[name].parts
+        found.mirrored[name] = Mirrored(
+            step=spent[name] / steps,
+            exit=of["exit"] / max(1, counts["rollouts"]),
+            rollout=_whole_rollouts(built[name], proposer),
+            waited=of["waited"] / max(1, counts["hits"]),
+            afresh=of["afresh"] / max(1, counts["misses"]),
+            depth=parts.facts["mirror_exit"] / len(parts.model.blocks),
+            hit=counts["hits"] / max(1, counts["hits"] + counts["misses"]),
+            tokens=said[name] / steps,
+        )
     for one in built.values():
         one.engine.cancel("large")
         one.engine.run()
         one.engine.executor.close()
     return found
+
+
+def _whole_rollouts(built: Built, proposer: Any) -> float:
+    """Seconds of a rollout of which nothing is dropped, beside a pass."""
+    from hasten.engine.decoding.drafts.aside import Rollout
+
+    dropping, Rollout.only = Rollout.only, lambda rollout, lines: None  # type: ignore[assignment]
+    try:
+        rolled, rollouts = proposer.seconds["rolled"], proposer.counts["rollouts"]
+        for _ in range(STEPS):
+            step(built)
+        proposer._drop()
+        return float(proposer.seconds["rolled"] - rolled) / max(1, proposer.counts["rollouts"] - rollouts)
+    finally:
+        Rollout.only = dropping  # type: ignore[method-assign]
 
 
 class _Drafting:
@@ -333,6 +353,3 @@ class _Drafting:
             return drafts
 
         proposer.propose = timed
-
-
-__all__ = ["Landed", "Large", "Pair", "Sides", "Told", "landed", "large"]
