@@ -204,7 +204,7 @@ class MirrorSD(DraftModel):
         draft = span.draft.tokens.tolist() if span.draft is not None else []
         rows, length = speculate.rows(span, 0), self._drafter.length
         chances, drawn, trust = self._chances(span, look, wanted, draft, rows)
-        branches = []
+        branches: list[_Branch] = []
         for accepted, token in self.guess(chances, draft, drawn, 4 * most, trust):
             if len(branches) == most:
                 break

@@ -180,9 +180,9 @@ class Replayed:
         self.trace: Iterator[Step] = cycle([(0, False)])
         self._now: Step | None = None
         self._branches: list[Landing] = []
-        self._proposer: Any = built.engine.decoding.proposer
-        if hasattr(self._proposer, "guess"):
-            self._landings, self._proposer.guess = self._proposer.guess, self._guess
+        proposer: Any = built.engine.decoding.proposer
+        if guess := getattr(proposer, "guess", None):
+            self._landings, proposer.guess = guess, self._guess
 
     def _guess(self, chances: Any, draft: list[int], drawn: list[int], most: int, trust: float) -> list[Landing]:
         found: list[Landing] = self._landings(chances, draft, drawn, most, trust)
@@ -276,8 +276,8 @@ def large(
     replayed = {name: Replayed(one) for name, one in built.items()}
     for one in built.values():
         begin(one)
-    for name, one in replayed.items():
-        one.trace = cycle(traces[name if name in traces else next(iter(traces))])
+    for name, replay in replayed.items():
+        replay.trace = cycle(traces[name if name in traces else next(iter(traces))])
     for proposer in proposers.values():
         proposer.counts.clear()
         proposer.seconds = dict.fromkeys(proposer.seconds, 0.0)
@@ -300,8 +300,8 @@ def large(
                     drafts[name] += clock.seconds
                     spent[name] += seconds
                     said[name] += tokens
-        for name, (seconds, tokens) in took.items():
-            found.seconds[name].append(seconds / tokens)
+        for name, (total_s, given) in took.items():
+            found.seconds[name].append(total_s / given)
     for name in ("serial 1", "serial 2"):
         found.drafts[name], found.passes[name] = drafts[name] / steps, (spent[name] - drafts[name]) / steps
     for name, proposer in proposers.items():
