@@ -57,7 +57,9 @@ TRUST = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Common):
-    branches: Annotated[int, Field(ge=1, le=32)] = field(default=4, metadata={"search": (2, 3, 6, 8)})
+    afresh: Annotated[int, Field(ge=1, le=32)] | None = None
+    """Tokens drafted one after the other where a landing was missed, which nothing hides; None: as many as `length`."""
+    branches: Annotated[int, Field(ge=1, le=32)] = field(default=2, metadata={"search": (1, 3, 4, 8)})
     """Landings that continuations are rolled out for, of all sequences together; each gets at least one."""
     exit: Annotated[int, Field(ge=0)] | None = None
     """Blocks of the served model after which landings are guessed; None: half of them; 0: before the first, from what the draft
@@ -123,6 +125,7 @@ class MirrorSD(DraftModel):
         self.serial = reason_against(parts)
         """Why drafts are made serially from now on, or None."""
         self._options = options
+        self._afresh = min(options.afresh or options.length, options.length)
         self._sampler = parts.config.make(parts.config.decoding.sampler, parts)  # its own: the draft's is the thread's
         self._aside = Aside()
         self._rollout: Rollout | None = None
@@ -259,7 +262,7 @@ class MirrorSD(DraftModel):
             self.counts["serial: " + self.serial] += 1
         lines = []
         for seq, twin, most in zip(sequences, self.twins.follow(sequences), budgets, strict=True):
-            line = Line(twin, most, self._drafter.length, seq.constraint)
+            line = Line(twin, most, self._afresh, seq.constraint)
             if branch := found.get(seq.id):
                 line.tokens, line.likely = branch.draft[:most], branch.likely[:most]
             lines.append(line)

@@ -10,7 +10,7 @@ from hasten.lab.claims.mirror_sd_parts import CORES, MOST, Landed, Large, Sides,
 from hasten.lab.claims.sides import share
 
 LENGTH = 6
-BRANCHES = 4
+BRANCHES = 2
 EXITS = (0, 1, 2, 3, 4, 5)
 """Of the built-in model's six blocks."""
 HALF, NONE = "exit at half depth", "no exit"
