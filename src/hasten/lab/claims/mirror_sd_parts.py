@@ -121,15 +121,17 @@ class Landed:
         return 100 * hit / max(1, sum(self.counted.values()))
 
 
-def landed(technique: str, exits: Sequence[int], prompts: Sequence[list[int]], branches: int) -> dict[int, Landed]:
-    """Answer the prompts, greedy, with landings guessed at each of these exits. What is drafted does not depend on hits, so one
-    run tells of any smaller number of branches. `steps`: with `branches` and the draft's own."""
+def landed(
+    technique: str, exits: Sequence[int], prompts: Sequence[list[int]], branches: int, most: int = MOST
+) -> dict[int, Landed]:
+    """Answer the prompts, greedy, with `most` landings guessed at each of these exits. Where what is drafted does not depend on
+    hits, one run tells of any smaller number of branches. `steps`: with `branches` and the draft's own."""
     from hasten.engine.llm import LLM
     from hasten.engine.request import SamplingParams
 
     found = {}
     for layer in exits:
-        llm = LLM(with_=(f"{technique}:exit={layer}:branches={MOST}",), set_=(f"executor.threads={CORES}",))
+        llm = LLM(with_=(f"{technique}:exit={layer}:branches={most}",), set_=(f"executor.threads={CORES}",))
         proposer: Any = llm.engine.decoding.proposer
         if proposer.serial is not None:
             raise RuntimeError(f"nothing can be drafted beside a pass here: {proposer.serial}")
