@@ -75,7 +75,7 @@ class Options(Common):
     """The served model computes on the draft's core too while the draft does not."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Branch:
     """A landing, `tokens` behind the first `known` of its sequence, and the line that is rolled out behind it. `rank`: how many
     of its sequence seemed likelier to the exit; OWN: the draft goes on behind all it had guessed, and its line's first token is
@@ -183,7 +183,7 @@ class MirrorSD(DraftModel):
         began = time.perf_counter()
         each = max(1, self._options.branches // len(found))
         for span, rows in found:
-            self._branches += self._landings(span, look, rows, each)
+            self._branch(span, look, rows, each)
         self.seconds["exit"] += time.perf_counter() - began
         if self._branches:
             from hasten.engine.decoding.drafts.aside import Rollout
@@ -199,34 +199,33 @@ class MirrorSD(DraftModel):
         last = int(span.positions[-1]) + 1 + self._drafter.length
         return self.twins.follows(span.sequence) and last < self.second.model.max_length
 
-    def _landings(self, span: Span, look: Look, wanted: range, most: int) -> list[_Branch]:
-        """The likeliest landings of a span, as branches. `wanted`: its rows among those that are wanted of the pass."""
+    def _branch(self, span: Span, look: Look, wanted: range, most: int) -> None:
+        """Make branches of a span's likeliest landings. `wanted`: its rows among those that are wanted of the pass."""
         from hasten.engine.decoding.drafts.drafter import Line
 
         seq, sampling = span.sequence, span.sequence.request.sampling
         draft = span.draft.tokens.tolist() if span.draft is not None else []
         rows, length = speculate.rows(span, 0), self._drafter.length
         chances, drawn, trust = self._chances(span, look, wanted, draft, rows)
-        branches: list[_Branch] = []
+        rank = 0
         for accepted, token in self.guess(chances, draft, drawn, 4 * most, trust):
-            if len(branches) == most:
+            if rank == most:
                 break
             if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
                 continue
-            state = rows[accepted].constraint
+            state = _fork(rows[accepted].constraint)
             if state is not None:
-                state = state.fork()
                 try:
                     state.advance(token)
                 except ValueError:
                     continue
             tokens = (*draft[:accepted], token)
             line = Line(self.twins.branch(seq, tokens), length, length, state)
-            branches.append(_Branch(seq.length, tokens, line, len(branches)))
+            self._branches.append(_Branch(seq.length, tokens, line, rank))
+            rank += 1
         if draft:
-            line = Line(self.twins.branch(seq, draft), length + 1, length + 1, rows[-1].constraint)
-            branches.append(_Branch(seq.length, tuple(draft), line, OWN))
-        return branches
+            line = Line(self.twins.branch(seq, draft), length + 1, length + 1, _fork(rows[-1].constraint))
+            self._branches.append(_Branch(seq.length, tuple(draft), line, OWN))
 
     def _chances(
         self, span: Span, look: Look, wanted: range, draft: list[int], rows: list[Row]
@@ -348,6 +347,11 @@ class MirrorSD(DraftModel):
             from hasten.kernels.cpu.native import use_threads
 
             use_threads(self._all)
+
+
+def _fork(state: Any) -> Any:
+    """A constraint's state for the thread, which nobody else uses; None for none."""
+    return state.fork() if state is not None else None
 
 
 def _threads(parts: Parts) -> int:

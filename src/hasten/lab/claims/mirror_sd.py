@@ -120,7 +120,7 @@ def _parts(shape: Large, side: str) -> str:
     return (
         f"a pass takes {passes[1]:.0f} ms on one core and {passes[2]:.0f} ms on two, drafting {drafts[1]:.0f} and "
         f"{drafts[2]:.0f} ms; mirrored, a step takes {1e3 * m.step:.0f} ms, of which the exit {1e3 * m.exit:.0f} ms; a whole "
-        f"rollout takes {1e3 * m.rollout:.0f} ms beside a pass, of which a hit waits for {1e3 * m.waited:.0f} ms; drafting "
+        f"rollout takes {1e3 * m.rollout:.0f} ms beside a pass, of which a step waits for {1e3 * m.waited:.0f} ms; drafting "
         f"afresh, at a miss, {1e3 * m.afresh:.0f} ms; {100 * m.hit:.0f} % of the landings are hit"
     )
 
@@ -129,7 +129,7 @@ def _why(shape: Large, side: str) -> str:
     m, drafts = shape.mirrored[side], shape.drafts["serial 1"]
     return (
         f"drafting takes {100 * drafts / (drafts + shape.passes['serial 1']):.0f} % of the baseline's step; "
-        f"{100 * (1 - m.hit):.0f} % of the landings are missed, whose drafts are made afresh, and a hit waits for "
+        f"{100 * (1 - m.hit):.0f} % of the landings are missed, whose drafts are made afresh, and a step waits for "
         f"{100 * m.waited / m.afresh if m.afresh else 0.0:.0f} % of what that takes"
     )
 

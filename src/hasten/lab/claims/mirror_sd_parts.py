@@ -218,7 +218,7 @@ class Replayed:
 
 @dataclass
 class Mirrored:
-    """Of one mirroring side, seconds: `step`; `exit` and whole `rollout` where there is one, `waited` for those that hit;
+    """Of one mirroring side, seconds: `step`; `exit` and whole `rollout` where there is one, `waited` for it, hit or missed;
     drafting `afresh` at a miss. `depth`: share of the blocks before the exit; `hit`: share of the landings; `tokens` a step."""
 
     step: float
@@ -313,7 +313,7 @@ def large(
             step=spent[name] / steps,
             exit=of["exit"] / max(1, counts["rollouts"]),
             rollout=_whole_rollouts(built[name], proposer),
-            waited=of["waited"] / max(1, counts["hits"]),
+            waited=of["waited"] / max(1, counts["rollouts"]),
             afresh=of["afresh"] / max(1, counts["misses"]),
             depth=parts.facts["mirror_exit"] / len(parts.model.blocks),
             hit=counts["hits"] / max(1, counts["hits"] + counts["misses"]),
