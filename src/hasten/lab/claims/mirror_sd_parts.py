@@ -3,6 +3,7 @@ draft that runs, where what is accepted and what is hit is replayed from the bui
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections import Counter
@@ -323,6 +324,8 @@ def large(
         one.engine.cancel("large")
         one.engine.run()
         one.engine.executor.close()
+    del built, proposers, replayed, clock
+    gc.collect()  # four copies of the weights
     return found
 
 
