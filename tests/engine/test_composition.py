@@ -40,7 +40,7 @@ def heads(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def switched_on(technique: Technique, model: str, heads: str) -> str:
     """As it is named to be switched on; a draft model must be named too, and heads."""
-    named = {"draft-model": f":model={model}", "medusa": f":path={heads}"}
+    named = {"draft-model": f":model={model}", "mirror-sd": f":model={model}", "medusa": f":path={heads}"}
     return technique.name + named.get(technique.name, "")
 
 
@@ -48,6 +48,8 @@ def switched_on(technique: Technique, model: str, heads: str) -> str:
 def test_pairs_compose_or_are_refused(pair: tuple[Technique, ...], model: str, heads: str, plain: tiny.Built) -> None:
     names = tuple(t.name for t in pair)
     with_ = tuple(switched_on(t, model, heads) for t in pair)
+    if "smart-spec" in names and not any({"decoding.proposers", "decoding.forced"} & t.sets.keys() for t in pair):
+        with_ += ("prompt-lookup",)  # it governs somebody
     try:
         refuse(pair)
     except ConfigError as refusal:

@@ -82,6 +82,10 @@ class Memory:
         assert self._host is not None, "no host tier"
         return self._host.copy_in(runs)
 
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Have `call` called before the memory is given up."""
+        self._closing.append(call)
+
     def close(self) -> None:
         while self._closing:
             self._closing.pop()()

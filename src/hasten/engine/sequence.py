@@ -159,6 +159,10 @@ class Sequence:
         self.length = n
         self._tokens[start:n], self._positions[start:n], self._segments[start:n] = tokens, positions, segments
 
+    def cut(self, length: int) -> None:
+        """Forget the tokens from `length` on. Whoever does so minds `view` and `todo`."""
+        self.length = length
+
     def take_after(self, parent: Sequence) -> None:
         """Continue from where `parent` stands (its view is forked by the books)."""
         self._tokens = parent._tokens.copy()

@@ -13,6 +13,7 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "ngram": ("prompt-lookup", None),
     "suffix": ("suffix-tree", None),
     "draft": ("draft-model", "model"),
+    "mirror": ("mirror-sd", "model"),
     "medusa": ("medusa", "path"),
 }
 """The technique of each word, and which of its knobs takes what may stand behind a colon (as in `word:value`), if any does."""

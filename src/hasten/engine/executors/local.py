@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,17 @@ class _Done:
         return self.result
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at a pass of which `done` blocks are done. Nothing that is read of it changes the pass."""
+
+    done: int
+    batch: Batch
+    logits: Callable[[Seq[int], Seq[int] | None], Tensor]
+    """Computes the last norm and the head over the residual stream as it stands, for n of the batch's wanted rows and m tokens:
+    [n, m]. None: all tokens."""
+
+
 class LocalExecutor:
     """`native`: small batches run as recorded calls (`planned.py`) where kernels and ops allow. `profile` makes every step
     report seconds by kind of op in `StepResult.seconds` (it costs a clock read an op). `costs`: what `price` rests on, a
@@ -66,6 +77,8 @@ class LocalExecutor:
         self._native = native and isinstance(kernels, CpuKernels)
         self._plans: dict[Program, PlannedPass | None] = {}
         self._recorded_at = generation()
+        self._pauses: frozenset[int] = frozenset()
+        self._watcher: Callable[[Look], None] | None = None
         if self._device.type == "cpu":
             keep_freed_memory()
 
@@ -77,12 +90,18 @@ class LocalExecutor:
     def vocabulary(self) -> int:
         return self.memory.model.vocabulary
 
+    def watch(self, watcher: Callable[[Look], None], after: Iterable[int]) -> None:
+        """From now on call `watcher` in the middle of every pass, in the thread that runs it, when so many of its blocks are
+        done. Passes of unlike depth programs are not watched. What it raises fails the step."""
+        self._watcher, self._pauses = watcher, frozenset(after)
+        self._plans.clear()
+
     def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> _Done:
         blocks = len(self.memory.model.blocks)
         programs = [self._depth.program(span.sequence, blocks) for span in batch.spans]
         with torch.inference_mode():
             if all(program is programs[0] for program in programs):
-                return _Done(self._forward(batch, programs[0], taps))
+                return _Done(self._forward(batch, programs[0], taps, self._watcher))
             return _Done(self._by_program(batch, programs, taps))
 
     def _by_program(self, batch: Batch, programs: list[Program], taps: frozenset[int]) -> StepResult:
@@ -105,7 +124,9 @@ class LocalExecutor:
                 result.seconds[kind] = result.seconds.get(kind, 0.0) + seconds
         return result
 
-    def _forward(self, batch: Batch, program: Program, taps: frozenset[int]) -> StepResult:
+    def _forward(
+        self, batch: Batch, program: Program, taps: frozenset[int], watcher: Callable[[Look], None] | None = None
+    ) -> StepResult:
         model = self.memory.model
         clock = Stopwatch() if self.profile else None
         index = ViewIndex.from_numpy(
@@ -128,11 +149,18 @@ class LocalExecutor:
         if clock is not None:
             clock("embedding")
         result = StepResult(None)
+
+        def pause(done: int) -> None:
+            if watcher is not None:
+                watcher(Look(done, batch, lambda wanted, tokens: self._early(step, rows[list(wanted)], tokens)))
+
         planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS else None
+        if 0 in self._pauses:
+            pause(0)
         if planned is not None:
-            planned.run(index, slots, x, step, clock)
+            planned.run(index, slots, x, step, clock, pause)
             program = ()
-        for block, site_index in program:
+        for done, (block, site_index) in enumerate(program, 1):
             site = model.sites[site_index]
             for op in model.blocks[block].ops:
                 op(step, site)
@@ -140,6 +168,8 @@ class LocalExecutor:
                     clock(op.kind)
             if site_index in taps:
                 result.hidden[site_index] = step.settle()[rows]
+            if done in self._pauses:
+                pause(done)
         result.logits = self._head(step, rows)
         if NORMED in taps:
             result.hidden[NORMED] = step.h
@@ -157,7 +187,9 @@ class LocalExecutor:
             self._recorded_at = generation()
         if program not in self._plans:
             assert isinstance(self.kernels, CpuKernels)
-            self._plans[program] = plan(self.memory.model, program, self._attention, self.kernels, self._deterministic)
+            self._plans[program] = plan(
+                self.memory.model, program, self._attention, self.kernels, self._deterministic, self._pauses
+            )
         return self._plans[program]
 
     def _head(self, step: Step, rows: Tensor) -> Tensor:
@@ -172,6 +204,16 @@ class LocalExecutor:
             step.x = step.x[rows]
         model.norm(step, model.sites[-1])
         return model.head.apply(step.h)
+
+    def _early(self, step: Step, rows: Tensor, tokens: Seq[int] | None) -> Tensor:
+        """What the head would say now of these rows and tokens."""
+        model = self.memory.model
+        delta = step.delta[rows] if step.delta is not None else None
+        x = step.x[rows]
+        copy = Step(step.batch, step.index, step.slots, self.kernels, self._attention, self._deterministic, x, x, delta)
+        model.norm(copy, model.sites[-1])
+        head = model.head if tokens is None else model.head.slice(None, torch.tensor(tokens, device=x.device))
+        return head.apply(copy.h)
 
     def _on_device(self, array: Any) -> Tensor:
         tensor = torch.from_numpy(array)

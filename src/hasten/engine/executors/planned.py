@@ -8,6 +8,9 @@ stays the reference; both call the same kernels on the same numbers, so their re
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,11 +43,26 @@ class _Call:
             out.copy_(step.h)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Between two blocks, where somebody looks at the pass. `delta` [ROWS, width]: the pending one's memory there."""
+
+    done: int
+    delta: Tensor | None
+
+
 class PlannedPass:
     """One depth program's ops for up to `ROWS` rows. Make it with `plan`."""
 
     def __init__(
-        self, model: Model, program: Program, attention: AttentionPolicy, kernels: CpuKernels, deterministic: bool, width: int
+        self,
+        model: Model,
+        program: Program,
+        attention: AttentionPolicy,
+        kernels: CpuKernels,
+        deterministic: bool,
+        width: int,
+        pauses: frozenset[int],
     ) -> None:
         self._kernels = kernels
         self._site = model.sites[program[0][1]]
@@ -56,9 +74,9 @@ class PlannedPass:
         none = torch.zeros(1, dtype=torch.int32)
         index = ViewIndex(none, self._positions, none.view(1, 1), none, cache={"cpu": self._cell})
         step = Step(None, index, self._slots, kernels, attention, deterministic, self._x, self._x, workspace=self._workspace)  # type: ignore[arg-type]
-        self._items: list[Segment | _Call] = []
+        self._items: list[Segment | _Call | _Pause] = []
         with kernels.recording() as tape:
-            for block, site in program:
+            for done, (block, site) in enumerate(program, 1):
                 for op in model.blocks[block].ops:
                     if is_native(op, step):
                         op(step, model.sites[site])
@@ -67,12 +85,23 @@ class PlannedPass:
                         h = step.h
                         step.h = step.empty(ROWS, op.width(model.sites[site]))  # type: ignore[attr-defined]
                         self._items.append(_Call(op, model.sites[site], h, step.h))
+                if done in pauses:
+                    self._items += [kernels.cut(tape), _Pause(done, step.delta)]
             self._items.append(kernels.cut(tape))
         self._delta = step.delta
 
-    def run(self, index: ViewIndex, slots: Tensor, x: Tensor, step: Step, clock: Stopwatch | None = None) -> None:
+    def run(
+        self,
+        index: ViewIndex,
+        slots: Tensor,
+        x: Tensor,
+        step: Step,
+        clock: Stopwatch | None = None,
+        pause: Callable[[int], None] | None = None,
+    ) -> None:
         """Take `step` through the ops: `step.x` and `step.delta` are then what the head wants. `clock`: where the seconds of
-        each kind of op are wanted."""
+        each kind of op are wanted. `pause(done)` is called when `done` blocks are done, where the plan pauses, with the same
+        two as they are there."""
         rows = len(x)
         prepared = self._kernels.prepare(index)
         site = self._site
@@ -94,6 +123,13 @@ class PlannedPass:
                     item.run(rows, seconds)
                     if clock is not None:
                         clock("native")
+            elif isinstance(item, _Pause):
+                if pause is not None:
+                    step.delta = None if item.delta is None else item.delta[:rows]
+                    pause(item.done)
+                    step.delta = None
+                    if clock is not None:
+                        clock("pause")
             else:
                 item.run(step, rows)
                 if clock is not None:
@@ -110,9 +146,15 @@ def is_native(op: Op, step: Step) -> bool:
 
 
 def plan(
-    model: Model, program: Program, attention: AttentionPolicy, kernels: CpuKernels, deterministic: bool
+    model: Model,
+    program: Program,
+    attention: AttentionPolicy,
+    kernels: CpuKernels,
+    deterministic: bool,
+    pauses: frozenset[int] = frozenset(),
 ) -> PlannedPass | None:
-    """The planned pass, or None where an op neither is native nor says how wide its result is."""
+    """The planned pass, or None where an op neither is native nor says how wide its result is. `pauses`: the numbers of blocks
+    after which it pauses."""
     step = Step(None, None, None, kernels, attention, deterministic, torch.empty(ROWS, 0), torch.empty(0))  # type: ignore[arg-type]
     widest = model.width
     for block, site in program:
@@ -122,6 +164,6 @@ def plan(
                 return None
             widest = max(widest, width(model.sites[site]) if width is not None else 0)
     try:
-        return PlannedPass(model, program, attention, kernels, deterministic, widest)
+        return PlannedPass(model, program, attention, kernels, deterministic, widest, pauses)
     except Unplannable:
         return None

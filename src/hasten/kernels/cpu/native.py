@@ -88,6 +88,12 @@ def available() -> list[str]:
     return found
 
 
+def use_threads(count: int) -> None:
+    """From now on share what the calling thread computes among `count` threads; other threads' work is not affected."""
+    torch.get_num_threads()  # torch gives a thread its number when it is first asked there, which would overrule this one
+    ctypes.CDLL(None).omp_set_num_threads(count)
+
+
 @functools.cache
 def _processor_flags() -> frozenset[str]:
     try:

@@ -122,15 +122,15 @@ class Pair:
         said.drafts += list(zip(a[drafts].tolist(), b[drafts].tolist(), strict=True))
 
 
-def equal_answers(pair: Pair, technique: str, n: int, seed: int) -> Guard:
-    """Greedy and drawn, with a penalty, three samples, little memory, chunks and the prefix cache."""
+def equal_answers(pair: Pair, technique: str, n: int, seed: int, threads: Sequence[str] = ONE_THREAD) -> Guard:
+    """Greedy and drawn, with a penalty, three samples, little memory, chunks and the prefix cache. `threads`: the setting."""
     from hasten.engine.llm import LLM
     from hasten.engine.request import SamplingParams
 
     prompts = [prompt for task in TASKS for prompt in pair.prompts(task, n, seed)]
     answers, drafted = [], 0
     for with_, set_ in (((), ()), ((technique,), ("kv.memory_bytes=4000000", "scheduling.max_tokens=96"))):
-        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *ONE_THREAD, *set_])
+        llm = LLM(with_=with_, set_=["model.dtype=float32", "executor.deterministic=true", *threads, *set_])
         sampling = [
             SamplingParams(max_tokens=32, temperature=heat, n=n, seed=seed, repetition_penalty=1.1, ignore_eos=True)
             for heat, n in ((0.0, 1), (1.0, 3))
@@ -272,7 +272,7 @@ def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: i
     replayed = drafting.engine.decoding.sampler = Replayed(drafting.engine.decoding.sampler)
     found = Large([], {trace: [] for trace in traces}, drafting.parts.facts["draft_weights"])
     for built in engines:
-        _begin(built)
+        begin(built)
     sources = {trace: cycle(lengths) for trace, lengths in traces.items()}
     for number in range(rounds):
         progress(f"1B shape, round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
@@ -281,7 +281,7 @@ def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: i
             for name in list(took)[:: 1 if turn % 2 == 0 else -1]:
                 if name:
                     replayed.trace = sources[name]
-                for seconds, tokens in (_step(drafting if name else plain) for _ in range(STEPS)):
+                for seconds, tokens in (step(drafting if name else plain) for _ in range(STEPS)):
                     took[name][0] += seconds
                     took[name][1] += tokens
         each = {name: seconds / tokens for name, (seconds, tokens) in took.items()}
@@ -295,7 +295,7 @@ def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: i
     return found
 
 
-def _begin(built: Built) -> None:
+def begin(built: Built) -> None:
     """A sequence that decodes, past its first steps, which are slower."""
     import numpy as np
 
@@ -306,10 +306,10 @@ def _begin(built: Built) -> None:
         Request(id="large", prompt=prompt, sampling=SamplingParams(max_tokens=4000, temperature=0.0, ignore_eos=True))
     )
     for _ in range(4):
-        _step(built)
+        step(built)
 
 
-def _step(built: Built) -> tuple[float, int]:
+def step(built: Built) -> tuple[float, int]:
     """Its seconds and tokens."""
     began = time.perf_counter()
     deltas = built.engine.step()

@@ -22,7 +22,7 @@ SIDES = (
     Side("prompt-lookup", ("prompt-lookup",)),
     Side("suffix-tree", ("suffix-tree",)),
     Side("draft-model", ("draft-model:length=4",)),
-    Side("mirror-sd", ("mirror-sd:length=4",)),
+    Side("mirror-sd", ("mirror-sd:length=4",), ("executor.threads=2",)),
     Side("medusa", ("medusa",)),
     Side("auto over three", ("smart-spec", "prompt-lookup", "suffix-tree", "draft-model:length=4")),
 )

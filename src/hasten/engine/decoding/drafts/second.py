@@ -36,17 +36,17 @@ class SecondModel:
         return self.memory.model
 
 
-def load(parts: Parts, config: ModelConfig, store: str, memory_bytes: int | None) -> SecondModel:
+def load(parts: Parts, config: ModelConfig, store: str, memory_bytes: int | None, who: str) -> SecondModel:
     """The model that `config` names, with weights in the stores of the technique `store`. It must have the served model's
     vocabulary. `memory_bytes`: of its pool; None: as many blocks as the served model's, if a share of the free memory holds
-    them. Raises ConfigError."""
+    them. `who`: the technique that asks. Raises ConfigError."""
     folder = models.resolve(config.path, weights=config.load_format != "dummy")
     shape = models.ModelShape.parse(models.read_config(folder))
     _same_vocabulary(parts, config, folder, shape.vocabulary)
     length = min(parts.model.max_length, shape.longest)
     model = models.load(config, stores_of(parts.config, store, parts.kernels), parts.model.device, length)
     size = parts.config.kv.block_size
-    memory = Memory(model, _blocks(parts, model, memory_bytes), size)
+    memory = Memory(model, _blocks(parts, model, memory_bytes, who), size)
     pool = BlockPool(memory.blocks, size)
     books = Books(pool, PrefixTree(pool) if parts.config.kv.reuse is not None else None)
     executor = parts.config.executor
@@ -83,7 +83,7 @@ def _same_vocabulary(parts: Parts, config: ModelConfig, folder: Path, vocabulary
         )
 
 
-def _blocks(parts: Parts, model: Model, asked_bytes: int | None) -> int:
+def _blocks(parts: Parts, model: Model, asked_bytes: int | None, who: str) -> int:
     """How many blocks its pool gets of the memory that the served model's pools leave."""
     each = block_bytes(model, parts.config.kv.block_size)
     free = free_bytes(model.device)
@@ -92,12 +92,10 @@ def _blocks(parts: Parts, model: Model, asked_bytes: int | None) -> int:
     if asked_bytes is None:
         blocks = min(parts.memory.blocks, int(SHARE * free) // each)
         if blocks < 1:
-            raise ConfigError(
-                "draft-model: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller"
-            )
+            raise ConfigError(f"{who}: the served model's KV leaves no memory for the draft's; make kv.memory_bytes smaller")
         return blocks
     if asked_bytes < each:
-        raise ConfigError(f"draft-model: memory_bytes={asked_bytes} holds no block; one takes {each} bytes")
+        raise ConfigError(f"{who}: memory_bytes={asked_bytes} holds no block; one takes {each} bytes")
     if asked_bytes > free:
-        raise ConfigError(f"draft-model: memory_bytes={asked_bytes} is more than the {max(0, free)} bytes that are free")
+        raise ConfigError(f"{who}: memory_bytes={asked_bytes} is more than the {max(0, free)} bytes that are free")
     return asked_bytes // each

@@ -38,6 +38,7 @@ class Twins:
         self._twins: dict[int, Twin] = {}
         """By the number of the sequence that each follows, the least recently followed first."""
         self._followed: set[int] = set()
+        self._branches: list[Twin] = []
 
     def __len__(self) -> int:
         return len(self._twins)
@@ -62,6 +63,7 @@ class Twins:
         self.books.truncate(twin.view, min(common(sequence, twin, twin.known), sequence.length - 1))
         twin.become(*sequence.piece(twin.known, sequence.length), twin.known)
         twin.known = sequence.length
+        twin.seed, twin.prompt_length = sequence.seed, sequence.prompt_length
         twin.todo = [(twin.view.length, twin.length)]
         return twin
 
@@ -92,6 +94,40 @@ class Twins:
             copy = self._twins[child] = self._copy(twin, twin)
             copy.id = child
 
+    def follows(self, sequence: Sequence) -> bool:
+        """Whether the sequence has a twin that knows all its tokens, and has computed all but a few."""
+        twin = self._twins.get(sequence.id)
+        return twin is not None and twin.known == sequence.length and twin.view.length >= sequence.length - 1
+
+    def branch(self, sequence: Sequence, tokens: Iterable[int]) -> Twin:
+        """A twin beside the one that `follows` the sequence, which holds these tokens behind the sequence's: a fork, with KV of
+        as many of them as that one has. It counts until `adopt` or `drop`."""
+        twin = self._twins[sequence.id]
+        branch = self._copy(twin, sequence)
+        branch.known, branch.seed, branch.prompt_length = twin.known, sequence.seed, sequence.prompt_length
+        branch.cut(twin.known)
+        for token in tokens:
+            branch.append(token)
+        self.books.truncate(branch.view, min(common(branch, twin, twin.known), branch.length - 1))
+        branch.todo = [(branch.view.length, branch.length)]
+        self._branches.append(branch)
+        return branch
+
+    def adopt(self, branch: Twin) -> None:
+        """A branch has come true: it takes the place of its sequence's twin, whose KV goes. If that one is not there any more,
+        its own goes."""
+        self._branches.remove(branch)
+        twin = self._twins.get(branch.id)
+        if twin is not None:
+            self.books.close(twin.view)
+            self._twins[branch.id] = branch
+        else:
+            self.books.close(branch.view)
+
+    def drop(self, branch: Twin) -> None:
+        self._branches.remove(branch)
+        self.books.close(branch.view)
+
     def append(self, twin: Twin, positions: Ints) -> Slots:
         """Slots for KV of so many more of its tokens. For want of memory idle twins lose theirs, then those of less dear
         sequences. Raises NoBlocks."""
@@ -118,7 +154,9 @@ class Twins:
         return next((twin for id, twin in self._twins.items() if id not in self._followed and twin.view.length), None)
 
     def _behind(self, twin: Twin) -> Twin | None:
-        """Of those followed now the last one that has KV, if it comes after `twin`."""
+        """Of those followed now the last one that has KV, if it comes after `twin`; none for a branch: it is only a guess."""
+        if self._twins.get(twin.id) is not twin:
+            return None
         for other in reversed(self._twins.values()):
             if other is twin:
                 return None
@@ -148,7 +186,7 @@ class Twins:
         """AssertionError when a block is leaked or owned twice (tests, debugging)."""
         pool = self.books.pool
         held = np.zeros(pool.blocks, dtype=np.int64)
-        for twin in self._twins.values():
+        for twin in (*self._twins.values(), *self._branches):
             held[list(twin.view.blocks)] += 1
         cached = np.array([pool.is_cached(block) for block in range(pool.blocks)])
         assert (np.array(pool.refs) == held + cached).all(), "a block's count is not the number of its holders"
