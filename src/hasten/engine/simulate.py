@@ -24,6 +24,7 @@ _MODELLED = {
     "attention.policy": ("flashforge", "paged"),
     "weights.store": ("dense",),
     "depth.policy": ("all-blocks",),
+    "kv.repair": (None,),
     "decoding.sampler": ("lossless",),
     "decoding.proposers": ((),),
     "decoding.forced": (None,),

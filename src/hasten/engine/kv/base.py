@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,16 @@ class Found:
     load: Load | None = None
 
 
+class Shift(NamedTuple):
+    """A block of dense KV to be copied: the first slot of `source` stands at position `came_from`, that of `target` at
+    `goes_to`, the others at those that follow."""
+
+    source: int
+    target: int
+    came_from: int
+    goes_to: int
+
+
 class Allocator(Protocol):
     """Which free block to hand out. Owns the free list and nothing else. `together`: blocks that a cache should give up at a
     time, for what comes free to lie together."""
@@ -146,6 +156,26 @@ class Reuse(Protocol):
 
     def evict(self, count: int) -> int:
         """Give up to `count` blocks back to the pool; the number given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A chunk of a prompt, tokens [start, stop), whose KV was computed by itself, as if nothing stood before it."""
+
+    start: int
+    stop: int
+
+
+class Repair(Protocol):
+    """Which tokens of a prompt's chunks are computed once more, now that something stands before them.
+
+    They run through the layers together with all tokens between the chunks, each attending to whatever stands before it in the
+    assembled view: to what is computed again as it is then, to the others as they were computed by themselves. What is said
+    must not depend on what was found in a cache: a request's output depends on the request alone."""
+
+    def anew(self, chunks: Seq[Linked]) -> Seq[tuple[int, int]]:
+        """Ranges of tokens, within `chunks` (ascending, disjoint). If this raises, everything is computed again."""
         ...
 
 
