@@ -44,13 +44,13 @@ def request(id: str, *pieces: int | list[int], **sampling: Any) -> Request:
     return Request(id=id, prompt=np.array(prompt), sampling=params, chunks=tuple(chunks))
 
 
-def requests() -> list[Request]:
+def requests(**sampling: Any) -> list[Request]:
     return [
-        request("a", TEXT[0], 0, TEXT[1], 3, TEXT[2]),
-        request("b", TEXT[4], 3, 0, TEXT[3], n=2, temperature=0.9, seed=5),
-        request("c", 2, TEXT[2], 1, 0, TEXT[1], 0, TEXT[0]),
-        request("d", TEXT[0], 0, TEXT[3]),
-        request("e", TEXT[4], TEXT[1], temperature=0.8, seed=2),
+        request("a", TEXT[0], 0, TEXT[1], 3, TEXT[2], **sampling),
+        request("b", TEXT[4], 3, 0, TEXT[3], n=2, temperature=0.9, seed=5, **sampling),
+        request("c", 2, TEXT[2], 1, 0, TEXT[1], 0, TEXT[0], **sampling),
+        request("d", TEXT[0], 0, TEXT[3], **sampling),
+        request("e", TEXT[4], TEXT[1], temperature=0.8, seed=2, **sampling),
     ]
 
 
@@ -65,7 +65,7 @@ def test_everything_computed_again_is_plain_prefill_bit_for_bit(tmp_path: Path, 
     path = tiny.folder(tmp_path)
     plain = tiny.engine(path, kv__reuse=None, scheduling__max_rows=1, **settings)
     alone: dict[Any, Any] = {}
-    for one in requests():
+    for one in requests(max_tokens=40):
         alone |= answers(plain, [one])
     for host, chunk in ((0, 512), (0, 19), (1 << 20, 23)):
         busy = tiny.engine(
@@ -77,7 +77,7 @@ def test_everything_computed_again_is_plain_prefill_bit_for_bit(tmp_path: Path, 
             **settings,
         )
         for _ in range(2):  # the second time chunks are found, and turned
-            assert answers(busy, requests()) == alone
+            assert answers(busy, requests(max_tokens=40)) == alone
         linker = busy.engine.ledger.linker
         assert linker is not None and linker.linked > 0 and linker.computed > 0
         if chunk < 512:
@@ -229,7 +229,7 @@ def test_windows_and_simulations_are_refused(tmp_path: Path) -> None:
         tiny.engine(tiny.folder(tmp_path, **WINDOW), with_=("mpic",))
     with pytest.raises(ConfigError, match=r"kv\.repair"):
         config = EngineConfig.build(with_=("mpic",))
-        simulated_engine(config, SimulatedModel("m", 10, 100), None, blocks=4)  # type: ignore[arg-type]
+        simulated_engine(config, SimulatedModel(name="m", vocabulary=10, max_length=100), None, blocks=4)  # type: ignore[arg-type]
 
 
 def test_marks_change_nothing_in_an_engine_without_a_repair(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ and no block is lost."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from hasten.engine.kv.plain_chunks import PlainChunks
 from hasten.engine.loop import Engine
 from hasten.engine.outputs import TokenDelta
 from hasten.engine.request import BadRequest, Request, SamplingParams, Segment
-from hasten.engine.sequence import State
+from hasten.engine.sequence import Draft, State
 
 DOCUMENTS = [[(7 * d + 3 * i + i * i) % 40 for i in range(size)] for d, size in enumerate((1, 5, 8, 9, 16, 21, 30))]
 REPAIRS: dict[str, Repair] = {
@@ -212,6 +214,48 @@ def test_memory_too_short_for_chunks_is_enough_for_the_prompt() -> None:
     assert got[("a", 0)] == expected(one, None)[0]
 
 
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+@pytest.mark.parametrize("steps", range(1, 6))
+def test_a_fork_in_the_middle_of_the_prompt_goes_on_from_there(repair: Repair, steps: int) -> None:
+    engine = chunk_engine(repair, tokens=8, chunk=8)
+    run(engine, request("a", 4, [1]))
+    one = request("b", [2], 4, [3, 1], 6, 2, [4])
+    engine.add(one)
+    out: list[TokenDelta] = []
+    for _ in range(steps):
+        out += engine.step()
+        engine.ledger.audit()
+    (seq,) = engine.ledger.in_state(State.RUNNING)
+    assert seq.output_length == 0
+    engine.control.fork(seq, 1)
+    engine.ledger.audit()
+    while engine.unfinished:
+        out += engine.step()
+        engine.ledger.audit()
+    got = gather(out)
+    assert got[("b", 0)] == got[("b", 1)] == expected(one, repair)[0]
+    all_free(engine)
+
+
+class Guesser:
+    """Drafts what is to come, but for a few tokens."""
+
+    def __init__(self, seed: int) -> None:
+        self.right: dict[str, list[list[int]]] = {}
+        self._random = random.Random(seed)
+
+    def lookahead(self, sequence: Any) -> int:
+        return 3
+
+    def propose(self, sequences: Sequence[Any], budgets: Sequence[int], last: Any) -> list[Draft | None]:
+        return [self._draft(seq, budget) for seq, budget in zip(sequences, budgets, strict=True)]
+
+    def _draft(self, seq: Any, budget: int) -> Draft | None:
+        coming = self.right[seq.request.id][seq.index][seq.output_length :][:budget]
+        guesses = [token if self._random.random() < 0.7 else self._random.randrange(40) for token in coming]
+        return Draft(np.array(guesses, dtype=np.int32)) if guesses else None
+
+
 pieces = st.one_of(
     st.integers(0, len(DOCUMENTS) - 1),
     st.lists(st.integers(0, 39), min_size=1, max_size=12),
@@ -243,6 +287,7 @@ jobs = st.tuples(
     reuse=st.booleans(),
     keep_copies=st.booleans(),
     fail_copies=st.sampled_from([0.0, 0.3]),
+    drafts=st.booleans(),
 )
 def test_any_schedule_gives_what_each_request_gets_alone(
     work: list[Any],
@@ -254,12 +299,14 @@ def test_any_schedule_gives_what_each_request_gets_alone(
     reuse: bool,
     keep_copies: bool,
     fail_copies: float,
+    drafts: bool,
 ) -> None:
     tokens, rows, chunk = shape
     policy = REPAIRS[repair]
+    guesser = Guesser(blocks)
     engine = chunk_engine(
         policy, share=share, blocks=blocks, host_blocks=host, tokens=tokens, rows=rows, chunk=chunk, reuse=reuse,
-        keep_copies=keep_copies, max_length=MAX_LENGTH,
+        keep_copies=keep_copies, max_length=MAX_LENGTH, proposer=guesser if drafts else None,
     )  # fmt: skip
     executor: Any = engine.executor
     executor.fail_copies = fail_copies
@@ -278,6 +325,7 @@ def test_any_schedule_gives_what_each_request_gets_alone(
 
     for i, (parts, question, count, n, hot, wait, cancel) in enumerate(work):
         one = request(f"r{i}", *parts, question, max_tokens=count, n=n, temperature=0.8 if hot else 0.0, seed=i)
+        guesser.right[one.id] = expected(one, policy) if drafts else []
         try:
             engine.add(one)
         except BadRequest:
