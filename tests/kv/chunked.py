@@ -6,10 +6,12 @@ to another position, and turned by the wrong number of positions it says somethi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from tests.engine.fake import MASK, FakeExecutor, _draw, logits_of, make_engine
 
+from hasten.engine.batch import Batch
 from hasten.engine.kv.base import Repair
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
@@ -25,6 +27,14 @@ MAX_LENGTH = 200
 
 
 class RelativeExecutor(FakeExecutor):
+    def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> SimpleNamespace:
+        for i in range(len(batch.spans)):
+            rows = slice(*batch.span_offsets[i : i + 2].tolist())
+            runs = batch.runs[batch.run_offsets[i] : batch.run_offsets[i + 1]]
+            last = (runs[:, 3] + runs[:, 2]).max() - 1
+            assert last <= batch.positions[rows].max(), "a span's view goes on behind its last token, where nothing may be yet"
+        return super().submit(batch, taps)
+
     def value(self, token: int, position: int, seen: int) -> int:
         return (mix(token + 1, seen) + position * TURN) & MASK
 

@@ -150,16 +150,75 @@ def test_tenants_and_salts_share_nothing() -> None:
     assert linker_of(engine).linked == 1
 
 
-def test_requests_without_chunks_never_meet_what_was_computed_by_itself() -> None:
+@pytest.mark.parametrize("lead", [8, 10, 16])
+def test_requests_without_chunks_never_meet_what_was_computed_by_itself(lead: int) -> None:
     repair = PlainChunks("none")
     engine = chunk_engine(repair)
-    marked = request("a", [1] * 10, 6, [2] * 20)
+    marked = request("a", [1] * lead, 4, [2] * 20)
     plain = Request(id="b", prompt=marked.prompt, sampling=marked.sampling)
     got = run(engine, marked)
     got |= run(engine, plain)
     check(engine, repair, marked, got)
     assert got[("b", 0)] == expected(plain, None)[0] != got[("a", 0)]
-    assert engine.events.sums[Kind.REUSED] == 8, "a block of what stands before the chunk is the same for both"
+    assert engine.events.sums[Kind.REUSED] == lead // 8 * 8, "what stands before the chunk is the same for both"
+    all_free(engine)
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_a_prompt_dropped_in_the_middle_is_begun_again_with_what_is_there(steps: int) -> None:
+    repair = MPIC(3)
+    engine = chunk_engine(repair, tokens=8, chunk=8)
+    one = request("a", [1] * 17, 4, [2], 5, [3])
+    engine.add(one)
+    out: list[TokenDelta] = []
+    for _ in range(steps):
+        out += engine.step()
+    (seq,) = engine.ledger.in_state(State.RUNNING)
+    assert engine.ledger.drop(seq)
+    engine.ledger.audit()
+    while engine.unfinished:
+        out += engine.step()
+        engine.ledger.audit()
+    check(engine, repair, one, gather(out))
+    assert linker_of(engine).computed == 2 and linker_of(engine).linked == (0 if steps < 2 else 1 if steps < 5 else 2)
+    all_free(engine)
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+def test_a_plan_counts_the_blocks_that_are_taken(repair: Repair) -> None:
+    engine = chunk_engine(repair, tokens=8, chunk=8)
+    pool = engine.ledger.books.pool
+    engine.add(request("a", [1] * 9, 4, [2], 5, [3, 4], max_tokens=20))
+    engine.step()
+    (seq,) = engine.ledger.in_state(State.RUNNING)
+    needed, taken = [], []
+    while engine.unfinished and seq.state is State.RUNNING:
+        needed.append(engine.ledger.blocks_needed(seq, min(8, seq.remaining)))
+        free = pool.free
+        engine.step()
+        engine.ledger.audit()
+        if seq.state is State.RUNNING:
+            taken.append(free - pool.free)
+            assert taken[-1] <= needed[-1]
+    assert sum(taken) >= (2 if repair is REPAIRS["none"] else 4), "blocks that the store holds are copied, and the answer grows"
+    assert sum(needed) <= sum(taken) + 2, "a step that ends with the chunks may have been planned to go on"
+
+
+def test_a_view_given_up_before_its_blocks_were_turned_is_not_written() -> None:
+    engine = chunk_engine(PlainChunks("none"), host_blocks=16)
+    run(engine, request("a", 6, [1]))
+    engine.add(request("b", [2], 6, [1]))
+    with engine._lock:
+        engine._inbox.empty_into(engine.ledger)
+        plan = engine._planner.plan()
+        engine._spans.make(plan, None)
+        assert len(engine.ledger.books.shifts) == 4
+        (seq,) = engine.ledger.in_state(State.RUNNING)
+        assert not engine.ledger.swap_out(seq)
+        assert engine.ledger.drop(seq)
+    engine.ledger.audit()
+    assert not engine.ledger.books.shifts
+    run(engine)
     all_free(engine)
 
 

@@ -94,7 +94,7 @@ class Linker:
         size = self.books.pool.block_size
         room = min(seq.request.sampling.max_tokens or self.max_length, self.max_length - seq.length)
         most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, seq.length + room))
-        # A chunk's blocks are held twice while some of it is written anew.
+        # What was found is held beside its turned copy, what is kept beside the one that is written anew.
         most += sum(-(-(stop - start) // size) for start, stop in chunks)
         if most > self.books.pool.blocks:
             return
@@ -119,10 +119,7 @@ class Linker:
             for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
                 self.books.link(seq.view, found.runs)
         chunks = [self.store.get(piece.name) for piece in seq.chunks]
-        needed = self._fresh(seq, chunks, (anew := self._anew(seq)))
-        kept = {block for chunk in chunks if chunk is not None for block in chunk.blocks}
-        if needed + len(kept) + len(seq.view.blocks) > self.books.pool.blocks:
-            chunks = [None] * len(chunks)  # they and their copies would not fit side by side
+        anew = self._anew(seq)
         for chunk in chunks:
             if chunk is not None:
                 self.books.pool.share(chunk.blocks)
@@ -245,9 +242,8 @@ class Linker:
             piece = next(piece for piece in seq.chunks if piece.start == start)
             blocks = seq.view.part(start, stop)[:, 0].tolist()
             self.computed += 1
-            if not any(self.books.pool.is_cached(block) for block in blocks):
-                facts = Facts(0, len(blocks), self.price(stop - start))
-                self.store.add(piece.name, int(seq.positions[start]), blocks, facts)
+            facts = Facts(0, len(blocks), self.price(stop - start))
+            self.store.add(piece.name, int(seq.positions[start]), blocks, facts)
         if not links.alone and (not seq.todo or seq.todo[0][0] >= seq.view.length):
             seq.links = None
 
