@@ -6,7 +6,8 @@ protocols here. Invariants every implementation keeps:
 - a block is free, or its reference count is the number of views and caches that hold it; nobody writes a block whose count
   is above one (the books copy it first);
 - KV found for a request was computed by the same weights, adapter and depth program, under the same tenant and salt
-  (`ReuseKey`), from the same tokens at the positions stated;
+  (`ReuseKey`), from the same tokens at the positions stated, or, where a request marked chunks and a `Repair` is on, from a
+  chunk's tokens by themselves;
 - a block that an unfinished transfer writes is neither read nor freed; one that it reads may be let go of, but whoever gets it
   waits for that transfer, and only for it, before writing (`BlockPool`);
 - transfers take place in the order in which they were asked for.
