@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hasten.engine.decoding.constraints.compiling import After
     from hasten.engine.decoding.constraints.spec import ConstraintSpec
     from hasten.engine.llm import LLM
-    from hasten.engine.request import Request, SamplingParams
+    from hasten.engine.request import Request, SamplingParams, Segment
 
 # At its end a kernel's threads spin for the next kernel to come. libgomp's own figure is milliseconds: when anything else wants
 # a core, every kernel then waits out the scheduler (docs/measurements.md, "Threads"). About 0.3 ms covers the gaps within a
@@ -24,7 +24,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "After", "AsyncEngine", "ConstraintSpec", "EngineConfig", "Request", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "After",
+    "AsyncEngine",
+    "ConstraintSpec",
+    "EngineConfig",
+    "Request",
+    "SamplingParams",
+    "Segment",
+    "__version__",
+]
 
 _HOME = {
     "LLM": "hasten.engine.llm",
@@ -34,6 +44,7 @@ _HOME = {
     "EngineConfig": "hasten.engine.config",
     "Request": "hasten.engine.request",
     "SamplingParams": "hasten.engine.request",
+    "Segment": "hasten.engine.request",
 }
 
 

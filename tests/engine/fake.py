@@ -22,7 +22,7 @@ from hasten.engine.decoding.base import Policies
 from hasten.engine.decoding.lossless import LosslessSampler
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import StepResult
-from hasten.engine.kv.base import Allocator, Reuse
+from hasten.engine.kv.base import Allocator, Reuse, Shift
 from hasten.engine.kv.block_groups import BlockGroups
 from hasten.engine.kv.block_groups import Options as GroupOptions
 from hasten.engine.kv.books import Books
@@ -31,6 +31,7 @@ from hasten.engine.kv.host import HostTier, Run, Traffic
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.prefix_tree import PrefixTree
 from hasten.engine.ledger import Ledger
+from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.request import Request, SamplingParams
 from hasten.engine.rng import mix, uniform
@@ -127,12 +128,29 @@ class FakeExecutor:
                     else:
                         visible = where < position
                     if visible:
-                        seen = (seen + mix(self.kv[other], where)) & MASK
-                self.kv[slot] = values[t] = kv_of(int(batch.tokens[t]), position, seen)
+                        seen = (seen + self.effect(self.kv[other], where, position)) & MASK
+                self.kv[slot] = values[t] = self.value(int(batch.tokens[t]), position, seen)
         for row, t in enumerate(batch.logits_rows.tolist()):
             out[row] = logits_of(values[t])
         result = StepResult(torch.from_numpy(out))
         return SimpleNamespace(wait=lambda: result)
+
+    def value(self, token: int, position: int, seen: int) -> int:
+        """KV of a token."""
+        return kv_of(token, position, seen)
+
+    def effect(self, kv: int, where: int, position: int) -> int:
+        """What the entry at `where` adds to `seen` at `position`."""
+        return mix(kv, where)
+
+    def turned(self, kv: int, by: int) -> int:
+        """KV of the same token `by` positions further on."""
+        raise AssertionError("this model's KV is good at its own position only")
+
+    def shift_blocks(self, shifts: Sequence[Shift]) -> None:
+        for source, target, came_from, goes_to in shifts:
+            held = self.kv[source * self.size : (source + 1) * self.size]
+            self.kv[target * self.size : (target + 1) * self.size] = [self.turned(kv, goes_to - came_from) for kv in held]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         for old, new in pairs:
@@ -190,14 +208,17 @@ def make_engine(
     keep_copies: bool = False,
     by_block: bool = False,
     make_reuse: Callable[[Books, FakeExecutor], Reuse] | None = None,
+    make_linker: Callable[[Books], Linker] | None = None,
+    executor: type[FakeExecutor] = FakeExecutor,
     clock: Clock | None = None,
     **policies: Any,
 ) -> Engine:
     """An engine over the fake executor; `policies` replace order, batching, residency, lengths, proposer, governor,
-    constraint or controller. `group`: blocks of a block group; 0: a free list. `make_reuse`: instead of the prefix tree."""
+    constraint or controller. `group`: blocks of a block group; 0: a free list. `make_reuse`: instead of the prefix tree.
+    `make_linker`: what reuses chunks."""
     import threading
 
-    executor = FakeExecutor(blocks, block_size, host_blocks, seed)
+    fake = executor(blocks, block_size, host_blocks, seed)
 
     def placed(count: int) -> Allocator:
         return BlockGroups(count, GroupOptions(group=group)) if group else FreeList(count)
@@ -205,12 +226,14 @@ def make_engine(
     pool = BlockPool(blocks, block_size, placed(blocks))
     books = Books(pool, PrefixTree(pool) if reuse else None)
     if make_reuse is not None:
-        books.reuse = make_reuse(books, executor)
+        books.reuse = make_reuse(books, fake)
+    linker = make_linker(books) if make_linker is not None else None
+    books.chunks = linker.store if linker is not None else None
     events, clock = EventLog(), clock if clock is not None else VirtualClock()
-    tier = HostTier(host_blocks, block_size, executor, placed(host_blocks), by_block=by_block) if host_blocks else None
-    ledger = Ledger(books, tier, executor.attention, events, clock, "fake", keep_copies=keep_copies)
+    tier = HostTier(host_blocks, block_size, fake, placed(host_blocks), by_block=by_block) if host_blocks else None
+    ledger = Ledger(books, tier, fake.attention, events, clock, "fake", keep_copies=keep_copies, linker=linker)
     return Engine(
-        executor=executor,
+        executor=fake,
         ledger=ledger,
         lock=threading.RLock(),
         clock=clock,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.engine import tiny
 
-from hasten import LLM, AsyncEngine, ConstraintSpec, EngineConfig, Request, SamplingParams
+from hasten import LLM, AsyncEngine, ConstraintSpec, EngineConfig, Request, SamplingParams, Segment
 from hasten.engine.request import BadRequest
 
 SETTINGS = {"model.load_format": "dummy", "model.dtype": "float32", "kv.memory_bytes": 4 << 20}
@@ -28,6 +28,26 @@ def test_many_prompts_come_back_in_order(llm: LLM) -> None:
         llm.generate(prompt, sampling)[0].choices[0].tokens for prompt in ("ab", [1, 2, 3], "xyz")
     ]
     assert "".join(delta.text for delta in llm.stream("ab", sampling)) == together[0].text
+
+
+def test_segments_make_one_prompt(llm: LLM, tmp_path: Path) -> None:
+    sampling = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    pieces = [Segment("ab"), Segment([5, 6, 7] * 20, cache=True), Segment("cd", cache=True), Segment([9])]
+    request = llm.request(pieces, sampling)
+    first, third = llm.tokenizer.encode("ab"), llm.tokenizer.encode("cd", add_special_tokens=False)
+    assert request.prompt.tolist() == [*first, *[5, 6, 7] * 20, *third, 9]
+    start = len(first)
+    assert request.chunks == ((start, start + 60), (start + 60, start + 60 + len(third)))
+    plain = llm.generate(request.prompt.tolist(), sampling)[0].choices[0].tokens
+    assert llm.generate(pieces, sampling)[0].choices[0].tokens == plain, "marks are ignored by an engine without a repair"
+    assert [done.choices[0].tokens for done in llm.generate([pieces, pieces], sampling)] == [plain, plain]
+    with pytest.raises(BadRequest, match="last token"):
+        llm.generate(pieces[:2], sampling)
+    reusing = LLM(tiny.folder(tmp_path), with_=["mpic:first=4"], set_=SETTINGS)
+    once, again = (reusing.generate(pieces, sampling)[0] for _ in range(2))
+    assert once.choices[0].tokens == again.choices[0].tokens
+    assert once.reused == 0 and again.reused == 56
+    assert reusing.engine.stats()["chunks_linked"] == 2
 
 
 def test_a_failing_request_leaves_the_others_and_the_next_call_alone(llm: LLM) -> None:

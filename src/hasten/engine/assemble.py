@@ -13,9 +13,14 @@ from hasten.engine.decoding.base import Policies, Proposer, Sampler
 from hasten.engine.decoding.chain import chained
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
+from hasten.engine.executors.cost import StepShape, span_pairs
+from hasten.engine.kv.base import Tiered
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.retention import LRU
 from hasten.engine.ledger import Ledger
+from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
@@ -45,6 +50,8 @@ class Parts(Protocol):
     @property
     def books(self) -> Books: ...
     @property
+    def kv_context(self) -> str: ...
+    @property
     def clock(self) -> Clock: ...
     @property
     def events(self) -> EventLog: ...
@@ -69,6 +76,10 @@ def assemble(
     if host_blocks:
         allocator = config.make(config.kv.allocator, host_blocks)
         tier = HostTier(host_blocks, config.kv.block_size, executor, allocator, by_block=config.kv.copies == "blocks")
+    linker = None
+    if config.kv.repair is not None:
+        linker = make_linker(config, parts, executor)
+        parts.books.chunks = linker.store
     ledger = Ledger(
         parts.books,
         tier,
@@ -77,6 +88,7 @@ def assemble(
         parts.clock,
         parts.model.fingerprint,
         keep_copies=config.kv.keep_copies,
+        linker=linker,
     )
 
     def policy(name: str | None) -> Any:
@@ -113,6 +125,21 @@ def assemble(
     )
 
 
+def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linker:
+    """What reuses chunks of prompts. Raises ConfigError."""
+    if isinstance(parts.books.reuse, Tiered):
+        raise ConfigError(
+            f"kv.reuse={config.kv.reuse} and kv.repair={config.kv.repair} cannot run together: chunks lie in the pool only"
+        )
+
+    def price(tokens: int) -> float:
+        return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
+
+    repair = config.make(config.kv.repair or "", parts)
+    store = ChunkStore(parts.books.pool, LRU())
+    return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+
+
 def _proposers(config: EngineConfig) -> list[str]:
     """In the order in which they are asked."""
     forced = config.decoding.forced
@@ -126,6 +153,7 @@ def require(config: EngineConfig, attention: AttentionPolicy) -> None:
     drafts = _proposers(config)
     needs = [
         (config.kv.reuse is not None, "prefix", f"kv.reuse={config.kv.reuse}"),
+        (config.kv.repair is not None, "link", f"kv.repair={config.kv.repair}"),
         (config.kv.host_bytes > 0, "swap", f"kv.host_bytes={config.kv.host_bytes}"),
         (bool(drafts), "truncate", ", ".join(drafts)),
         (bool(config.decoding.proposers), "tree", ", ".join(config.decoding.proposers)),

@@ -74,8 +74,9 @@ class BatchBuilder:
             positions[at:stop] = span.positions
             segments[at:stop] = span.segments
             view = span.sequence.view
-            run_stop = run_at + view.run_count
-            runs[run_at:run_stop] = view.runs
+            seen = view.runs if span.sees is None else view.part(*span.sees)
+            run_stop = run_at + len(seen)
+            runs[run_at:run_stop] = seen
             rows += [at + row for row in span.logits]
             trees = trees or span.parents is not None
             at, run_at = stop, run_stop

@@ -115,6 +115,11 @@ def build(
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
+    if config.kv.repair is not None and any(site.window is not None for site in model.sites):
+        raise ConfigError(
+            f"kv.repair={config.kv.repair} and {config.model.path} cannot run together: with a sliding window the first tokens "
+            "of a chunk, which stand for all that is before it, are out of sight for those that follow"
+        )
     if config.executor.kind != "local":
         raise ConfigError(f"executor.kind={config.executor.kind!r}: only 'local' is there")
     costs = CostModel.read(config.executor.costs) if config.executor.costs is not None else None

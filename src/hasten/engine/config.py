@@ -75,6 +75,9 @@ class KVConfig(Section):
     """Bytes of the host tier that preempted sequences swap to; 0: they are recomputed."""
     reuse: str | None = "prefix-tree"
     """None switches prefix caching off."""
+    repair: str | None = None
+    """What of the chunks that requests mark is computed again where they stand; None: marks are ignored, nothing is reused by
+    chunks."""
     allocator: str = "free-list"
     keep_copies: bool = False
     """A sequence that comes back from the host tier leaves its copy there; when it goes again, only blocks written since are

@@ -20,6 +20,7 @@ from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
+from hasten.engine.linking import Linker
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
@@ -55,9 +56,11 @@ class Ledger:
         fingerprint: str = "",
         *,
         keep_copies: bool = False,
+        linker: Linker | None = None,
     ) -> None:
-        """`keep_copies`: see `Transfers`."""
+        """`keep_copies`: see `Transfers`. `linker`: reuses chunks of prompts at any position; None: nobody does."""
         self.books = books
+        self.linker = linker
         self.transfers = Transfers(books, tier, keep_copies) if tier is not None else None
         self.events = events
         self.clock = clock
@@ -91,6 +94,8 @@ class Ledger:
         seq = Sequence(next(self._ids), request, 0, mix(seed, 0), key, arrival)
         if request.sampling.prompt_logprobs is not None:
             group.prompt_scores = [None] * seq.prompt_length
+        elif self.linker is not None and request.chunks:
+            self.linker.admit(seq)
         group.sequences.append(seq)
         self.groups[request.id] = group
         self._enter(seq)
@@ -108,6 +113,7 @@ class Ledger:
 
     def _restart(self, seq: Sequence) -> None:
         """Its KV is gone: everything is to be computed again."""
+        self._unlink(seq)
         seq.todo = [(0, seq.length)]
         self._become(seq, State.WAITING)
 
@@ -122,6 +128,8 @@ class Ledger:
         child = Sequence(next(self._ids), parent.request, len(group.sequences), seed, parent.reuse_key, parent.arrival_s)
         child.take_after(parent)
         child.view = self.books.fork(parent.view)
+        if self.linker is not None and parent.links is not None:
+            child.links = self.linker.fork(parent.links)
         self._attention.fork(parent, child)
         group.sequences.append(child)
         self._enter(child)
@@ -166,11 +174,14 @@ class Ledger:
         self._opened[seq.id] = 0
         reuse = self.books.reuse
         group = self.groups[seq.request.id]
+        if self.linker is not None and seq.chunks:
+            self._opened[seq.id] = self.linker.open(seq)
+            return seq.remaining
         if reuse is None or not seq.reusable or group.prompt_scores is not None:
             return seq.remaining
         for found in reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
             if found.start != seq.view.length or found.readiness is Readiness.RECOMPUTE:
-                raise AssertionError("spans beyond a leading one need partial prefill, which this engine lacks")
+                raise AssertionError("what is found by tokens alone is a beginning; chunks further on are the linker's")
             if found.load is not None:
                 self.loads.found(seq, found.load, found.stop - found.start)
             else:
@@ -222,11 +233,22 @@ class Ledger:
             self._restart(seq)
 
     def cache(self, seq: Sequence) -> None:
-        """Offer the sequence's computed KV for reuse."""
-        if self.books.reuse is not None and seq.reusable and seq.view.length >= self.books.pool.block_size:
-            self.books.reuse.insert(seq.reuse_key, seq.tokens[: seq.view.length], seq.view)
+        """Offer the sequence's computed KV for reuse, as far as it is what its tokens alone give."""
+        if self.books.reuse is None:
+            return
+        if self.linker is not None and seq.chunks:
+            plain = self.linker.plain(seq)
+        else:
+            plain = seq.view.length if seq.reusable else 0
+        if plain >= self.books.pool.block_size:
+            self.books.reuse.insert(seq.reuse_key, seq.tokens[:plain], seq.view)
+
+    def _unlink(self, seq: Sequence) -> None:
+        if self.linker is not None and seq.links is not None:
+            self.linker.forget(seq)
 
     def _release(self, seq: Sequence) -> None:
+        self._unlink(seq)
         if self.transfers is not None:
             self.transfers.forget_copy(seq)
         self.books.close(seq.view)
@@ -244,6 +266,17 @@ class Ledger:
         if self.transfers is not None and len(entries):
             self.transfers.cut(seq, int(entries.min()))
         return slots
+
+    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
+        """New blocks that computing its next `tokens` takes, and more: drafts behind them, and what is to be fetched before."""
+        if self.linker is not None and seq.links is not None:
+            return self.linker.blocks_needed(seq, tokens)
+        return self.books.blocks_needed(seq.view, self.loads.promised(seq) + tokens)
+
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
+        """As `Linker.alone`, of a sequence with links that runs."""
+        assert self.linker is not None
+        return self.linker.alone(seq, count)
 
     @property
     def moving(self) -> bool:
@@ -278,6 +311,8 @@ class Ledger:
         if not seq.recomputable:
             return False
         lost = seq.view.length
+        if self.linker is not None and seq.links is not None:
+            self.linker.settle(seq)
         self.cache(seq)
         self._release(seq)
         self._restart(seq)
@@ -287,7 +322,7 @@ class Ledger:
     def swap_out(self, seq: Sequence) -> bool:
         """Start moving the sequence's KV to the slower tier; False when there is no room. Its blocks are free at once; those
         that the copy reads are given only when there are no others (`BlockPool`)."""
-        if self.transfers is None or not seq.view.blocks:
+        if self.transfers is None or not seq.view.blocks or (seq.links is not None and not seq.links.whole(self.books)):
             return False
 
         def tell(sent: int, kept: int) -> None:
@@ -456,6 +491,8 @@ class Ledger:
         for seq in self.sequences.values():
             if seq.state not in (State.SWAPPED, State.LEAVING):
                 held[list(seq.view.blocks)] += 1
+        if self.linker is not None:
+            self.linker.audit(self.sequences.values(), held)
         cached = np.array([pool.is_cached(b) for b in range(pool.blocks)])
         assert (np.array(pool.refs) == held + cached).all(), "a block's count is not the number of its holders"
         pool.audit()

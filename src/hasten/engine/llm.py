@@ -14,11 +14,11 @@ from hasten.engine.build import Built, build
 from hasten.engine.config import EngineConfig
 from hasten.engine.frontend import Frontend
 from hasten.engine.outputs import Choice, Completion, Delta
-from hasten.engine.request import BadRequest, Request, SamplingParams
+from hasten.engine.request import BadRequest, Request, SamplingParams, Segment
 from hasten.engine.sequence import Finish
 from hasten.engine.text import ChatTemplate, Tokenizer, load_text
 
-Prompt = str | Seq[int]
+Prompt = str | Seq[int] | Seq[Segment]
 Messages = Seq[Mapping[str, Any]]
 
 
@@ -65,8 +65,8 @@ class LLM:
         *,
         progress: bool | Callable[[int, int], None] = False,
     ) -> list[Completion]:
-        """Complete one or many prompts (text or token ids), all at once; the answers in the order given. `progress`: True for a
-        bar on stderr, or what to call with (requests finished, requests in all).
+        """Complete one or many prompts (text, token ids or segments), all at once; the answers in the order given. `progress`:
+        True for a bar on stderr, or what to call with (requests finished, requests in all).
 
         Raises BadRequest before anything runs if any of them cannot be served."""
         many = self._many(prompts)
@@ -113,11 +113,28 @@ class LLM:
             yield from self._deltas({request.id})
 
     def request(self, prompt: Prompt, sampling: SamplingParams) -> Request:
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return Request(id=f"llm-{next(self._ids)}", prompt=np.asarray(tokens), sampling=sampling)
+        chunks: tuple[tuple[int, int], ...] = ()
+        if isinstance(prompt, str):
+            tokens: Seq[int] = self.tokenizer.encode(prompt)
+        elif len(prompt) and isinstance(prompt[0], Segment):
+            tokens, chunks = self._joined(cast("Seq[Segment]", prompt))
+        else:
+            tokens = cast("Seq[int]", prompt)
+        return Request(id=f"llm-{next(self._ids)}", prompt=np.asarray(tokens), sampling=sampling, chunks=chunks)
+
+    def _joined(self, segments: Seq[Segment]) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """Tokens of all segments, each tokenised by itself, and which of them are chunks."""
+        tokens: list[int] = []
+        chunks = []
+        for i, segment in enumerate(segments):
+            start, content = len(tokens), segment.content
+            tokens += self.tokenizer.encode(content, add_special_tokens=i == 0) if isinstance(content, str) else content
+            if segment.cache:
+                chunks.append((start, len(tokens)))
+        return tokens, tuple(chunks)
 
     def _many(self, prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int | np.integer)):
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int | np.integer | Segment)):
             return [cast(Prompt, prompts)]
         return list(cast("Seq[Prompt]", prompts))
 

@@ -140,6 +140,7 @@ class Engine:
             "finished_total": counts[Kind.FINISHED],
             "failed_total": counts[Kind.FAILED],
             **(reuse.counts() if isinstance(reuse, Tiered) else {}),
+            **(self.ledger.linker.counts() if self.ledger.linker is not None else {}),
         }
 
     # -- the step -------------------------------------------------------------------------------------------------------
@@ -214,13 +215,19 @@ class Engine:
         for span in spans[decodes:]:
             self.events.add(now, Kind.SCHEDULED, span.sequence.id, span.count - span.drafts, span.drafts)
         taps = self.decoding.taps
+        if self.ledger.books.shifts:
+            with self._lock:
+                self.ledger.books.shift(self.executor.shift_blocks)
         self.executor.copy_blocks(self.ledger.books.take_copies())
         try:
             return [(spans, self.executor.submit(self._build_batch(spans), taps).wait())]
         except Exception:
-            return [run for span in spans for run in self._execute_alone(span, taps)]
+            runs = [run for span in spans for run in self._execute_alone(span, taps)]
+            return [run for run in runs if run[0][0].sequence.state is not State.FINISHED]  # a later span of it failed
 
     def _execute_alone(self, span: Span, taps: frozenset[int]) -> list[tuple[list[Span], StepResult]]:
+        if span.sequence.state is State.FINISHED:  # an earlier span of it has failed
+            return []
         try:
             return [([span], self.executor.submit(self._build_batch([span]), taps).wait())]
         except Exception as failure:

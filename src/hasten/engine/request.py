@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,22 @@ def _count(name: str, value: Any, low: int, high: int = 2**31 - 1) -> None:
     if not low <= value <= high:
         limit = f"at least {low}" if high == 2**31 - 1 else f"between {low} and {high}"
         raise BadRequest(f"{name} must be {limit}, got {value!r}", name)
+
+
+def _ranges(name: str, ranges: Any, end: int) -> tuple[tuple[int, int], ...]:
+    """`ranges` as pairs of plain integers, ascending, disjoint, not empty and within [0, end)."""
+    try:
+        pairs = tuple((int(start), int(stop)) for start, stop in ranges)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{name} must be ranges [start, stop) of tokens, got {ranges!r}", name) from None
+    at = 0
+    for start, stop in pairs:
+        if not at <= start < stop:
+            raise BadRequest(f"{name} must ascend without overlap, got [{start}, {stop})", name)
+        at = stop
+    if at > end:
+        raise BadRequest(f"{name} must end before the prompt's last token, whose logits are wanted", name)
+    return pairs
 
 
 def _schema(schema: dict[str, Any]) -> Any:
@@ -157,14 +174,32 @@ class AppContext:
     parents: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a prompt that is put together from several. `content`: text, or token ids.
+
+    `cache`: a document, an example, a tool's result, something that may stand in many prompts and reads the same in all of
+    them. An engine that reuses chunks (`kv.repair`) computes it by itself, keeps it and uses it wherever it stands, which is
+    faster and not quite the same as reading it in its place; any other engine takes no notice."""
+
+    content: str | Seq[int]
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.content):
+            raise BadRequest("a segment must hold at least one token", "prompt")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One thing asked of the engine.
 
-    `prompt` is int32 [n] token ids, n >= 1. `priority`: lower is more urgent. `arrival_s` is in the engine clock's time;
-    None lets the engine stamp it on intake. `cache_salt` separates prefix caches: only equal salts and tenants share KV.
+    `prompt` is int32 [n] token ids, n >= 1. `priority`: lower is more urgent. `arrival_s` is in the engine clock's time; None
+    lets the engine stamp it on intake. `cache_salt` separates prefix caches: only equal salts and tenants share KV.
     `ends_after`: a replay's output ends after so many tokens, as if the model had ended it there; unlike a limit
-    (`SamplingParams.max_tokens`) nobody is told beforehand (policies must not look).
+    (`SamplingParams.max_tokens`) nobody is told beforehand (policies must not look). `chunks`: ranges [start, stop) of the
+    prompt that may be reused wherever they stand (`Segment.cache`), ascending; the last token, whose logits are wanted, is in
+    none.
     """
 
     id: str
@@ -178,6 +213,7 @@ class Request:
     cache_salt: str = ""
     arrival_s: float | None = None
     ends_after: int | None = None
+    chunks: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         _count("priority", self.priority, -(2**31))
@@ -193,3 +229,4 @@ class Request:
         prompt = raw.astype(np.int32)
         prompt.flags.writeable = False
         object.__setattr__(self, "prompt", prompt)
+        object.__setattr__(self, "chunks", _ranges("chunks", self.chunks, len(prompt) - 1))

@@ -13,6 +13,7 @@ from hasten.engine.kv.copies import Copy
 from hasten.engine.kv.view import View
 
 if TYPE_CHECKING:
+    from hasten.engine.linking import Links, Piece
     from hasten.engine.request import Request
 
 
@@ -49,7 +50,8 @@ class Sequence:
 
     Every token has a position id and a segment id of its own; nothing may assume that position equals index. `todo` lists the
     token ranges [start, stop) whose KV must still be computed, ascending: a prompt, what lies between reused chunks, or the
-    one token just drawn all look alike. The sequence is drawn from once its last token is computed.
+    one token just drawn all look alike. The sequence is drawn from once its last token is computed. Before all others come the
+    ranges of chunks that are computed by themselves first (`links`); what of them is to be computed again is listed twice.
     """
 
     __slots__ = (
@@ -58,12 +60,14 @@ class Sequence:
         "_tokens",
         "arrival_s",
         "cancelled",
+        "chunks",
         "constraint",
         "copy",
         "finish",
         "id",
         "index",
         "length",
+        "links",
         "program",
         "prompt_length",
         "recomputable",
@@ -110,6 +114,10 @@ class Sequence:
         """False when its KV is not what running its tokens in a row gives (joined caches): it may be swapped, not dropped."""
         self.cancelled: Finish | None = None
         """Set when it must end as soon as the transfer under way is over."""
+        self.chunks: tuple[Piece, ...] = ()
+        """Ranges of the prompt whose KV is reused wherever they stand; their tokens have the segment ids 1, 2, ..."""
+        self.links: Links | None = None
+        """What is known of them here, from looking them up until all of the prompt is computed."""
 
     # -- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -175,6 +183,7 @@ class Sequence:
         self.program = parent.program
         self.recomputable = parent.recomputable
         self.constraint = parent.constraint.fork() if parent.constraint is not None else None
+        self.chunks = parent.chunks
 
     def commit(self, tokens: list[int]) -> None:
         """Append drawn tokens; the KV of all but the last is already computed (accepted drafts)."""
@@ -317,3 +326,5 @@ class Span:
     parents: Ints | None = None
     draft: Draft | None = None
     samples: bool = False
+    sees: tuple[int, int] | None = None
+    """Entries [start, stop) of the sequence's view that it reads, its own included; None: all."""

@@ -25,6 +25,7 @@ _MODELLED: dict[str, tuple[Any, ...]] = {
     "attention.policy": ("flashforge", "paged"),
     "weights.store": ("dense",),
     "depth.policy": ("all-blocks",),
+    "kv.repair": (None,),
     "decoding.sampler": ("lossless",),
     "decoding.proposers": ((),),
     "decoding.forced": (None,),

@@ -31,7 +31,8 @@ class SpanMaker:
         spans = []
         for work in plan.work:
             try:
-                spans.append(self._span(work, drafts.get(work.sequence.id)))
+                alone = self._alone(work) if work.sequence.links is not None else []
+                spans += alone if alone else [self._span(work, drafts.get(work.sequence.id))]
             except NoBlocks:  # the estimate was too kind (shared tails)
                 continue
         return spans
@@ -56,6 +57,16 @@ class SpanMaker:
         self.drafting_s = self._ledger.clock.now() - began
         return found
 
+    def _alone(self, work: Work) -> list[Span]:
+        """What of the work comes before all else: chunks of the prompt that are computed by themselves, a span each, which sees
+        nothing but its chunk. What is planned beyond waits for the next step, as it writes the same slots again."""
+        seq = work.sequence
+        spans = []
+        for start, stop, first in self._ledger.alone(seq, work.count):
+            slots = self._ledger.rewrite(seq, np.arange(start, stop, dtype=np.int32))
+            spans.append(Span(seq, stop - start, *seq.piece(start, stop), slots, sees=(first, stop)))
+        return spans
+
     def _span(self, work: Work, draft: Draft | None) -> Span:
         seq, books = work.sequence, self._ledger.books
         ranges = seq.next_ranges(work.count)
@@ -74,8 +85,12 @@ class SpanMaker:
             tokens = np.concatenate([tokens, draft.tokens])
             positions = np.concatenate([positions, positions[-1] + deep])
             segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
+        # Entries further on may not be computed yet; no token of this step sees them.
+        sees = (0, ranges[-1][1]) if ranges[-1][1] < seq.view.length else None
         slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(seq.view, positions)
-        span = Span(seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft)
+        span = Span(
+            seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft, sees=sees
+        )
         if self._ledger.groups[seq.request.id].prompt_scores is not None and ranges[0][0] < seq.prompt_length:
             span.logits = list(range(len(tokens)))
         elif samples:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from hasten.engine.sequence import Sequence
     from hasten.kernels import ViewIndex
 
-SUPPORTS = frozenset({"prefix", "fork", "truncate", "swap", "tree"})
-"""What a policy's store may be able to do. The paged pool can do all."""
+SUPPORTS = frozenset({"prefix", "fork", "truncate", "swap", "tree", "link"})
+"""What a policy's store may be able to do. The paged pool can do all. `link`: KV is good at any position once its keys are
+turned, and every query reads all of its view that its position lets it."""
 
 
 class AttentionPolicy(Protocol):

@@ -66,7 +66,7 @@ class BudgetedAttention(StatelessAttention):
     def __init__(self, budget: Budget, least: int, rule: Rule, length: int) -> None:
         self._exact_prefill = budget.prefill == "exact"
         # By positions alone, equal prefixes have equal KV. Cut after the prompt, an answer's KV depends on the prompt's length.
-        self.supports = SUPPORTS - {"prefix"} if self._exact_prefill else SUPPORTS
+        self.supports = SUPPORTS - ({"prefix", "link"} if self._exact_prefill else {"link"})
 
         @lru_cache(maxsize=64)
         def gone(context: int | None) -> Positions:

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from hasten.engine.attention.base import StatelessAttention
+from hasten.engine.attention.base import SUPPORTS, StatelessAttention
 from hasten.engine.executors.step import Site, Step
 from hasten.engine.kv.planes import Plane
 from hasten.engine.technique import ConfigError
@@ -44,6 +44,7 @@ class CodedForm:
 
 
 class CodedAttention(StatelessAttention):
+    supports = SUPPORTS - {"link"}  # turning codes would round them once more
     native = True
 
     def __init__(self, bits: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hasten.engine.kv.base import Handle
+from hasten.engine.kv.base import Handle, Shift
 from hasten.engine.kv.host import Run, Traffic
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class Executor(Protocol):
         ...
 
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
+    def shift_blocks(self, shifts: Seq[Shift]) -> None:
+        """Copy blocks and turn their keys; no block is both read and written."""
+        ...
+
     @property
     def traffic(self) -> Traffic:
         """What was copied between the pool and the host tier so far."""

@@ -17,9 +17,10 @@ from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import NORMED, StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, roofline
 from hasten.engine.executors.planned import ROWS, PlannedPass, plan
+from hasten.engine.executors.shifting import shift_blocks
 from hasten.engine.executors.step import Step, generation
 from hasten.engine.executors.stopwatch import Stopwatch
-from hasten.engine.kv.base import Handle
+from hasten.engine.kv.base import Handle, Shift
 from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.memory import Memory
 from hasten.kernels import Kernels, ViewIndex
@@ -234,6 +235,10 @@ class LocalExecutor:
             for plane in self.memory.planes:
                 self.kernels.copy_blocks(plane, src, dst)
             at = stop
+
+    def shift_blocks(self, shifts: Seq[Shift]) -> None:
+        with torch.inference_mode():
+            shift_blocks(self.memory.model.sites, shifts)
 
     def move_slots(self, source: Seq[int], target: Seq[int]) -> None:
         size = self.memory.block_size

@@ -21,7 +21,7 @@ from hasten.engine.clock import VirtualClock
 from hasten.engine.decoding.base import Drawn, Row, TokenLogprobs
 from hasten.engine.executors.base import StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, shape_of_spans
-from hasten.engine.kv.base import Ints
+from hasten.engine.kv.base import Ints, Shift
 from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.sequence import Sequence, Span
 
@@ -122,6 +122,7 @@ class SimulatedExecutor:
 
     def move_slots(self, source: Seq[int], target: Seq[int]) -> None: ...
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None: ...
+    def shift_blocks(self, shifts: Seq[Shift]) -> None: ...
 
     def copy_out(self, runs: Seq[Run]) -> SimulatedTransfer:
         return self._copy(runs, out=True)

@@ -6,7 +6,8 @@ protocols here. Invariants every implementation keeps:
 - a block is free, or its reference count is the number of views and caches that hold it; nobody writes a block whose count
   is above one (the books copy it first);
 - KV found for a request was computed by the same weights, adapter and depth program, under the same tenant and salt
-  (`ReuseKey`), from the same tokens at the positions stated;
+  (`ReuseKey`), from the same tokens at the positions stated, or, where a request marked chunks and a `Repair` is on, from a
+  chunk's tokens by themselves;
 - a block that an unfinished transfer writes is neither read nor freed; one that it reads may be let go of, but whoever gets it
   waits for that transfer, and only for it, before writing (`BlockPool`);
 - transfers take place in the order in which they were asked for.
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +119,16 @@ class Found:
     load: Load | None = None
 
 
+class Shift(NamedTuple):
+    """A block of dense KV to be copied: the first slot of `source` stands at position `came_from`, that of `target` at
+    `goes_to`, the others at those that follow."""
+
+    source: int
+    target: int
+    came_from: int
+    goes_to: int
+
+
 class Allocator(Protocol):
     """Which free block to hand out. Owns the free list and nothing else. `together`: blocks that a cache should give up at a
     time, for what comes free to lie together."""
@@ -146,6 +157,26 @@ class Reuse(Protocol):
 
     def evict(self, count: int) -> int:
         """Give up to `count` blocks back to the pool; the number given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A chunk of a prompt, tokens [start, stop), whose KV was computed by itself, as if nothing stood before it."""
+
+    start: int
+    stop: int
+
+
+class Repair(Protocol):
+    """Which tokens of a prompt's chunks are computed once more, now that something stands before them.
+
+    They run through the layers together with all tokens between the chunks, each attending to whatever stands before it in the
+    assembled view: to what is computed again as it is then, to the others as they were computed by themselves. What is said
+    must not depend on what was found in a cache: a request's output depends on the request alone."""
+
+    def anew(self, chunks: Seq[Linked]) -> Seq[tuple[int, int]]:
+        """Ranges of tokens, within `chunks` (ascending, disjoint). If this raises, everything is computed again."""
         ...
 
 

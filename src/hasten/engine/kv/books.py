@@ -5,12 +5,14 @@ No tensors here: what must happen to the bytes (blocks to copy before the next s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.kv.base import Ints, NoBlocks, Reuse
+from hasten.engine.kv.base import Ints, NoBlocks, Reuse, Shift
+from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.view import View
 
@@ -23,8 +25,12 @@ class Books:
     def __init__(self, pool: BlockPool, reuse: Reuse | None = None) -> None:
         self.pool = pool
         self.reuse = reuse
+        self.chunks: ChunkStore | None = None
         self.copies: list[tuple[int, int]] = []
         """(from block, to block) to be copied, in order, before the next step reads or writes KV."""
+        self.shifts: list[Shift] = []
+        """Blocks to be copied with their keys turned to other positions, before `copies`; those they read are held until
+        then."""
 
     @property
     def available(self) -> int:
@@ -32,9 +38,22 @@ class Books:
 
     def _take(self, count: int, near: int = -1, *, in_turn: bool = False) -> list[int]:
         short = count - self.pool.free
-        if short > 0 and self.reuse is not None:
+        if short > 0 and self.chunks is not None:
+            self._evict(max(short, self.pool.together), self.chunks)
+        elif short > 0 and self.reuse is not None:
             self.reuse.evict(max(short, self.pool.together))
         return self.pool.take(count, near, in_turn=in_turn)
+
+    def _evict(self, count: int, chunks: ChunkStore) -> None:
+        """Whichever of the two caches has more than its share loses first."""
+        caches = [chunks, self.reuse] if chunks.exceeds else [self.reuse, chunks]
+        for cache in caches:
+            if cache is not None and count > 0:
+                count -= cache.evict(count)
+
+    def take(self, count: int, near: int = -1) -> list[int]:
+        """Blocks that nobody else holds. Raises NoBlocks."""
+        return self._take(count, near)
 
     def blocks_needed(self, view: View, entries: int) -> int:
         """New blocks that appending `entries` consecutive tokens takes (a shared tail is copied, which takes one)."""
@@ -147,8 +166,24 @@ class Books:
         self.pool.share(joined.blocks)
         return joined
 
+    def bring(self, shift: Shift) -> None:
+        """Have a block copied into another one, which the caller has taken."""
+        self.pool.share([shift.source])
+        self.shifts.append(shift)
+
+    def shift(self, carry_out: Callable[[Seq[Shift]], None]) -> None:
+        """Have `shifts` carried out."""
+        shifts, self.shifts = self.shifts, []
+        carry_out(shifts)
+        self.pool.drop(shift.source for shift in shifts)
+
     def truncate(self, view: View, length: int) -> None:
-        self.pool.drop(view.cut(length))
+        left = view.cut(length)
+        self.pool.drop(left)
+        if self.shifts:  # what is free must not be written
+            over = [shift for shift in self.shifts if not self.pool.refs[shift.target]]
+            self.shifts = [shift for shift in self.shifts if self.pool.refs[shift.target]]
+            self.pool.drop(shift.source for shift in over)
 
     def close(self, view: View) -> None:
         self.truncate(view, 0)

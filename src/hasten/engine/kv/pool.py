@@ -170,5 +170,15 @@ class BlockPool:
         self.evictable -= len(blocks)
         self._free(blocks)
 
+    def disown(self, blocks: Seq[int]) -> int:
+        """A cache lets go of `blocks`, whoever holds them: those that nobody else does are free; how many."""
+        alone = [block for block in blocks if self.refs[block] == 1]
+        for block in blocks:
+            if self.refs[block] > 1:
+                self.refs[block] -= 1
+                self._cached[block] = 0
+        self.uncache(alone)
+        return len(alone)
+
     def is_cached(self, block: int) -> bool:
         return bool(self._cached[block])

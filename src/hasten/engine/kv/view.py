@@ -146,6 +146,17 @@ class View:
         runs = self.runs[which].astype(np.int64)
         return runs[:, 0] * block_size + runs[:, 1] + (np.asarray(entries, dtype=np.int64) - starts[which])
 
+    def part(self, start: int, stop: int) -> Ints:
+        """Runs int32 [n, 4] of the entries [start, stop), at least one, in memory of their own."""
+        first, last = self.run_of(start), self.run_of(stop - 1)
+        runs: Ints = self._runs[first : last + 1].copy()
+        runs[-1, 2] = stop - self._starts[last]
+        over = start - self._starts[first]
+        runs[0, 1] += over
+        runs[0, 2] -= over
+        runs[0, 3] += over
+        return runs
+
     def positions(self) -> Ints:
         """Position of every entry, int32 [length]."""
         runs = self.runs

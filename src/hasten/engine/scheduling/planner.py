@@ -155,14 +155,16 @@ class Planner:
     def blocks_needed(self, sequence: Sequence, tokens: int) -> int:
         # Its view names blocks of the other tier, all to be its own when it is back.
         if sequence.state in (State.SWAPPED, State.LEAVING):
+            if sequence.links is not None:
+                tokens = sequence.links.beyond(sequence, tokens)
             last = sequence.view.last_run()
             room = self.block_size - last[1] - last[2] if last is not None else 0
             return -(-max(0, tokens - room) // self.block_size)
-        return self._ledger.books.blocks_needed(sequence.view, self._ledger.loads.promised(sequence) + tokens)
+        return self._ledger.blocks_needed(sequence, tokens)
 
     def blocks_for(self, works: Iterable[Work]) -> int:
-        needed, promised = self._ledger.books.blocks_needed, self._ledger.loads.promised
-        return sum([needed(work.sequence.view, promised(work.sequence) + work.count + work.drafts) for work in works])
+        needed = self._ledger.blocks_needed
+        return sum([needed(work.sequence, work.count + work.drafts) for work in works])
 
     def blocks_freed(self, sequence: Sequence) -> int:
         pool = self._ledger.books.pool

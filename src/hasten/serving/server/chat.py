@@ -12,9 +12,11 @@ import orjson
 from hasten import __version__
 from hasten.engine.outputs import Delta
 from hasten.engine.request import Request
+from hasten.engine.text import ChatTemplate
 from hasten.serving.server.answer import Job, Writer
 from hasten.serving.server.errors import invalid
 from hasten.serving.server.logprobs import Pieces, chat_logprobs
+from hasten.serving.server.marks import Marks, tokenised
 from hasten.serving.server.message import THOUGHT_BEGINS, THOUGHT_ENDS, MessageDeltas, add_to_message
 from hasten.serving.server.protocol import ChatBody, parse
 from hasten.serving.server.service import Service
@@ -28,20 +30,23 @@ async def prepare(service: Service, raw: bytes, headers: Mapping[str, str]) -> J
     template = service.engine.chat_template
     if template is None:
         raise invalid("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
-    messages = [message.for_template() for message in body.messages]
     tools = body.for_template()
-    text = template.render(messages, add_generation_prompt=True, tools=tools, **body.chat_template_kwargs or {})
+    pieces = _render(template, body, tools, Marks()) if body.marked else None
+    if pieces is None:
+        pieces = _render(template, body, tools, Marks("")) or []
     # A template that opens a thought leaves it to the model to close it; what is asked for comes after.
-    thinking = text.rstrip().endswith(THOUGHT_BEGINS)
+    thinking = bool(pieces) and pieces[-1][0].rstrip().endswith(THOUGHT_BEGINS)
     wanted = body.wanted()
     sampling = body.sampling(constraint=await _constraint(service, body, wanted, thinking))
     # The template has already written what the model wants before a text.
-    tokens = await service.encode(text, "messages", special=False)
+    tokens, chunks = await tokenised(pieces, service.encode_piece)
+    service.check_length(tokens, "messages")
     id = f"chatcmpl-{uuid.uuid4().hex}"
     request = Request(
         id=id,
         prompt=tokens,  # type: ignore[arg-type]
         sampling=sampling,
+        chunks=chunks,
         **placement,
     )
     head = {
@@ -51,10 +56,20 @@ async def prepare(service: Service, raw: bytes, headers: Mapping[str, str]) -> J
         "model": service.name,
         "system_fingerprint": f"hasten-{__version__}",
     }
-    pieces = service.pieces if body.logprobs else None
+    logprobs = service.pieces if body.logprobs else None
     choices = [MessageDeltas(service.tool_format if tools else None, thinking) for _ in range(sampling.n)]
-    writer = _Stream(head, pieces, choices, body.usage_wanted) if body.stream else _Whole(head, pieces, choices)
+    writer = _Stream(head, logprobs, choices, body.usage_wanted) if body.stream else _Whole(head, logprobs, choices)
     return Job(id, [request], writer, "tools" if tools else wanted.param if wanted is not None else None)
+
+
+def _render(template: ChatTemplate, body: ChatBody, tools: Any, marks: Marks) -> list[tuple[str, bool]] | None:
+    """The conversation as text, in pieces (`Marks.split`)."""
+    messages = [message.for_template(marks) for message in body.messages]
+    variables = dict(body.chat_template_kwargs or {})
+    if body.documents:
+        known = any("documents" in source for source in template.sources.values())
+        variables["documents"] = marks.place(messages, body.documents, known)
+    return marks.split(template.render(messages, add_generation_prompt=True, tools=tools, **variables))
 
 
 async def _constraint(service: Service, body: ChatBody, wanted: Wanted | None, thinking: bool) -> Any:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from hasten.engine.request import BadRequest, SamplingParams
 from hasten.serving.server.errors import ApiError, invalid
+from hasten.serving.server.marks import Content, DocumentsBody, Marks, read_parts
 from hasten.serving.server.placement import PlacementBody
 from hasten.serving.server.strict import Strict
 from hasten.serving.server.structured import StructuredBody
@@ -72,24 +73,6 @@ def _prompt(value: Any) -> list[str | list[int]]:
     )
 
 
-def _text(value: Any) -> str | None:
-    """Content of a message: a string, or parts of text which are joined."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise PydanticCustomError("content", "should be a string or a list of parts")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal"):
-            raise PydanticCustomError("part", "has a part of type {kind}; only text is understood", {"kind": repr(kind)})
-        text = part.get(kind)
-        if not isinstance(text, str):
-            raise PydanticCustomError("part", "has a part of type '{kind}' without text", {"kind": kind})
-        texts.append(text)
-    return "".join(texts)
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -99,16 +82,16 @@ class Message(Strict):
     """One message; other fields (name, tool_call_id) go to the chat template as they are."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | None, PlainValidator(_text)] = None
+    content: Annotated[str | None, PlainValidator(read_parts)] = None
     tool_calls: list[Call] | None = None
 
-    def for_template(self) -> dict[str, Any]:
+    def for_template(self, marks: Marks) -> dict[str, Any]:
         extra = {key: value for key, value in (self.model_extra or {}).items() if value is not None}
         # Templates of open models know no developer: it is OpenAI's newer name of the system.
         role = "system" if self.role == "developer" else self.role
         if self.tool_calls:
             extra["tool_calls"] = [call.for_template() for call in self.tool_calls]
-        return {**extra, "role": role, "content": self.content or ""}
+        return {**extra, "role": role, "content": marks.content(self.content or "")}
 
 
 class SamplingBody(StructuredBody, PlacementBody):
@@ -176,13 +159,18 @@ class CompletionBody(SamplingBody):
             raise invalid("max_tokens must be at least 1, or 0 together with echo", "max_tokens")
 
 
-class ChatBody(SamplingBody, ToolsBody):
+class ChatBody(SamplingBody, ToolsBody, DocumentsBody):
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables for the chat template, such as `enable_thinking`."""
+
+    @property
+    def marked(self) -> bool:
+        """Some of it is marked for reuse."""
+        return bool(self.documents) or any(isinstance(m.content, Content) and m.content.marked for m in self.messages)
 
     def check(self) -> None:
         super().check()

@@ -50,13 +50,16 @@ class Service:
 
     async def encode(self, text: str, param: str, *, special: bool) -> list[int]:
         """Token ids of `text`, or 400 when they do not fit. `special`: with what the model puts before any text."""
-        tokenizer = self.engine.tokenizer
-        if len(text) > _LONG_TEXT:
-            tokens = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
-        else:
-            tokens = tokenizer.encode(text, add_special_tokens=special)
+        tokens = await self.encode_piece(text, special=special)
         self.check_length(tokens, param)
         return tokens
+
+    async def encode_piece(self, text: str, *, special: bool = False) -> list[int]:
+        """As `encode`, however many they are."""
+        tokenizer = self.engine.tokenizer
+        if len(text) > _LONG_TEXT:
+            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
+        return tokenizer.encode(text, add_special_tokens=special)
 
     def check_length(self, tokens: list[int], param: str) -> None:
         if not tokens:

@@ -1,0 +1,305 @@
+"""Linking: chunks of a prompt, whose KV was computed by itself, become part of a sequence's view wherever they stand.
+
+A prompt with chunks is computed in two passes. First the chunks that nobody has computed yet, each by itself: its tokens see
+nothing but the chunk, at the positions where they stand, in blocks that the sequence will go on using; then the store keeps
+them too. So no second sequence, no second request and no waiting for either is needed, and a chunk is found by all who come
+later. The others' blocks are shared where they stand at the same position as now and nothing of them is computed again, else
+copied with their keys turned (`executors/shifting.py`). The second pass runs everything else, a chosen subset of the prompt's
+positions, in their order against the assembled view: what stands between the chunks, what the repair policy wants anew, the
+last token. It overwrites slots, copying blocks that the store or others hold.
+
+A view has its runs in the order of the tokens, so the entries of a gap are reserved when the view is assembled, and filled
+later. No token sees an entry that is not filled: chunks see only themselves, and in the second pass whatever a token sees
+stands before it, was computed before it or is computed beside it. Every chunk begins a new block and so does what follows it,
+so that a chunk's blocks hold nothing else; that costs up to a block for each of them.
+
+Only the tokens in front of the first chunk are looked up in the prefix cache, and offered to it: what stands behind has seen
+chunks that were computed by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.engine.kv.base import Linked, Repair, Shift
+from hasten.engine.kv.blockfile import name_after, root
+from hasten.engine.kv.books import Books
+from hasten.engine.kv.chunks import Chunk, ChunkStore
+from hasten.engine.kv.retention import Facts
+from hasten.engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Linked):
+    """A chunk of a prompt under the name by which it is kept."""
+
+    name: bytes
+
+
+@dataclass(slots=True)
+class Links:
+    """Of a sequence whose prompt has chunks. `found`: for each of them what is kept of it, None where it is computed by itself;
+    the blocks of what was found are held until the view is `assembled`. `alone`: chunks [start, stop) that are still to be
+    computed so, ascending; they are the head of `todo`. `rest`: ranges of `todo` behind them."""
+
+    found: list[Chunk | None]
+    alone: list[tuple[int, int]]
+    rest: int
+    assembled: bool = False
+
+    def whole(self, books: Books) -> bool:
+        """Its view is there to be copied: nothing of it waits to be linked or shifted."""
+        return self.assembled and not books.shifts
+
+    def beyond(self, seq: Sequence, tokens: int) -> int:
+        """How many of the next `tokens` (more than are left: drafts) have no entry in the view yet."""
+        held = sum(max(0, min(stop, seq.view.length) - start) for start, stop in seq.next_ranges(tokens))
+        return tokens - held
+
+
+@dataclass(slots=True)
+class Linker:
+    """`price(tokens)`: predicted seconds of computing a chunk; `context`: what KV depends on beside the `ReuseKey`;
+    `max_length`: most tokens of a sequence."""
+
+    books: Books
+    store: ChunkStore
+    repair: Repair
+    price: Callable[[int], float]
+    max_length: int
+    context: str = ""
+    linked: int = 0
+    """Chunks found and linked so far."""
+    computed: int = 0
+    """Chunks computed by themselves so far."""
+    _root: Callable[..., bytes] = field(default_factory=lambda: lru_cache(maxsize=1024)(root))
+
+    # -- coming and going -----------------------------------------------------------------------------------------------
+
+    def admit(self, seq: Sequence) -> None:
+        """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
+        computed as if it had none."""
+        chunks = seq.request.chunks
+        size = self.books.pool.block_size
+        room = min(seq.request.sampling.max_tokens or self.max_length, self.max_length - seq.length)
+        most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, seq.length + room))
+        # What was found is held beside its turned copy, what is kept beside the one that is written anew.
+        most += sum(-(-(stop - start) // size) for start, stop in chunks)
+        if most > self.books.pool.blocks:
+            return
+        above = self._root(seq.reuse_key, f"{self.context} alone")
+        seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
+        for number, (start, stop) in enumerate(chunks):
+            seq.segments[start:stop] = number + 1
+
+    @staticmethod
+    def _pieces(chunks: Iterable[tuple[int, int]], length: int, start: int = 0) -> list[tuple[int, int]]:
+        """Chunks and what is between them, in order, from token `start` on."""
+        pieces = []
+        for first, stop in chunks:
+            pieces += [(start, first), (first, stop)]
+            start = stop
+        pieces.append((start, length))
+        return [(first, stop) for first, stop in pieces if first < stop]
+
+    def open(self, seq: Sequence) -> int:
+        """Look everything up for a waiting sequence, whose `todo` then says what is left; how many tokens are not computed."""
+        if self.books.reuse is not None:
+            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
+                self.books.link(seq.view, found.runs)
+        chunks = [self.store.get(piece.name) for piece in seq.chunks]
+        anew = self._anew(seq)
+        for chunk in chunks:
+            if chunk is not None:
+                self.books.pool.share(chunk.blocks)
+        alone = [(piece.start, piece.stop) for piece, chunk in zip(seq.chunks, chunks, strict=True) if chunk is None]
+        rest = ranges_of(anew)
+        seq.todo = [*alone, *rest]
+        seq.links = Links(chunks, alone, len(rest))
+        for start, stop in alone:
+            anew[start:stop] = True
+        return seq.length - int(anew.sum())
+
+    def _anew(self, seq: Sequence) -> Mask:
+        """Bool [length]: the tokens of the second pass."""
+        anew = np.ones(seq.length, dtype=bool)
+        anew[: seq.view.length] = False
+        for piece in seq.chunks:
+            anew[piece.start : piece.stop] = False
+        try:
+            for start, stop in self.repair.anew(seq.chunks):
+                anew[max(start, seq.view.length) : stop] = True
+        except Exception:
+            _log.exception("the repair failed; everything is computed again")
+            anew[seq.view.length :] = True
+        anew[seq.length - 1] = True
+        return anew
+
+    def _fresh(self, seq: Sequence, chunks: Seq[Chunk | None], anew: Mask) -> int:
+        """Blocks that the view of a sequence takes beyond what is linked at its head and shared with the store."""
+        size = self.books.pool.block_size
+        ranges = [(piece.start, piece.stop) for piece in seq.chunks]
+        count = sum(-(-(stop - start) // size) for start, stop in self._pieces(ranges, seq.length, seq.view.length))
+        for piece, chunk in zip(seq.chunks, chunks, strict=True):
+            if chunk is not None and chunk.position == int(seq.positions[piece.start]):
+                count -= sum(not anew[i : min(i + size, piece.stop)].any() for i in range(piece.start, piece.stop, size))
+        return count
+
+    def fork(self, links: Links) -> Links:
+        """Those of a sequence that shares the view so far."""
+        if not links.assembled:
+            for chunk in links.found:
+                self.books.pool.share(chunk.blocks if chunk is not None else ())
+        return Links(list(links.found), list(links.alone), links.rest, links.assembled)
+
+    def forget(self, seq: Sequence) -> None:
+        """Its view is given up."""
+        links, seq.links = seq.links, None
+        if links is not None and not links.assembled:
+            self._let_go(links)
+
+    def _let_go(self, links: Links) -> None:
+        for chunk in links.found:
+            self.books.pool.drop(chunk.blocks if chunk is not None else ())
+
+    # -- the view -------------------------------------------------------------------------------------------------------
+
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
+        """(start, stop, start of the chunk) of what is to be computed now, at most `count` tokens, by chunks that are computed
+        by themselves; none when that is done and the rest of `todo` may run. The view is there afterwards. Raises NoBlocks."""
+        links = seq.links
+        assert links is not None
+        if not links.assembled:
+            self._assemble(seq, links)
+        self.settle(seq)
+        if not links.alone:
+            return []
+        left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
+        ranges = seq.next_ranges(min(count, left))
+        return [(start, stop, chunk[0]) for (start, stop), chunk in zip(ranges, links.alone, strict=False)]
+
+    def _assemble(self, seq: Sequence, links: Links) -> None:
+        anew = np.zeros(seq.length, dtype=bool)
+        for start, stop in seq.todo[len(links.alone) :]:
+            anew[start:stop] = True
+        last = seq.view.last_run()
+        fresh = iter(self.books.take(self._fresh(seq, links.found, anew), last[0] if last is not None else -1))
+        at = seq.view.length
+        for piece, chunk in zip(seq.chunks, links.found, strict=True):
+            self._reserve(seq, at, piece.start, fresh)
+            if chunk is None:
+                self._reserve(seq, piece.start, piece.stop, fresh)
+            else:
+                self._link(seq, piece, chunk, anew, fresh)
+            at = piece.stop
+        self._reserve(seq, at, seq.length, fresh)
+        self._let_go(links)
+        links.assembled = True
+
+    def _reserve(self, seq: Sequence, start: int, stop: int, fresh: Iterable[int]) -> None:
+        """Entries for tokens [start, stop) in new blocks."""
+        size = self.books.pool.block_size
+        if start < stop:
+            blocks = [block for _, block in zip(range(start, stop, size), fresh, strict=False)]
+            seq.view.add_blocks(blocks, size, stop - start, int(seq.positions[start]))
+
+    def _link(self, seq: Sequence, piece: Piece, chunk: Chunk, anew: Mask, fresh: Iterable[int]) -> None:
+        self.store.used(chunk)
+        self.linked += 1
+        size, pool = self.books.pool.block_size, self.books.pool
+        for block, start in zip(chunk.blocks, range(piece.start, piece.stop, size), strict=True):
+            stop = min(start + size, piece.stop)
+            here = int(seq.positions[start])
+            was = chunk.position + start - piece.start
+            written = anew[start:stop]
+            if here == was and not written.any():
+                pool.share([block])
+                seq.view.add_run(block, 0, stop - start, here)
+                continue
+            own = next(iter(fresh))
+            seq.view.add_run(own, 0, stop - start, here)
+            if not written.all():
+                self.books.bring(Shift(block, own, was, here))
+
+    def settle(self, seq: Sequence) -> None:
+        """Keep the chunks that were computed by themselves since this was called last."""
+        links = seq.links
+        if links is None or not links.assembled:
+            return
+        while links.alone and len(seq.todo) < links.rest + len(links.alone):
+            start, stop = links.alone.pop(0)
+            piece = next(piece for piece in seq.chunks if piece.start == start)
+            blocks = seq.view.part(start, stop)[:, 0].tolist()
+            self.computed += 1
+            facts = Facts(0, len(blocks), self.price(stop - start))
+            self.store.add(piece.name, int(seq.positions[start]), blocks, facts)
+        if not links.alone and (not seq.todo or seq.todo[0][0] >= seq.view.length):
+            seq.links = None
+
+    # -- for planning ---------------------------------------------------------------------------------------------------
+
+    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
+        """New blocks that computing the next `tokens` takes (more than are left: drafts), those for the whole view while that
+        is not assembled, and copies of blocks that are written while others hold them."""
+        links, books = seq.links, self.books
+        assert links is not None
+        size = books.pool.block_size
+        ranges = seq.next_ranges(tokens)
+        second = ranges[len(links.alone) :]
+        if not links.assembled:
+            anew = np.zeros(seq.length, dtype=bool)
+            for start, stop in seq.todo[len(links.alone) :]:
+                anew[start:stop] = True
+            written = sum(
+                anew[i : min(i + size, stop)].any() for start, stop in links.alone for i in range(start, stop, size) if second
+            )
+            drafts = max(0, tokens - seq.remaining)
+            return self._fresh(seq, links.found, anew) + int(written) - (-drafts // size)
+        count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
+        entries = [np.arange(start, min(stop, seq.view.length)) for start, stop in second]
+        if entries:
+            blocks = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
+            kept = {int(b) for start, stop in links.alone for b in seq.view.part(start, stop)[:, 0]}
+            count += sum(books.pool.refs[block] > 1 or block in kept for block in blocks)
+        return count
+
+    def plain(self, seq: Sequence) -> int:
+        """Leading tokens whose KV is there and is what they give by themselves."""
+        return min(seq.chunks[0].start, seq.view.length, *(start for start, _ in seq.todo))
+
+    def counts(self) -> dict[str, float]:
+        """What was done so far, and the blocks held now, for metrics."""
+        return {
+            "chunks_linked": self.linked,
+            "chunks_computed": self.computed,
+            "chunks_evicted": self.store.gone,
+            "chunk_blocks": self.store.blocks,
+        }
+
+    def audit(self, sequences: Iterable[Sequence], held: npt.NDArray[np.int64]) -> None:
+        """Add to `held` int64 [blocks] what is held here; AssertionError when the store's books are wrong (tests,
+        debugging)."""
+        self.store.audit()
+        for shift in self.books.shifts:
+            held[shift.source] += 1
+        for seq in sequences:
+            if seq.links is not None and not seq.links.assembled:
+                for chunk in seq.links.found:
+                    held[chunk.blocks if chunk is not None else []] += 1
+
+
+def ranges_of(mask: Mask) -> list[tuple[int, int]]:
+    """The ranges [start, stop) in which it is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
