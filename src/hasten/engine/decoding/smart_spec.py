@@ -183,6 +183,8 @@ class SmartSpec:
             asked = self._asked.pop(event.sequence, None)
             if asked is not None:
                 self._accepted += int(event.b)
+                if event.a == event.b:  # where all is right nothing is rested from
+                    self._resting = 0
                 self.acceptance.learn(event.sequence, asked.kind, int(event.a), int(event.b), asked.odds)
         else:
             self._asked.pop(event.sequence, None)
