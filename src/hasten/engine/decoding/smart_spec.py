@@ -122,19 +122,18 @@ class SmartSpec:
         else:
             counts = [1 if prepares else count for prepares, count in zip(preparing, counts, strict=True)]
             self._rest = 1
-        self._granted(offers, kinds, odds, counts, view)
+        self._remember(_Step(self, base, offers, view.price), offers, kinds, odds, counts)
         return counts
 
-    def _granted(
+    def _remember(
         self,
+        step: _Step,
         offers: Seq[Offer],
         kinds: list[tuple[type, Hashable]],
         odds: list[Seq[float] | None],
         counts: list[int],
-        view: View,
     ) -> None:
-        """Remember what was granted, to learn from what becomes of it."""
-        step = _Step(self, _Base.of(view), offers, view.price)
+        """What was granted, to learn from what becomes of it. `step`: without drafts yet."""
         for number, (offer, kind, chances, count) in enumerate(zip(offers, kinds, odds, counts, strict=True)):
             for _ in range(count):
                 step.add(number)
