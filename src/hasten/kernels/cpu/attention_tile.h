@@ -119,6 +119,36 @@ template <class E> struct Ahead {
     void fetch(int entry, int element) const { __builtin_prefetch(cache + offset[entry] + element, 0, 2); }
 };
 
+// How rows ahead are fetched while values are summed, which takes some dimensions of every entry, then the next ones. With wide
+// vectors that is most of a row, and rows ahead are fetched alike. With narrow ones as many lines are fetched in each pass, but
+// those of one row after another: memory is read in order, each page once.
+template <class E> class Sequence {
+    static constexpr int LINE = 64 / sizeof(E);
+
+  public:
+    Sequence(const Ahead<E> &ahead, int dim, int d, int entry) : ahead(ahead), dim(dim) {
+        if (W == 16) return;
+        int lines = (dim + LINE - 1) / LINE, line = d / LINE * TILE + entry;
+        row = line / lines, element = line % lines * LINE;
+    }
+    // While `count` elements of an entry from d on are read.
+    void fetch(int entry, int d, int count) {
+        for (int v = 0; v < count; v += LINE) {
+            if (W == 16) {
+                ahead.fetch(entry, d + v);
+            } else if (d % LINE == 0 && row < TILE) {
+                ahead.fetch(row, element);
+                element += LINE;
+                if (element >= dim) element = 0, row++;
+            }
+        }
+    }
+
+  private:
+    const Ahead<E> &ahead;
+    int dim, row = 0, element = 0;
+};
+
 // Words s .. s + W of W keys from `first` on, transposed: x[i] holds word s + i of each key. Keys past n become zeros.
 template <class A, class E>
 inline __attribute__((always_inline)) void gather_keys(const E *cache, const int64_t *offset, int first, int n, int s, int words,
@@ -287,10 +317,10 @@ inline __attribute__((always_inline)) void sum_rows(const E *cache, const int64_
             for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], lanes, x[v]);
         }
     };
+    Sequence<E> next(ahead, dim, d, from);
     int e = from;
     for (; e + A::STEP <= std::min(to, n); e += A::STEP) {
-        for (int i = 0; i < A::STEP; i++)
-            for (int v = 0; v < N * W; v += 64 / int(sizeof(E))) ahead.fetch(e + i, d + v);
+        for (int i = 0; i < A::STEP; i++) next.fetch(e + i, d, N * W);
         step(e, cache + offset[e] + d, cache + offset[e + A::STEP - 1] + d);
     }
     if (e < to) step(e, cache + offset[e] + d, nullptr);

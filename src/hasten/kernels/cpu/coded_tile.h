@@ -114,6 +114,7 @@ template <int BITS_> class CodedTile {
 
     // Makes the probabilities s (rows of TILE) of entries [from, to) into whole numbers.
     template <int M> void take_probabilities(const float *s, int from, int to) {
+        to = (to + STRIP - 1) / STRIP * STRIP;  // probabilities and scales are zeros there
         begin = 0, end = count;
         while (begin < end && strips[begin].entry + strips[begin].count <= from) begin++;
         while (begin < end && strips[end - 1].entry >= to) end--;
