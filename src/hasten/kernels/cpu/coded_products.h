@@ -64,6 +64,7 @@ inline void split(ints whole, int8_t *one, int8_t *two) {
 
 #endif
 
+inline Codes whole_byte(ints x) { return x; }
 inline Codes low_half(ints x) { return x & 0x0f0f0f0f; }
 inline Codes high_half(ints x) { return x >> 4 & 0x0f0f0f0f; }
 
@@ -80,12 +81,24 @@ inline ints word_at(const int8_t *p) {
     return ints{} + word;
 }
 
-// sums[r][n] += codes x[n] . the numbers whose first word is at p + r * row, the second one `other` bytes behind it.
+// sums[r][n] += codes_of(x[n]) . the numbers whose first word is at p + r * row, the second one `other` bytes behind it.
 template <int M, int N>
-inline __attribute__((always_inline)) void add_products(const Codes (&x)[N], const int8_t *p, size_t row, int other, Sums (&sums)[M][N]) {
+inline __attribute__((always_inline)) void add_products(const ints (&x)[N], Codes (*codes_of)(ints), const int8_t *p, size_t row, int other,
+                                                        Sums (&sums)[M][N]) {
+    if constexpr (W == 8 && M <= 3) {  // of 16 registers the numbers need fewer than the codes
+        ints one[M], two[M];
+        for (int r = 0; r < M; r++) one[r] = word_at(p + r * row), two[r] = word_at(p + r * row + other);
+        for (int n = 0; n < N; n++) {
+            const Codes codes = codes_of(x[n]);
+            for (int r = 0; r < M; r++) sums[r][n].add(codes, one[r], two[r]);
+        }
+        return;
+    }
+    Codes codes[N];
+    for (int n = 0; n < N; n++) codes[n] = codes_of(x[n]);
     for (int r = 0; r < M; r++) {
         ints one = word_at(p + r * row), two = word_at(p + r * row + other);
-        for (int n = 0; n < N; n++) sums[r][n].add(x[n], one, two);
+        for (int n = 0; n < N; n++) sums[r][n].add(codes[n], one, two);
     }
 }
 

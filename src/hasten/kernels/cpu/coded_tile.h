@@ -228,15 +228,11 @@ template <int BITS_> class CodedTile {
     template <int M, int N>
     static inline __attribute__((always_inline)) void add(const ints (&x)[N], const int8_t *p, size_t row, int other, int further,
                                                           Sums (&sums)[M][N]) {
-        Codes codes[N];
         if constexpr (BITS == 8) {
-            for (int n = 0; n < N; n++) codes[n] = x[n];
-            add_products(codes, p, row, other, sums);
+            add_products(x, whole_byte, p, row, other, sums);
         } else {
-            for (int n = 0; n < N; n++) codes[n] = low_half(x[n]);
-            add_products(codes, p, row, other, sums);
-            for (int n = 0; n < N; n++) codes[n] = high_half(x[n]);
-            add_products(codes, p + further, row, other, sums);
+            add_products(x, low_half, p, row, other, sums);
+            add_products(x, high_half, p + further, row, other, sums);
         }
     }
 
