@@ -177,6 +177,7 @@ template <int BITS_> class CodedTile {
                 }
             }
             const int8_t *p = of + i * 2 * STRIP;
+#pragma GCC unroll (W == 16 ? 8 : 1)  // with few registers the words of one step are enough to hold
             for (int step = 0; step < STEPS; step++) {
                 ints x[N];
                 for (int n = 0; n < N; n++) {
