@@ -119,34 +119,26 @@ template <class E> struct Ahead {
     void fetch(int entry, int element) const { __builtin_prefetch(cache + offset[entry] + element, 0, 2); }
 };
 
-// How rows ahead are fetched while values are summed, which takes some dimensions of every entry, then the next ones. With wide
-// vectors that is most of a row, and rows ahead are fetched alike. With narrow ones as many lines are fetched in each pass, but
-// those of one row after another: memory is read in order, each page once.
+// The lines of the rows ahead, one row after another. Processors with narrow vectors have room for few lines on their way at once: what
+// is asked for in a burst is late or never comes, so a line is fetched every few instructions, in the order of memory.
 template <class E> class Sequence {
     static constexpr int LINE = 64 / sizeof(E);
 
   public:
-    Sequence(const Ahead<E> &ahead, int dim, int d, int entry) : ahead(ahead), dim(dim) {
-        if (W == 16) return;
-        int lines = (dim + LINE - 1) / LINE, line = d / LINE * TILE + entry;
-        row = line / lines, element = line % lines * LINE;
-    }
-    // While `count` elements of an entry from d on are read.
-    void fetch(int entry, int d, int count) {
-        for (int v = 0; v < count; v += LINE) {
-            if (W == 16) {
-                ahead.fetch(entry, d + v);
-            } else if (d % LINE == 0 && row < TILE) {
-                ahead.fetch(row, element);
-                element += LINE;
-                if (element >= dim) element = 0, row++;
-            }
-        }
+    // From line `line` of the tile on.
+    Sequence(const Ahead<E> &ahead, int dim, int line) : ahead(ahead), dim(dim), row(line / lines(dim)), element(line % lines(dim) * LINE) {}
+    static int lines(int dim) { return (dim + LINE - 1) / LINE; }
+    void fetch() {
+        if (row >= TILE) return;
+        ahead.fetch(row, element);
+        element += LINE;
+        if (element >= dim) element = 0, row++;
     }
 
   private:
-    const Ahead<E> &ahead;
-    int dim, row = 0, element = 0;
+    const Ahead<E> ahead;
+    const int dim;
+    int row, element;
 };
 
 // Words s .. s + W of W keys from `first` on, transposed: x[i] holds word s + i of each key. Keys past n become zeros.
@@ -226,12 +218,15 @@ inline __attribute__((always_inline)) void score_rows(const E *cache, const int6
             for (int j = 0; j < KEYS; j++) {
                 key[j] = cache + offset[first + 4 * g + from + j];
                 for (int r = 0; r < M; r++) acc[j][r] = vf{};
-                for (int d = 0; d < dim; d += 64 / int(sizeof(E))) ahead.fetch(first + 4 * g + from + j, d);
+                for (int d = 0; W == 16 && d < dim; d += 64 / int(sizeof(E))) ahead.fetch(first + 4 * g + from + j, d);
             }
+            Sequence<E> next(ahead, dim, (first + 4 * g + from) * Sequence<E>::lines(dim));
             int i = 0;
-            for (; i + STEP <= dim; i += STEP)
+            for (; i + STEP <= dim; i += STEP) {
+                for (int j = 0; W == 8 && j < KEYS; j += 2) next.fetch();  // a step is half a line of each key
                 for (int j = 0; j < KEYS; j++)
                     for (int r = 0; r < M; r++) acc[j][r] = step(acc[j][r], q[r] + i, key[j] + i);
+            }
             if (i < dim)
                 for (int j = 0; j < KEYS; j++)
                     for (int r = 0; r < M; r++) acc[j][r] = last_step(acc[j][r], q[r] + i, key[j] + i, dim - i);
@@ -317,10 +312,17 @@ inline __attribute__((always_inline)) void sum_rows(const E *cache, const int64_
             for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], lanes, x[v]);
         }
     };
-    Sequence<E> next(ahead, dim, d, from);
+    // What is summed at once are lines of every entry, or parts of a line, the first of which stands for it.
+    constexpr int LINE = 64 / sizeof(E), LINES = (N * W + LINE - 1) / LINE;
+    Sequence<E> next(ahead, dim, d / LINE * TILE + LINES * from);
     int e = from;
     for (; e + A::STEP <= std::min(to, n); e += A::STEP) {
-        for (int i = 0; i < A::STEP; i++) next.fetch(e + i, d, N * W);
+        for (int i = 0; i < A::STEP * LINES; i++) {
+            if (W == 16)
+                ahead.fetch(e + i / LINES, d + i % LINES * LINE);
+            else if (d % LINE == 0)
+                next.fetch();
+        }
         step(e, cache + offset[e] + d, cache + offset[e + A::STEP - 1] + d);
     }
     if (e < to) step(e, cache + offset[e] + d, nullptr);
