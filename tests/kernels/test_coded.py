@@ -21,7 +21,7 @@ worlds = st.fixed_dictionaries(
     dict(
         kv_heads=st.sampled_from([1, 2, 3]),
         group=st.sampled_from([1, 2, 3, 4, 7, 8]),
-        dim=st.sampled_from([32, 64, 96, 128, 256]),
+        dim=st.sampled_from([32, 64, 96, 128, 256, 512]),
         block_size=st.sampled_from([16, 32, 48]),
         spans=st.integers(1, 4),
         longest=st.sampled_from([0, 3, 40, 300, 700]),

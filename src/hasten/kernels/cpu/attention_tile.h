@@ -119,6 +119,28 @@ template <class E> struct Ahead {
     void fetch(int entry, int element) const { __builtin_prefetch(cache + offset[entry] + element, 0, 2); }
 };
 
+// The lines of the rows ahead, one row after another. Processors with narrow vectors have room for few lines on their way at once: what
+// is asked for in a burst is late or never comes, so a line is fetched every few instructions, in the order of memory.
+template <class E> class Sequence {
+    static constexpr int LINE = 64 / sizeof(E);
+
+  public:
+    // From line `line` of the tile on.
+    Sequence(const Ahead<E> &ahead, int dim, int line) : ahead(ahead), dim(dim), row(line / lines(dim)), element(line % lines(dim) * LINE) {}
+    static int lines(int dim) { return (dim + LINE - 1) / LINE; }
+    void fetch() {
+        if (row >= TILE) return;
+        ahead.fetch(row, element);
+        element += LINE;
+        if (element >= dim) element = 0, row++;
+    }
+
+  private:
+    const Ahead<E> ahead;
+    const int dim;
+    int row, element;
+};
+
 // Words s .. s + W of W keys from `first` on, transposed: x[i] holds word s + i of each key. Keys past n become zeros.
 template <class A, class E>
 inline __attribute__((always_inline)) void gather_keys(const E *cache, const int64_t *offset, int first, int n, int s, int words,
@@ -178,39 +200,48 @@ void score_keys(const E *cache, const int64_t *offset, int first, int n, int dim
     }
 }
 
-#if defined(__AVX512F__)
-// Scores of a few rows for keys `first .. first + 16`, each product along its row from left to right: keys are read in the order in
+#if defined(__AVX2__)
+// Scores of a few rows for keys `first .. first + W`, each product along its row from left to right: keys are read in the order in
 // which they lie, which is what processors fetch ahead best. q: the M rows; scores: rows of TILE. Keys past the end of the tile are
 // whatever its offsets name.
 template <int M, class E>
 inline __attribute__((always_inline)) void score_rows(const E *cache, const int64_t *offset, int first, int dim, const Ahead<E> &ahead,
                                                       const E *const *q, float scale, float *scores) {
     constexpr int STEP = step_of<E>();
-    vf parts[M][4];
-    for (int g = 0; g < 4; g++) {
-        vf acc[4][M];
-        const E *key[4];
-        for (int j = 0; j < 4; j++) {
-            key[j] = cache + offset[first + 4 * g + j];
-            for (int r = 0; r < M; r++) acc[j][r] = vf{};
-            for (int d = 0; d < dim; d += 64 / int(sizeof(E))) ahead.fetch(first + 4 * g + j, d);
+    constexpr int KEYS = W == 16 || M <= 2 ? 4 : 2;  // whose products go on side by side, as many as there are registers for
+    vf parts[M][W / 4];
+    for (int g = 0; g < W / 4; g++) {
+        vf sums[4][M];
+        for (int from = 0; from < 4; from += KEYS) {
+            vf acc[KEYS][M];
+            const E *key[KEYS];
+            for (int j = 0; j < KEYS; j++) {
+                key[j] = cache + offset[first + 4 * g + from + j];
+                for (int r = 0; r < M; r++) acc[j][r] = vf{};
+                for (int d = 0; W == 16 && d < dim; d += 64 / int(sizeof(E))) ahead.fetch(first + 4 * g + from + j, d);
+            }
+            Sequence<E> next(ahead, dim, (first + 4 * g + from) * Sequence<E>::lines(dim));
+            int i = 0;
+            for (; i + STEP <= dim; i += STEP) {
+                for (int j = 0; W == 8 && j < KEYS; j += 2) next.fetch();  // a step is half a line of each key
+                for (int j = 0; j < KEYS; j++)
+                    for (int r = 0; r < M; r++) acc[j][r] = step(acc[j][r], q[r] + i, key[j] + i);
+            }
+            if (i < dim)
+                for (int j = 0; j < KEYS; j++)
+                    for (int r = 0; r < M; r++) acc[j][r] = last_step(acc[j][r], q[r] + i, key[j] + i, dim - i);
+            for (int j = 0; j < KEYS; j++)
+                for (int r = 0; r < M; r++) sums[from + j][r] = acc[j][r];
         }
-        int i = 0;
-        for (; i + STEP <= dim; i += STEP)
-            for (int j = 0; j < 4; j++)
-                for (int r = 0; r < M; r++) acc[j][r] = step(acc[j][r], q[r] + i, key[j] + i);
-        if (i < dim)
-            for (int j = 0; j < 4; j++)
-                for (int r = 0; r < M; r++) acc[j][r] = last_step(acc[j][r], q[r] + i, key[j] + i, dim - i);
-        for (int r = 0; r < M; r++) parts[r][g] = fold(acc[0][r], acc[1][r], acc[2][r], acc[3][r]);
+        for (int r = 0; r < M; r++) parts[r][g] = fold(sums[0][r], sums[1][r], sums[2][r], sums[3][r]);
     }
-    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);  // lane 4 key + group -> 4 group + key
-    for (int r = 0; r < M; r++) {
-        vf sums = sum_quarters(parts[r][0], parts[r][1], parts[r][2], parts[r][3]);
-        store(scores + r * TILE + first, _mm512_permutexvar_ps(order, sums) * set1(scale));
-    }
+    for (int r = 0; r < M; r++) store(scores + r * TILE + first, sum_folded(parts[r]) * set1(scale));
 }
 #endif
+
+// Whether two vectors of bf16 are widened at once: what follows two by two in memory then lies in two vectors, which takes half the
+// instructions, until `interleave` puts the sums in order.
+template <class E, int N, bool FULL> constexpr bool splits() { return W == 8 && sizeof(E) == 2 && FULL && N % 2 == 0; }
 
 // Values of STEP entries at rows `one` and `two` (null past the end: zeros; unread where STEP is 1), their first `left` dimensions,
 // N vectors of them: lane = dimension. With FULL, `left` is at least N * W.
@@ -234,6 +265,13 @@ inline __attribute__((always_inline)) void gather_values(const E *one, const E *
     }
 #endif
     (void)two;
+    if constexpr (splits<E, N, FULL>()) {
+        for (int v = 0; v < N; v += 2) {
+            ints both = load_ints((const int32_t *)(one + v * W));
+            x[v] = floats_to_bits(lower_bf16(both)), x[v + 1] = floats_to_bits(upper_bf16(both));
+        }
+        return;
+    }
     for (int v = 0; v < N; v++) {
         int here = left - v * W;
         if (FULL || here >= W)
@@ -274,13 +312,23 @@ inline __attribute__((always_inline)) void sum_rows(const E *cache, const int64_
             for (int v = 0; v < N; v++) acc[r][v] = A::dot(acc[r][v], lanes, x[v]);
         }
     };
+    // What is summed at once are lines of every entry, or parts of a line, the first of which stands for it.
+    constexpr int LINE = 64 / sizeof(E), LINES = (N * W + LINE - 1) / LINE;
+    Sequence<E> next(ahead, dim, d / LINE * TILE + LINES * from);
     int e = from;
     for (; e + A::STEP <= std::min(to, n); e += A::STEP) {
-        for (int i = 0; i < A::STEP; i++)
-            for (int v = 0; v < N * W; v += 64 / int(sizeof(E))) ahead.fetch(e + i, d + v);
+        for (int i = 0; i < A::STEP * LINES; i++) {
+            if (W == 16)
+                ahead.fetch(e + i / LINES, d + i % LINES * LINE);
+            else if (d % LINE == 0)
+                next.fetch();
+        }
         step(e, cache + offset[e] + d, cache + offset[e + A::STEP - 1] + d);
     }
     if (e < to) step(e, cache + offset[e] + d, nullptr);
+    if constexpr (splits<E, N, FULL>())
+        for (int r = 0; r < M; r++)
+            for (int v = 0; v < N; v += 2) interleave(acc[r][v], acc[r][v + 1]);
 }
 
 // One row's probabilities -> packed words, [TILE / STEP]; entries [from, to), multiples of PW.

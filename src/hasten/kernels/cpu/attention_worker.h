@@ -36,7 +36,6 @@ template <class Store> class Worker {
         v = pieces.next<int32_t>(size_t((call.dim + PW - 1) / PW) * P_WORDS * PW);
         s = pieces.next<float>(MR * TILE);
         p = pieces.next<int32_t>(MR * P_WORDS);
-        if (Store::BITS) plain = pieces.next<E>(size_t(MR) * call.dim);
         tile = pieces.next<Tile>(1);
         ahead = pieces.next<Tile>(1);
         taken = pieces.used;
@@ -78,7 +77,6 @@ template <class Store> class Worker {
     const Job *job = nullptr;
     int words, width, group = 0, rows = 0, block_count = 0;
     int32_t *q, *k, *v, *p;
-    E *plain = nullptr;  // queries of a single block as the numbers that codes become
     float *s, *part = nullptr;
     Partial now, own;  // the rows computed now are the worker's own unless the work says where it wants them
     Rows *blocks;
@@ -140,8 +138,6 @@ template <class Store> class Worker {
                     store_of.take_query(first, count, r, from);
                 } else {
                     pack_query(from, count, q + size_t(first) * words + r);
-                    if (Store::BITS && block_count == 1)
-                        for (int d = 0; d < call.dim; d++) narrow(widen(from[d]), plain + size_t(r) * call.dim + d);
                 }
             }
             blocks[b] = block;
@@ -233,10 +229,10 @@ template <class Store> class Worker {
         const E *cache = store_of.keys;
         int dim = int(call.dim);
         for (int panel = begin; panel < end; panel++) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
             if (!several<M>() && !call.deterministic) {
                 const E *queries[M];
-                for (int r = 0; r < M; r++) queries[r] = Store::BITS ? plain + size_t(r) * dim : query<E>(r);
+                for (int r = 0; r < M; r++) queries[r] = query<E>(r);
                 for (int key = panel * PW; key < (panel + 1) * PW; key += W)
                     score_rows<M>(cache, tile->offset, key, dim, values_ahead(), queries, float(call.scale), s);
                 continue;
@@ -304,7 +300,7 @@ template <class Store> class Worker {
     template <int M> void sum_values(const Rows &block, int from, int to, const float *keep, const float *add) {
         if constexpr (Store::BY_DOT) {
             store_of.template take_probabilities<M>(s, from, to);
-            constexpr int MOST = Store::BITS == 8 && M <= 3 ? 4 : 2;
+            constexpr int MOST = Store::template most_at_once<M>();
             int d = 0;
             for (; d + MOST * W <= width; d += MOST * W) sum_codes<M, MOST>(block, d, keep, add);
             for (; d < width; d += 2 * W) sum_codes<M, 2>(block, d, keep, add);

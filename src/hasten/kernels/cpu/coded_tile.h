@@ -1,12 +1,12 @@
 // Scores and sums of a tile whose keys and values are codes of 8 or 4 bits (coded.h).
 //
-// With products of bytes, queries and probabilities become whole numbers of 15 bits, two signed digits of 8 bits each, so that
-// nothing is lost beside what the codes have lost: the sums are exact, of any order, and a row's bits depend on nothing around it.
-// Without, the codes of a tile become plain numbers in a buffer that stays in the processor's cache.
+// With products of whole numbers (coded_products.h), queries and probabilities become such of 15 bits, so that nothing is lost beside
+// what the codes have lost: the sums are exact, of any order, and a row's bits depend on nothing around it. Without, the codes of a
+// tile become plain numbers in a buffer that stays in the processor's cache.
 #pragma once
 
 #include "attention_view.h"
-#include "coded.h"
+#include "coded_products.h"
 #include "scratch.h"
 
 namespace {
@@ -14,7 +14,6 @@ namespace {
 struct Strip {
     int64_t at;  // number of the strip in the cache
     int lane, count, entry;
-    uint32_t lanes() const { return ((1u << count) - 1) << lane; }
 };
 
 // The strips that a tile's entries lie in, in their order. `offset` holds row numbers.
@@ -33,9 +32,9 @@ inline int strips_of(const Tile &tile, Strip *strips) {
     return count;
 }
 
-#if defined(HASTEN_DOT_BYTES)
+#if defined(__AVX2__)
 
-constexpr float DIGITS = 127 * 256;  // the largest whole number of two digits
+static_assert(int64_t(255 * WHOLE) * TILE <= INT_MAX, "sums of a tile's values");
 
 template <int BITS_> class CodedTile {
   public:
@@ -43,6 +42,8 @@ template <int BITS_> class CodedTile {
     static constexpr int BITS = BITS_;
     static constexpr bool BY_DOT = true;
     static int64_t entry_bytes(int64_t dim) { return coded_bytes<BITS>(dim); }
+    // Vectors of dimensions for which `sum` is to be called at once with M rows: within a group, within the registers.
+    template <int M> static constexpr int most_at_once() { return (W == 16 ? BITS == 8 && M <= 3 : M <= 2) ? 4 : 2; }
 
     CodedTile(const Call &call, int max_rows, Pieces &pieces)
         : keys((const uint8_t *)call.k_cache), values((const uint8_t *)call.v_cache), key_params((const uint16_t *)call.k_params),
@@ -54,7 +55,7 @@ template <int BITS_> class CodedTile {
         scale = pieces.next<float>(size_t(groups) * TILE);
         low = pieces.next<float>(size_t(groups) * TILE);
         digits = pieces.next<int8_t>(size_t(MR) * groups * TILE * 2 * STRIP);
-        flat = pieces.next<int8_t>(2 * FLAT);
+        flat = pieces.next<int32_t>(TILE + 2 * STRIP);
         share = pieces.next<float>(size_t(MR) * groups);
         shift = pieces.next<float>(size_t(MR) * groups);
     }
@@ -66,18 +67,19 @@ template <int BITS_> class CodedTile {
             vf x = load(query + d);
             largest = vmax(largest, vmax(x, vf{} - x));
         }
-        float top = max_lanes(largest), inverse = top > 0 ? DIGITS / top : 0.0f;
-        unit[first + r] = top / DIGITS;
-        int8_t high[W], less[W];
+        const float whole_top = largest_whole(((1 << BITS) - 1) * (dim / groups));
+        float top = max_lanes(largest), inverse = top > 0 ? whole_top / top : 0.0f;
+        unit[first + r] = top / whole_top;
+        int8_t one[W], two[W];
         float *sum = sums + size_t(first + r) * groups;
         std::fill(sum, sum + groups, 0.0f);
         for (int d = 0; d < dim; d += W) {
             ints whole = nearest(load(query + d) * set1(inverse));
-            split(whole, high, less);
-            sum[BITS == 8 ? 0 : d / GROUP] += float(_mm512_reduce_add_epi32((vi)whole));
+            split(whole, one, two);
+            sum[BITS == 8 ? 0 : d / GROUP] += float(sum_whole(whole));
             for (int w = 0; w < W / 4; w++) {
                 int32_t *to = q + (size_t(first) * words + size_t(d / 4 + w) * count + r) * 2;
-                std::memcpy(to, high + 4 * w, 4), std::memcpy(to + 1, less + 4 * w, 4);
+                std::memcpy(to, one + 4 * w, 4), std::memcpy(to + 1, two + 4 * w, 4);
             }
         }
     }
@@ -90,8 +92,9 @@ template <int BITS_> class CodedTile {
             float *a = scale + g * TILE, *b = low + g * TILE;
             for (int i = 0; i < count; i++) {
                 const Strip &strip = strips[i];
-                vf x, y;
-                scale_and_low<BITS>(value_params + strip.at * strip_params<BITS>(dim), g, 0, x, y);
+                vf x[LANES], y[LANES];
+                for (int l = 0; l < LANES; l++)
+                    scale_and_low<BITS>(value_params + strip.at * strip_params<BITS>(dim), g, l * W, x[l], y[l]);
                 put(a + strip.entry, x, strip), put(b + strip.entry, y, strip);
             }
             int past = (tile.n + PW - 1) / PW * PW - tile.n;
@@ -104,13 +107,14 @@ template <int BITS_> class CodedTile {
         int i = 0, end = count;
         while (i < end && strips[i].entry + strips[i].count <= from) i++;
         while (i < end && strips[end - 1].entry >= to) end--;
-        if constexpr (M <= 3)  // with more rows their sums alone fill the registers
+        if constexpr (W == 16 ? M <= 3 : M <= 2)  // with more rows their sums alone fill the registers
             for (; i + 2 <= end; i += 2) score_strips<M, 2, FETCH>(first, strips + i, factor, s);
         for (; i < end; i++) score_strips<M, 1, FETCH>(first, strips + i, factor, s);
     }
 
-    // Makes the probabilities s (rows of TILE) of entries [from, to) into digits.
+    // Makes the probabilities s (rows of TILE) of entries [from, to) into whole numbers.
     template <int M> void take_probabilities(const float *s, int from, int to) {
+        to = (to + STRIP - 1) / STRIP * STRIP;  // probabilities and scales are zeros there
         begin = 0, end = count;
         while (begin < end && strips[begin].entry + strips[begin].count <= from) begin++;
         while (begin < end && strips[end - 1].entry >= to) end--;
@@ -123,26 +127,22 @@ template <int BITS_> class CodedTile {
                     largest = vmax(largest, load(p + e) * load(a + e));
                     lows = fma(load(p + e), load(b + e), lows);
                 }
-                float top = max_lanes(largest), inverse = top > 0 ? DIGITS / top : 0.0f;
-                share[r * groups + g] = top / DIGITS, shift[r * groups + g] = sum_lanes(lows);
+                float top = max_lanes(largest), inverse = top > 0 ? WHOLE / top : 0.0f;
+                share[r * groups + g] = top / WHOLE, shift[r * groups + g] = sum_lanes(lows);
                 int8_t *out = digits + size_t(r * groups + g) * count * 2 * STRIP;
+                auto whole = [&](int e) { return nearest(load(p + e) * load(a + e) * set1(inverse)); };
                 if (aligned) {
-                    for (int e = from; e < to; e += STRIP)
-                        split(nearest(load(p + e) * load(a + e) * set1(inverse)), out + 2 * e, out + 2 * e + STRIP);
+                    for (int e = from; e < to; e += W) {
+                        int8_t *here = out + e / STRIP * 2 * STRIP + e % STRIP;
+                        split(whole(e), here, here + STRIP);
+                    }
                     continue;
                 }
-                for (int e = from; e < to; e += W)
-                    split(nearest(load(p + e) * load(a + e) * set1(inverse)), flat + STRIP + e, flat + FLAT + STRIP + e);
-                for (int i = begin; i < end; i++) {
-                    const Strip &strip = strips[i];
-                    uint32_t lanes = strip.lanes();
-                    if (strip.entry < from) lanes &= ~0u << (strip.lane + from - strip.entry);
-                    if (strip.entry + strip.count > to) lanes &= (1u << (strip.lane + to - strip.entry)) - 1;
-                    for (int digit = 0; digit < 2; digit++) {
-                        const int8_t *in = flat + digit * FLAT + STRIP + strip.entry - strip.lane;
-                        _mm_storeu_si128((__m128i *)(out + (i * 2 + digit) * STRIP), _mm_maskz_loadu_epi8(__mmask16(lanes), in));
-                    }
+                for (int e = from; e < to; e += W) {
+                    ints x = whole(e);
+                    std::memcpy(flat + STRIP + e, &x, sizeof x);
                 }
+                for (int i = begin; i < end; i++) spread(strips[i], from, to, out + i * 2 * STRIP);
             }
         }
     }
@@ -152,15 +152,14 @@ template <int BITS_> class CodedTile {
         constexpr int LINES = BITS / 2;
         const int64_t bytes = strip_bytes<BITS>(dim), from = row * 64 * LINES;
         const uint8_t *next = keys + ahead.offset[e] / STRIP * bytes + from;
-        if (from < bytes)
+        if (e % STRIP == 0 && from < bytes)
             for (int i = 0; i < LINES; i++) __builtin_prefetch(next + 64 * i, 0, 2);
     }
 
-    // Sums of values at dimensions d .. d + 16 N. FETCH: the keys of tile `ahead` are on their way meanwhile.
+    // Sums of values at dimensions d .. d + W N. FETCH: the keys of tile `ahead` are on their way meanwhile.
     template <int M, int N, bool FETCH> void sum(int d, const Tile &ahead, vf (&acc)[M][N]) const {
         constexpr int STEPS = BITS / 2;  // vectors of a strip at each dimension
-        __m512i high[M][N], less[M][N];
-        clear(high), clear(less);
+        Sums sums_of[M][N];
         const int64_t bytes = strip_bytes<BITS>(dim);
         const int g = BITS == 8 ? 0 : d / GROUP;
         const int8_t *of = digits + size_t(g) * count * 2 * STRIP;
@@ -178,121 +177,102 @@ template <int BITS_> class CodedTile {
                 }
             }
             const int8_t *p = of + i * 2 * STRIP;
+#pragma GCC unroll (W == 16 ? 8 : 1)  // with few registers the words of one step are enough to hold
             for (int step = 0; step < STEPS; step++) {
-                __m512i v[N];
+                ints x[N];
                 for (int n = 0; n < N; n++) {
-                    v[n] = _mm512_loadu_si512(codes + step * 4 * dim + 64 * n);
-                    if (FETCH) __builtin_prefetch(next + step * 4 * dim + 64 * n, 0, 2);
+                    const int at = step * 4 * dim + 4 * W * n;
+                    x[n] = load_ints((const int32_t *)(codes + at));
+                    if (FETCH && n % LANES == 0) __builtin_prefetch(next + at, 0, 2);
                 }
-                if constexpr (BITS == 8) {
-                    add(v, p + 4 * step, row, STRIP, high, less);
-                } else {
-                    __m512i half[N];
-                    for (int n = 0; n < N; n++) half[n] = low_half(v[n]);
-                    add(half, p + 8 * step, row, STRIP, high, less);
-                    for (int n = 0; n < N; n++) half[n] = high_half(v[n]);
-                    add(half, p + 8 * step + 4, row, STRIP, high, less);
-                }
+                add(x, p + (8 / BITS) * 4 * step, row, STRIP, 4, sums_of);
             }
         }
         for (int r = 0; r < M; r++)
             for (int n = 0; n < N; n++)
-                acc[r][n] = fma(joined(high[r][n], less[r][n]), set1(share[r * groups + g]), set1(shift[r * groups + g]));
+                acc[r][n] = fma(sums_of[r][n].joined(), set1(share[r * groups + g]), set1(shift[r * groups + g]));
     }
 
   private:
-    static constexpr int FLAT = TILE + 2 * STRIP;
     const uint8_t *keys, *values;
     const uint16_t *key_params, *value_params;
     int dim, words, groups, count = 0, begin = 0, end = 0;
     bool aligned = false;
-    int32_t *q;    // [block][word][row][digit], 4 dimensions each
+    int32_t *q;    // [block][word][row][2], 4 dimensions each
     float *unit;   // of a row's whole numbers
     float *sums;   // [row][group] of them
     Strip *strips;
     float *scale, *low;      // [group][TILE], of the values
-    int8_t *digits;          // [row][group][strip][digit][slot]
-    int8_t *flat;            // the same of one row and group in the order of entries, with room around
+    int8_t *digits;          // [row][group][strip][2][slot], words of 4 slots each
+    int32_t *flat;           // the numbers of one row and group in the order of entries, with room around
     float *share, *shift;    // [row][group]: what the digits' sums are multiplied by, and what is added
 
-    static __m512i low_half(__m512i x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-    static __m512i high_half(__m512i x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
-    template <int M, int N> static void clear(__m512i (&x)[M][N]) {
-        for (int r = 0; r < M; r++)
-            for (int n = 0; n < N; n++) x[r][n] = __m512i{};
+    // The numbers of a strip's slots, zeros where no entry of [from, to) lies.
+    void spread(const Strip &strip, int from, int to, int8_t *out) const {
+        const int apart = strip.entry - strip.lane;  // entry of slot 0
+        const int first = std::max(strip.lane, from - apart), past = std::min(strip.lane + strip.count, to - apart);
+        int32_t slots[STRIP] = {};
+        for (int i = first; i < past; i++) slots[i] = flat[STRIP + apart + i];
+        for (int lane = 0; lane < STRIP; lane += W) split(load_ints(slots + lane), out + lane, out + STRIP + lane);
     }
-    // A word of 4 bytes in every lane.
-    static __m512i four(const int8_t *p) {
-        int32_t word;
-        std::memcpy(&word, p, 4);
-        return _mm512_set1_epi32(word);
-    }
-    // high[r][n] += x[n] . the word at p + r * row, less[r][n] the one `other` bytes behind it.
-    template <int M, int N>
-    static inline __attribute__((always_inline)) void add(const __m512i (&x)[N], const int8_t *p, size_t row, int other,
-                                                          __m512i (&high)[M][N], __m512i (&less)[M][N]) {
-        for (int r = 0; r < M; r++) {
-            __m512i one = four(p + r * row), two = four(p + r * row + other);
-            for (int n = 0; n < N; n++) {
-                high[r][n] = _mm512_dpbusd_epi32(high[r][n], x[n], one);
-                less[r][n] = _mm512_dpbusd_epi32(less[r][n], x[n], two);
-            }
+    // A strip's lanes in the order of its entries.
+    static void put(float *to, const vf (&lanes)[LANES], const Strip &strip) {
+        if (strip.count == STRIP) {
+            for (int l = 0; l < LANES; l++) store(to + l * W, lanes[l]);
+        } else {
+            float slots[STRIP];
+            for (int l = 0; l < LANES; l++) store(slots + l * W, lanes[l]);
+            std::memcpy(to, slots + strip.lane, strip.count * sizeof(float));
         }
     }
-    static void split(ints whole, int8_t *high, int8_t *less) {
-        _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8((vi)((whole + 128) >> 8)));
-        _mm_storeu_si128((__m128i *)less, _mm512_cvtepi32_epi8((vi)whole));  // the lowest byte, signed
-    }
-    static vf joined(__m512i high, __m512i less) { return fma(to_floats((ints)high), set1(256), to_floats((ints)less)); }
-    // A strip's lanes in the order of its entries.
-    static void put(float *to, vf lanes, const Strip &strip) {
-        if (strip.count == STRIP)
-            store(to, lanes);
-        else
-            store_n(to, _mm512_maskz_compress_ps(__mmask16(strip.lanes()), lanes), strip.count);
+    // Adds the products of words x with the numbers at p: of 4 bits each is two words of codes, the second one's numbers `further`.
+    template <int M, int N>
+    static inline __attribute__((always_inline)) void add(const ints (&x)[N], const int8_t *p, size_t row, int other, int further,
+                                                          Sums (&sums)[M][N]) {
+        if constexpr (BITS == 8) {
+            add_products(x, whole_byte, p, row, other, sums);
+        } else {
+            add_products(x, low_half, p, row, other, sums);
+            add_products(x, high_half, p + further, row, other, sums);
+        }
     }
 
     template <int M, int S, bool FETCH> void score_strips(int first, const Strip *strip, float factor, float *s) const {
+        constexpr int N = S * LANES;
         const int64_t bytes = strip_bytes<BITS>(dim);
         const uint8_t *codes[S], *fetched[S];
         for (int j = 0; j < S; j++) codes[j] = keys + strip[j].at * bytes, fetched[j] = values + strip[j].at * bytes;
         const int32_t *of = q + size_t(first) * words * 2;
-        vf total[S][M];
-        for (int j = 0; j < S; j++)
-            for (int r = 0; r < M; r++) total[j][r] = vf{};
+        vf total[M][S][LANES];
+        for (auto &row : total)
+            for (auto &lanes : row) std::fill(lanes, lanes + LANES, vf{});
         const int steps = BITS == 8 ? words : GROUP / 8;
         for (int g = 0; g < groups; g++) {
-            __m512i high[M][S], less[M][S];
-            clear(high), clear(less);
+            Sums sums_of[M][N];
             for (int step = 0; step < steps; step++) {
-                __m512i k[S];
-                int64_t at = int64_t(g * steps + step) * 64;
+                ints x[N];
+                int64_t at = int64_t(g * steps + step) * 4 * STRIP;
                 for (int j = 0; j < S; j++) {
-                    k[j] = _mm512_loadu_si512(codes[j] + at);
+                    for (int l = 0; l < LANES; l++) x[j * LANES + l] = load_ints((const int32_t *)(codes[j] + at) + l * W);
                     if (FETCH) __builtin_prefetch(fetched[j] + at, 0, 2);
                 }
-                const int8_t *words_of = (const int8_t *)(of + size_t(g * steps + step) * (8 / BITS) * M * 2);
-                if constexpr (BITS == 8) {
-                    add(k, words_of, 8, 4, high, less);
-                } else {
-                    __m512i half[S];
-                    for (int j = 0; j < S; j++) half[j] = low_half(k[j]);
-                    add(half, words_of, 8, 4, high, less);
-                    for (int j = 0; j < S; j++) half[j] = high_half(k[j]);
-                    add(half, words_of + 8 * M, 8, 4, high, less);
-                }
+                add(x, (const int8_t *)(of + size_t(g * steps + step) * (8 / BITS) * M * 2), 8, 4, 8 * M, sums_of);
             }
-            for (int j = 0; j < S; j++) {
-                vf a, b;
-                scale_and_low<BITS>(key_params + strip[j].at * strip_params<BITS>(dim), g, 0, a, b);
-                for (int r = 0; r < M; r++) {
-                    vf all = joined(high[r][j], less[r][j]);
-                    total[j][r] = total[j][r] + fma(a, all, b * set1(sums[size_t(first + r) * groups + g]));
+            for (int j = 0; j < S; j++)
+                for (int l = 0; l < LANES; l++) {
+                    vf a, b;
+                    scale_and_low<BITS>(key_params + strip[j].at * strip_params<BITS>(dim), g, l * W, a, b);
+                    for (int r = 0; r < M; r++) {
+                        vf &sum = total[r][j][l];
+                        sum = sum + fma(a, sums_of[r][j * LANES + l].joined(), b * set1(sums[size_t(first + r) * groups + g]));
+                    }
                 }
-            }
         }
-        for (int j = 0; j < S; j++)
-            for (int r = 0; r < M; r++) put(s + r * TILE + strip[j].entry, total[j][r] * set1(unit[first + r] * factor), strip[j]);
+        for (int r = 0; r < M; r++)
+            for (int j = 0; j < S; j++) {
+                for (int l = 0; l < LANES; l++) total[r][j][l] = total[r][j][l] * set1(unit[first + r] * factor);
+                put(s + r * TILE + strip[j].entry, total[r][j], strip[j]);
+            }
     }
 };
 

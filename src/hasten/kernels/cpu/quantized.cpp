@@ -28,13 +28,9 @@ inline ints dot(ints acc, ints w, Four x) { return (ints)_mm512_dpbusd_epi32((vi
 #if defined(__AVX512F__)
 inline ints low_half(ints v) { return (ints)_mm512_srai_epi16(_mm512_slli_epi16((vi)v, 8), 8); }
 inline ints high_half(ints v) { return (ints)_mm512_srai_epi16((vi)v, 8); }
-inline ints high_unsigned(ints v) { return (ints)_mm512_srli_epi16((vi)v, 8); }
-inline ints pairs(ints a, ints b) { return (ints)_mm512_madd_epi16((vi)a, (vi)b); }
 #else
 inline ints low_half(ints v) { return (ints)_mm256_srai_epi16(_mm256_slli_epi16((vi)v, 8), 8); }
 inline ints high_half(ints v) { return (ints)_mm256_srai_epi16((vi)v, 8); }
-inline ints high_unsigned(ints v) { return (ints)_mm256_srli_epi16((vi)v, 8); }
-inline ints pairs(ints a, ints b) { return (ints)_mm256_madd_epi16((vi)a, (vi)b); }
 #endif
 struct Four {
     ints even, odd;  // columns 0 and 2, 1 and 3, as 16-bit integers

@@ -81,6 +81,10 @@ inline ints floats_to_bits(vf v) {
     return i;
 }
 
+// Of two bf16 in each lane, the first and the second.
+inline vf lower_bf16(ints x) { return bits_to_floats(x << 16); }
+inline vf upper_bf16(ints x) { return bits_to_floats(x & int32_t(0xffff0000)); }
+
 // Comparisons give a `mask`, one bit or one lane of ones for each lane.
 #if defined(__AVX512F__)
 using mask = __mmask16;
@@ -208,6 +212,22 @@ inline vf sum_quarters(vf p, vf q, vf r, vf s) {
     vf pq = halve_quarters(p, q), rs = halve_quarters(r, s);
     return _mm512_add_ps(_mm512_shuffle_ps(pq, rs, 0x88), _mm512_shuffle_ps(pq, rs, 0xdd));
 }
+// Lane 4 i + j is the sum of what was folded as vector j into parts[i].
+inline vf sum_folded(const vf (&parts)[4]) {
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    return _mm512_permutexvar_ps(order, sum_quarters(parts[0], parts[1], parts[2], parts[3]));
+}
+#elif defined(__AVX2__)
+// a0 b0 a1 b1 .., of all their lanes.
+inline void interleave(vf &a, vf &b) {
+    vf low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    a = _mm256_permute2f128_ps(low, high, 0x20), b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+// The same sums, lane i of each half a sum of vector i.
+inline vf fold(vf a, vf b, vf c, vf d) { return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)); }
+inline vf sum_folded(const vf (&parts)[2]) {
+    return _mm256_add_ps(_mm256_permute2f128_ps(parts[0], parts[1], 0x20), _mm256_permute2f128_ps(parts[0], parts[1], 0x31));
+}
 #endif
 inline float max_lanes(vf v) {
 #if defined(__AVX2__)
@@ -224,6 +244,17 @@ inline float max_lanes(vf v) {
     return a > b ? a : b;
 #endif
 }
+
+#if defined(__AVX2__)
+// Of numbers of 16 bits, two in each lane: sums of the products of both, and the upper bytes of both, unsigned.
+#if defined(__AVX512F__)
+inline ints pairs(ints a, ints b) { return (ints)_mm512_madd_epi16((vi)a, (vi)b); }
+inline ints high_unsigned(ints v) { return (ints)_mm512_srli_epi16((vi)v, 8); }
+#else
+inline ints pairs(ints a, ints b) { return (ints)_mm256_madd_epi16((vi)a, (vi)b); }
+inline ints high_unsigned(ints v) { return (ints)_mm256_srli_epi16((vi)v, 8); }
+#endif
+#endif
 
 // 2^x to about one unit in the last place for x <= 127; exactly 1 at 0 and exactly 0 at -inf.
 inline vf exp2v(vf x) {
