@@ -27,11 +27,18 @@ template <class E, int M, int N, bool FETCH> void block(const Linear<E> &a, int6
         for (int n = 0; n < N; n++) acc[m][n] = vf{};
     constexpr int STEP = step_of<E>();
     int64_t i = 0;
-    for (; i + STEP <= a.inner; i += STEP)
-        for (int n = 0; n < N; n++) {
-            if (FETCH) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
-            for (int m = 0; m < M; m++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
+    for (; i + STEP <= a.inner; i += STEP) {
+        if constexpr (W == 16) {
+            for (int n = 0; n < N; n++) {
+                if (FETCH) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
+                for (int m = 0; m < M; m++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
+            }
+        } else {  // with few registers those of w are kept, of which there are fewer
+            for (int n = 0; FETCH && n < N; n++) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < N; n++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
         }
+    }
     if (i < a.inner)
         for (int n = 0; n < N; n++)
             for (int m = 0; m < M; m++)
