@@ -34,7 +34,7 @@ from hasten.engine.ledger import Ledger
 from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.request import Request, SamplingParams
-from hasten.engine.rng import mix, uniform
+from hasten.engine.rng import key, mix
 from hasten.engine.scheduling.base import Limits
 from hasten.engine.scheduling.fcfs import FCFS
 from hasten.engine.scheduling.length_limit import LengthLimit
@@ -43,6 +43,7 @@ from hasten.engine.scheduling.newest_yields import Options as ResidencyOptions
 from hasten.engine.scheduling.stall_free import Options as BatchingOptions
 from hasten.engine.scheduling.stall_free import StallFree
 from hasten.kernels import ReferenceKernels
+from hasten.kernels.reference import earliness
 
 VOCABULARY = 40
 MASK = (1 << 64) - 1
@@ -286,6 +287,6 @@ def alone(request: Request, max_length: int = 200, eos: frozenset[int] = frozens
 def _draw(logits: np.ndarray, sampling: SamplingParams, seed: int, number: int) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / sampling.temperature
-    cumulative = np.cumsum(np.exp(scaled - scaled.max()))
-    return int(np.searchsorted(cumulative, uniform(seed, number) * cumulative[-1], side="right"))
+    # A race: each token arrives at an exponential time of its own, divided by its probability.
+    early = earliness(torch.tensor([key(seed, number)]), len(logits))[0].numpy()
+    return int(np.argmax(logits.astype(np.float64) / sampling.temperature + early))
