@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.decoding.test_draft_model import SCHEMA, accepted
 from tests.engine import tiny
 from tests.engine.test_exactness import answers, mixed_requests
 
@@ -69,13 +70,6 @@ def drafting(model: str, heads: str, knobs: str = "", with_: tuple[str, ...] = (
     asked: Any = built.engine.decoding.proposer
     (proposer,) = (one for one in getattr(asked, "_proposers", [asked]) if isinstance(one, Medusa))
     return built, proposer
-
-
-def drafts(built: Any) -> tuple[list[int], list[int]]:
-    """Tokens drafted and accepted, draft by draft."""
-    columns = built.engine.events.columns()
-    found = columns["kind"] == Kind.DRAFTED
-    return columns["a"][found].astype(int).tolist(), columns["b"][found].astype(int).tolist()
 
 
 # -- the tree -----------------------------------------------------------------------------------------------------------
@@ -152,7 +146,7 @@ def test_the_state_is_what_the_head_reads(model: str, heads: str, dtype: str, na
     executor.submit = checked
     sampling = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logit_bias=BIAS)
     tiny.run(built, [Request(id=f"{n}", prompt=np.arange(1, n), sampling=sampling) for n in (2, 9, 100)])
-    assert seen[0] > 60 and sum(drafts(built)[1]) > 10
+    assert seen[0] > 60 and sum(accepted(built)[1]) > 10
     recorded = [one for one in executor._plans.values() if isinstance(one, PlannedPass)]
     from hasten.kernels.cpu import native as library
 
@@ -179,7 +173,7 @@ def test_the_state_kept_is_the_one_that_the_last_token_was_drawn_from(model: str
     prompts = [np.arange(1, 30), np.arange(40, 50), np.arange(3, 90)]
     with torch.inference_mode():
         tiny.run(built, [Request(id=f"r{i}", prompt=prompt, sampling=sampling) for i, prompt in enumerate(prompts)])
-    assert built.engine.events.counts[Kind.PREEMPTED] and sum(drafts(built)[1]) > 20 and seen[0] > 20
+    assert built.engine.events.counts[Kind.PREEMPTED] and sum(accepted(built)[1]) > 20 and seen[0] > 20
     assert len(proposer) == 0
 
 
@@ -241,7 +235,7 @@ def test_guesses_change_no_token_and_no_logprob(model: str, heads: str, knobs: s
         for kind in moved:
             moved[kind] += counts[kind]
         if say is biased and knobs != ":nodes=1":
-            assert sum(drafts(built)[1]) > 50
+            assert sum(accepted(built)[1]) > 50
     assert all(moved.values()), "memory was not short"
 
 
@@ -254,7 +248,7 @@ def test_behind_others_and_before_them(model: str, heads: str) -> None:
         chain = built.engine.decoding.proposer
         assert isinstance(chain, Chain) and isinstance(chain, Reader) and built.engine.decoding.taps == {NORMED}
         assert_equal(answers(built, requests), want)
-        assert sum(drafts(built)[1]) > 20
+        assert sum(accepted(built)[1]) > 20
         assert len(proposer) == 0
     unread = Chain([])
     assert unread.taps == frozenset()
@@ -302,7 +296,7 @@ def test_forks_and_injected_tokens_wait_for_a_state(model: str, heads: str) -> N
     for delta in out:
         got.setdefault((delta.request_id, delta.index), []).extend(delta.tokens)
     assert controller.unknown == 3 and len(want) == 3
-    assert got == want and sum(drafts(built)[1]) > 20
+    assert got == want and sum(accepted(built)[1]) > 20
     built.engine.ledger.audit()
     assert len(proposer) == 0
 
@@ -330,19 +324,7 @@ def test_a_failing_reader_fails_nobody(model: str, heads: str) -> None:
         raise RuntimeError("no state")
 
     proposer.committed = broken  # type: ignore[method-assign]
-    assert answers(built, mixed_requests()) == want and not drafts(built)[0]
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "customer": {"type": "string", "maxLength": 20},
-        "count": {"type": "integer", "minimum": 1, "maximum": 99},
-        "express": {"type": "boolean"},
-    },
-    "required": ["customer", "count", "express"],
-    "additionalProperties": False,
-}
+    assert answers(built, mixed_requests()) == want and not accepted(built)[0]
 
 
 def ordered(with_: tuple[str, ...], heats: tuple[float, ...], memory: int | None) -> tuple[list[str], LLM]:
@@ -365,14 +347,14 @@ def test_the_built_in_heads_under_a_grammar(with_: tuple[str, ...]) -> None:
     got, llm = ordered((*with_, "medusa:nodes=16"), (0.0, 1.0), 700_000)
     assert got == texts
     assert all(list(json.loads(text)) == SCHEMA["required"] for text in texts)
-    assert llm.engine.events.counts[Kind.PREEMPTED] and sum(drafts(llm)[1]) > 50
+    assert llm.engine.events.counts[Kind.PREEMPTED] and sum(accepted(llm)[1]) > 50
 
 
 def test_typical_answers_keep_the_grammar_and_greedy_ones_everything() -> None:
     plain, _ = ordered((), (0.0,), None)
     got, llm = ordered(("medusa:nodes=16", "typical-acceptance"), (0.0, 1.0), None)
     assert got[: len(plain)] == plain
-    assert all(list(json.loads(text)) == SCHEMA["required"] for text in got) and sum(drafts(llm)[1]) > 50
+    assert all(list(json.loads(text)) == SCHEMA["required"] for text in got) and sum(accepted(llm)[1]) > 50
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -380,7 +362,7 @@ def test_the_built_in_heads_are_right_more_often_than_not(dtype: str) -> None:
     llm = LLM(speculate="medusa", set_={"model.dtype": dtype})
     text = "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n"
     (done,) = llm.generate(text, SamplingParams(max_tokens=64, temperature=0, ignore_eos=True))
-    steps = len(drafts(llm)[0])
+    steps = len(accepted(llm)[0])
     assert 64 / steps > 1.5 and 1 < done.drafted / steps <= llm.info["medusa_nodes"]
 
 
@@ -399,7 +381,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, model: str) -> None:
     built, proposer = drafting(model, str(folder))
     sampling = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True, logit_bias=BIAS)
     tiny.run(built, [Request(id="r", prompt=np.arange(1, 9), sampling=sampling)])
-    assert sum(drafts(built)[1]) > 0 and len(proposer) == 0
+    assert sum(accepted(built)[1]) > 0 and len(proposer) == 0
 
 
 def test_heads_that_guess_any_token_use_the_models_own_head(tmp_path: Path, model: str) -> None:

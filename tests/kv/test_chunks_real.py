@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.engine import tiny
+from tests.kv.marked import marked
 from torch import Tensor
 
 from hasten.engine.attention.base import StatelessAttention
@@ -19,7 +20,7 @@ from hasten.engine.executors.simulated import SimulatedModel
 from hasten.engine.executors.step import Site, Step
 from hasten.engine.models.config import Rope
 from hasten.engine.models.rope import cos_sin
-from hasten.engine.request import Request, SamplingParams
+from hasten.engine.request import Request
 from hasten.engine.simulate import simulated_engine
 from hasten.engine.technique import ConfigError
 from hasten.kernels.reference import _rotate
@@ -32,16 +33,9 @@ BLOCK = 16 * 2 * 2 * 2 * 16 * 4
 
 
 def request(id: str, *pieces: int | list[int], **sampling: Any) -> Request:
-    """`pieces`: numbers of documents, and text."""
-    prompt: list[int] = []
-    chunks = []
-    for piece in pieces:
-        start = len(prompt)
-        prompt += DOCUMENTS[piece] if isinstance(piece, int) else piece
-        if isinstance(piece, int):
-            chunks.append((start, len(prompt)))
-    params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0, "logprobs": 5, "ignore_eos": True, **sampling})
-    return Request(id=id, prompt=np.array(prompt), sampling=params, chunks=tuple(chunks))
+    return marked(
+        id, DOCUMENTS, *pieces, **{"max_tokens": 12, "temperature": 0.0, "logprobs": 5, "ignore_eos": True, **sampling}
+    )
 
 
 def requests(**sampling: Any) -> list[Request]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tests.kv.chunked import MAX_LENGTH, chunk_engine, expected, linker_of
+from tests.kv.marked import marked
 
 from hasten.engine.events import Kind
 from hasten.engine.kv.base import Linked, Repair
@@ -22,7 +23,7 @@ from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.retention import LRU, Facts
 from hasten.engine.loop import Engine
 from hasten.engine.outputs import TokenDelta
-from hasten.engine.request import BadRequest, Request, SamplingParams, Segment
+from hasten.engine.request import BadRequest, Request, Segment
 from hasten.engine.sequence import Draft, State
 
 DOCUMENTS = [[(7 * d + 3 * i + i * i) % 40 for i in range(size)] for d, size in enumerate((1, 5, 8, 9, 16, 21, 30))]
@@ -35,16 +36,7 @@ REPAIRS: dict[str, Repair] = {
 
 
 def request(id: str, *pieces: int | list[int], **sampling: Any) -> Request:
-    """`pieces`: numbers of documents, which are chunks, and lists of tokens, which are not."""
-    prompt: list[int] = []
-    chunks = []
-    for piece in pieces:
-        start = len(prompt)
-        prompt += DOCUMENTS[piece] if isinstance(piece, int) else piece
-        if isinstance(piece, int):
-            chunks.append((start, len(prompt)))
-    params = SamplingParams(**{"temperature": 0.0, "seed": 1, "max_tokens": 6, **sampling})
-    return Request(id=id, prompt=np.array(prompt), sampling=params, chunks=tuple(chunks))
+    return marked(id, DOCUMENTS, *pieces, **{"temperature": 0.0, "seed": 1, "max_tokens": 6, **sampling})
 
 
 def run(engine: Engine, *requests: Request) -> dict[tuple[str, int], list[int]]:

@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import Field
 
@@ -214,9 +215,12 @@ class _Base:
     def of(cls, view: View) -> _Base:
         running = view.in_state(State.RUNNING)
         decoding = [seq for seq in running if seq.decoding]
-        prompts = sum(seq.remaining for seq in running) - len(decoding)
-        prompts += sum(seq.remaining for seq in view.in_state(State.WAITING))
         room = max(0, view.limits.tokens - len(decoding))
+        prompts = sum(seq.remaining for seq in running) - len(decoding)
+        for seq in view.in_state(State.WAITING):
+            if prompts >= room:  # thousands may wait
+                break
+            prompts += seq.remaining
         return cls(len(decoding), sum(seq.view.length for seq in decoding), min(prompts, room))
 
     def shape(self, drafts: int = 0, more_pairs: int = 0) -> StepShape:
@@ -254,7 +258,10 @@ class _Step:
         found: dict[tuple[type, int], float] = {}
         for proposer, (sequences, tokens, longest) in self._by.items():
             key = type(proposer), sequences.bit_length()
-            price = proposer.price(sequences, tokens, longest) if isinstance(proposer, Priced) else LOOKUP_S * sequences
+            if _can(key[0], Priced):
+                price = cast(Priced, proposer).price(sequences, tokens, longest)
+            else:
+                price = LOOKUP_S * sequences
             found[key] = found.get(key, 0.0) + price * self._spec.factor(key)
         return found
 
@@ -264,12 +271,20 @@ class _Step:
 
 
 def _kind(offer: Offer) -> tuple[type, Hashable]:
-    proposer = offer.proposer
-    return type(proposer), proposer.evidence(offer.sequence) if isinstance(proposer, Evidenced) else None
+    kind = type(offer.proposer)
+    return kind, cast(Evidenced, offer.proposer).evidence(offer.sequence) if _can(kind, Evidenced) else None
 
 
 def _odds(offer: Offer) -> Seq[float] | None:
-    return offer.proposer.odds(offer.sequence, offer.most) if isinstance(offer.proposer, Treelike) else None
+    if not _can(type(offer.proposer), Treelike):
+        return None
+    return cast(Treelike, offer.proposer).odds(offer.sequence, offer.most)
+
+
+@cache
+def _can(kind: type, ability: type) -> bool:
+    """Whether a proposer offers what it may. Asked for every guess of every step: looking at a protocol anew is too slow."""
+    return issubclass(kind, ability)
 
 
 TECHNIQUE = Technique(
