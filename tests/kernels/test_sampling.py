@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from hasten.engine.rng import key
+from hasten.kernels import reference
 
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
@@ -203,3 +204,12 @@ def test_log_probabilities(kernels, dtype):
     assert values.dtype == torch.float32 and values.shape == ids.shape == (4, 5)
     torch.testing.assert_close(values.double(), every.gather(1, ids), atol=1e-5, rtol=0)
     assert (values.diff(dim=-1) <= 0).all() and torch.equal(values[:, 0], values.amax(-1))
+
+
+def test_arrivals_are_what_they_are_said_to_be():
+    """All 53 bits of them: an independent computation in plain Python."""
+    keys = keys_of(np.random.default_rng(7), 5)
+    keys[:2] = torch.tensor([0, -1])
+    found = reference.earliness(keys, 300)
+    expected = [[earliness(int(key), token) for token in range(300)] for key in keys]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-14)
