@@ -412,8 +412,13 @@ def test_a_peer_that_failed_once_is_left_alone_for_a_while_and_then_asked_again(
         assert not found_again(engine, first, 0.5), "each question would cost its time limit"
         assert found_again(engine, first, 10), "what it has did not change, and is offered again all the same"
         assert time.monotonic() - failed_s > 0.6
-        out, _ = serve(engine, request("b", prompt(130, 2)))
-        assert out[0].reused == 128
+        reused, tries = 0, 0
+        while not reused and tries < 10:  # a busy machine may pass the time limit once more, and all starts again
+            assert found_again(engine, first, 10)
+            forget_device(engine)
+            out, _ = serve(engine, request(f"b{tries}", prompt(130, 2)))
+            reused, tries = out[0].reused, tries + 1
+        assert reused == 128
         proxy.close()
         cache_of(engine).close()
 

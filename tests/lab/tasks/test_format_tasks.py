@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hasten.lab.testbed import json_check, queries, sandbox_sql
 from hasten.lab.testbed.document import END_OF_TEXT, END_OF_TURN, Document, tool_call, tool_turn, tools_turn, turn
 from hasten.lab.testbed.functions import FUNCTIONS
 from hasten.lab.testbed.material import Material
-from hasten.lab.testbed.tasks import extraction, sql
+from hasten.lab.testbed.tasks import extraction, python_fill, sql
 from hasten.lab.testbed.tasks.base import Task, Wordings
 from hasten.lab.testbed.tasks.calls import Calls
 from hasten.lab.testbed.tasks.extraction import Extraction
@@ -64,6 +65,22 @@ def material() -> Material:
     texts = [Document("essay", "essay", PROSE), Document("encyclopaedia", "article", PROSE[::-1])]
     train, held_out = ([Document("python", path.stem, path.read_text(encoding="utf-8"))] for path in MODULES)
     return Material(lambda text: (len(text) + 3) // 4, [*texts, *train], [*texts, *held_out])
+
+
+def test_parsing_in_the_midst_of_somebodys_finalizers() -> None:
+    class Parses:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            python_fill._parse("a")
+
+    module = MODULES[1].read_text(encoding="utf-8")
+    for _ in range(1000):
+        Parses()
+    for _ in range(3):
+        assert python_fill._parse(module) is not None
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("task", [*GENERATED, *FILLED], ids=str)

@@ -7,6 +7,7 @@ The order prefix, suffix, middle is that of Bavarian et al., "Efficient training
 from __future__ import annotations
 
 import ast
+import gc
 import random
 import textwrap
 import warnings
@@ -123,13 +124,21 @@ def _function(lines: list[str]) -> Function | None:
 
 
 def _parse(source: str) -> ast.Module | None:
-    """The syntax tree, or None where there is none: models write anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    """The syntax tree, or None where there is none: models write anything.
+
+    Nothing is collected meanwhile: up to Python 3.11 a finalizer that parses (formatting a traceback does) in the middle of
+    another's tree makes the interpreter miscount its recursion and raise SystemError (CPython's gh-106905)."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _without_trailing_space(text: str) -> list[str]:
