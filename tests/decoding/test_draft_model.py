@@ -435,3 +435,40 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="their tokenizers give other numbers"):
         LLM(with_=[f"draft-model:model={tmp_path}"])
+
+
+@pytest.mark.parametrize("longer", ["served", "draft"])
+def test_weights_padded_to_other_sizes(tmp_path: Path, longer: str) -> None:
+    """Rows that no token has. In the draft they are large, so that it would like nothing better."""
+    served, draft = "builtin", "builtin-draft"
+    if longer == "served":
+        served = padded(served, tmp_path, 0.0)
+    else:
+        draft = padded(draft, tmp_path, 4.0)
+    settings: dict[str, Any] = {"set_": ("model.dtype=float32", "executor.deterministic=true")}
+    plain, drafting = LLM(served, **settings), LLM(served, **settings, with_=[f"draft-model:model={draft}"])
+    prompts = ["import os\nimport ", "Once upon a time", "def f(x):\n    return "]
+    wanted, found = (llm.generate(prompts, SamplingParams(max_tokens=30, temperature=0)) for llm in (plain, drafting))
+    assert [answer.text for answer in found] == [answer.text for answer in wanted]
+    assert sum(answer.accepted for answer in found) > 10
+    proposer = drafting.engine.decoding.proposer
+    assert isinstance(proposer, DraftModel)
+    unknown = sequence(1, [5, 8192 if longer == "served" else 8191, 7])
+    assert (proposer.lookahead(unknown) == 0) == (longer == "served")
+
+
+def padded(name: str, folder: Path, value: float) -> str:
+    """A copy of a model with tied embeddings whose vocabulary has 64 rows more."""
+    from safetensors.torch import load_file, save_file
+
+    from hasten.engine.models import resolve
+
+    for file in resolve(name).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 64}))
+    weights = load_file(folder / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    weights["model.embed_tokens.weight"] = torch.cat([table, table.new_full((64, table.shape[1]), value)])
+    save_file(weights, folder / "model.safetensors")
+    return str(folder)

@@ -133,7 +133,8 @@ class DraftModel:
         """Whether the draft could read the sequence if it had all of its memory."""
         length, pool = sequence.length + self._drafter.length, self.second.books.pool
         last = int(sequence.positions[-1]) + self._drafter.length
-        return last < self.second.model.max_length and length <= pool.blocks * pool.block_size
+        fits = last < self.second.model.max_length and length <= pool.blocks * pool.block_size
+        return fits and self.second.reads(sequence)
 
     def propose(self, sequences: Seq[Sequence], budgets: Seq[int], last: StepResult | None) -> list[Draft | None]:
         from hasten.engine.decoding.drafts.drafter import Line

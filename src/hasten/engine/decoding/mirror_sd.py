@@ -211,6 +211,8 @@ class MirrorSD(DraftModel):
         for accepted, token in self.guess(chances, draft, drawn, 4 * most, trust):
             if rank == most:
                 break
+            if token >= self.second.model.vocabulary:  # the draft cannot read it
+                continue
             if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
                 continue
             state = _fork(rows[accepted].constraint)

@@ -121,7 +121,7 @@ class Drafter:
             return []
         executor = self._second.executor
         executor.copy_blocks(self._second.books.take_copies())
-        result = executor.submit(self._builder.build([piece.span for piece in pieces])).wait()
+        result = self._second.fitted(executor.submit(self._builder.build([piece.span for piece in pieces])).wait())
         self.passes += 1
         for piece in pieces:
             twin, count = piece.line.twin, piece.span.count
@@ -202,7 +202,7 @@ class Drafter:
 
     def _likely(self, result: StepResult) -> list[Likely]:
         """Of each row of the step's logits."""
-        most = min(max(self._width, self._keep), self._second.model.vocabulary)
+        most = min(max(self._width, self._keep), self._second.model.vocabulary, self._second.served)
         values, ids = self._kernels.top_logprobs(result.logits, most)
         return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch.nn import functional as F
 
 from hasten.engine import models
 from hasten.engine.attention.paged import PagedAttention
@@ -22,14 +25,32 @@ from hasten.engine.weights.stores import stores_of
 
 if TYPE_CHECKING:
     from hasten.engine.build import Parts
+    from hasten.engine.executors.base import StepResult
     from hasten.engine.executors.step import Model
+    from hasten.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
 class SecondModel:
+    """`served`: size of the served model's vocabulary. The tokens of both have the same ids, but tables of weights are often
+    padded, each to a size of its own."""
+
     memory: Memory
     books: Books
     executor: LocalExecutor
+    served: int
+
+    def reads(self, sequence: Sequence) -> bool:
+        """Whether it has a row for every token of the sequence."""
+        size = self.model.vocabulary
+        return size >= self.served or bool((sequence.tokens < size).all())
+
+    def fitted(self, result: StepResult) -> StepResult:
+        """Its logits as if its vocabulary were as large as the served model's: tokens that it does not know get -infinity."""
+        missing = self.served - result.logits.shape[1]
+        if missing:  # a negative pad crops
+            result = replace(result, logits=F.pad(result.logits, (0, missing), value=-inf))
+        return result
 
     @property
     def model(self) -> Model:
@@ -37,9 +58,9 @@ class SecondModel:
 
 
 def load(parts: Parts, config: ModelConfig, store: str, memory_bytes: int | None, who: str) -> SecondModel:
-    """The model that `config` names, with weights in the stores of the technique `store`. It must have the served model's
-    vocabulary. `memory_bytes`: of its pool; None: as many blocks as the served model's, if a share of the free memory holds
-    them. `who`: the technique that asks. Raises ConfigError."""
+    """The model that `config` names, with weights in the stores of the technique `store`. Its tokenizer must be the served
+    model's. `memory_bytes`: of its pool; None: as many blocks as the served model's, if a share of the free memory holds them.
+    `who`: the technique that asks. Raises ConfigError."""
     folder = models.resolve(config.path, weights=config.load_format != "dummy")
     shape = models.ModelShape.parse(models.read_config(folder))
     _same_vocabulary(parts, config, folder, shape.vocabulary)
@@ -61,18 +82,20 @@ def load(parts: Parts, config: ModelConfig, store: str, memory_bytes: int | None
             deterministic=executor.deterministic,
             native=executor.native,
         ),
+        parts.model.vocabulary,
     )
 
 
 def _same_vocabulary(parts: Parts, config: ModelConfig, folder: Path, vocabulary: int) -> None:
     """Token ids must mean the same to both."""
     served = parts.model.vocabulary
-    if vocabulary != served:
+    dummy = config.load_format == "dummy"
+    if vocabulary != served and (dummy or max(tokenizer_of(parts).ids.values(), default=0) >= min(vocabulary, served)):
         raise ConfigError(
             f"{config.path} cannot draft for {parts.config.model.path}: it has {vocabulary:,} tokens, not {served:,}; a draft "
             "model shares the tokenizer of the model it drafts for"
         )
-    if config.load_format == "dummy":
+    if dummy:
         return
     here, there = (path / "tokenizer.json" for path in (models.resolve(parts.config.model.path), folder))
     if here.is_file() and there.is_file() and here.read_bytes() == there.read_bytes():
