@@ -58,6 +58,8 @@ class WatchedContextLinker(ContextLinker):
     epochs: dict[tuple[str, int], list[Epoch]]
     hashes: dict[Chunk, list[int]]
     """Of every variant that was ever kept."""
+    forgets = False
+    """Nothing is measured."""
 
     def admit(self, seq: Sequence) -> None:
         super().admit(seq)
@@ -78,7 +80,7 @@ class WatchedContextLinker(ContextLinker):
     def _keep(self, seq: Sequence, number: int, mass: Floats) -> None:
         pieces = seq.chunks[: number + 1]
         naive = [[mass_of(seq.tokens, i, one.start) for one in pieces] for i in range(pieces[-1].start, pieces[-1].stop)]
-        assert (mass == np.array(naive, dtype=np.float32)).all(), "the mass is not that of the chunk's tokens"
+        assert self.forgets or (mass == np.array(naive, dtype=np.float32)).all(), "the mass is not that of the chunk's tokens"
         before = self.store.variants(pieces[-1].name)
         super()._keep(seq, number, mass)
         for chunk in self.store.variants(pieces[-1].name):

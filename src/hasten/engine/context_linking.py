@@ -122,7 +122,8 @@ class ContextLinker(Linker):
             for number, held in links.mass.items():
                 piece = span.sequence.chunks[number]
                 mine = (tokens >= piece.start) & (tokens < piece.stop)
-                held[tokens[mine] - piece.start] = values[mine, : number + 1]
+                if mine.any():
+                    held[tokens[mine] - piece.start] = values[mine, : number + 1]
 
     def settle(self, seq: Sequence) -> None:
         """Keep the chunks that were computed since this was called last."""
@@ -134,15 +135,19 @@ class ContextLinker(Linker):
         super().settle(seq)
 
     def _keep(self, seq: Sequence, number: int, mass: Floats) -> None:
-        self.computed += 1
         if np.isnan(mass).any():
             _log.error("a chunk was computed and not measured: it is not kept")
             return
         piece, front = seq.chunks[number], seq.chunks[:number]
         sizes = [one.stop - one.start for one in (*front, piece)]
+        try:
+            notes = self._policy.note(names(front), sizes, mass)
+        except Exception:
+            _log.exception("the repair made no notes of a chunk: it is not kept")
+            return
         blocks = seq.view.part(piece.start, piece.stop)[:, 0].tolist()
         facts = Facts(0, len(blocks), self.price(sizes[-1]))
-        notes = self._policy.note(names(front), sizes, mass)
+        self.computed += 1
         self.store.add(piece.name, int(seq.positions[piece.start]), blocks, facts, notes)
 
     def counts(self) -> dict[str, float]:

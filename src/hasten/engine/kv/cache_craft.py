@@ -26,9 +26,9 @@ mass: first tokens first, so that of a chunk that stood first its beginning is m
 variant goes* when there are too many or memory is short: that of least uses per CFO, in seconds of computing by block, ageing
 (`PerRepair`); one not yet used counts as CFO = 1.
 
-The prefix goes into KV as text does: in front of the first chunk and between chunks it is computed each time (or found by the
-prefix cache), and is no chunk in the formulas. beta sees what is gone, not what is new: behind the same chunks and one more,
-CFO is 0. Not exact, and an answer depends on what was found, so deterministic engines refuse it.
+Text that is not marked is no chunk in the formulas; it is computed each time, or found by the prefix cache in front of the first
+chunk. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer depends
+on what was found, so deterministic engines refuse it.
 
 Cost: a prompt computes its text, its new chunks, and CFO |C| of each found one; attention reads everything. Measuring takes
 attention once more, for tokens of new chunks only (`attention/mass.py`).
@@ -132,12 +132,13 @@ def _numbered(names: Seq[bytes]) -> list[tuple[bytes, int]]:
 def disorder(places: Seq[int]) -> float:
     """Of all pairs of unlike numbers the share that stands in descending order: 0 of fewer than two."""
     n = len(places)
-    wrong = sum(places[i] > places[j] for i in range(n) for j in range(i + 1, n))
+    at = np.array(places)
+    wrong = int(np.triu(at[:, None] > at, 1).sum())
     return 2 * wrong / (n * (n - 1)) if n > 1 else 0.0
 
 
 def _seed(*names: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(b"".join(names)).digest()[:8])
+    return int.from_bytes(hashlib.sha256(b"".join(names)).digest()[:8], "big")
 
 
 TECHNIQUE = Technique(

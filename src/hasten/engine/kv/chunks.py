@@ -4,7 +4,8 @@ A chunk is named by a hash over its tokens and everything else that its KV depen
 (`blockfile.root`), but for what stood before it: chunks are computed by themselves, or one name has several variants, each
 with notes of the context that it was computed in (`kv/variants.py`). A chunk's entries lie from the first slots of whole
 blocks on, the last of which may be half used, with keys rotated for the positions at which it was first computed. The store
-holds a reference of each block. Numbers only: who links a chunk where is `engine/linking.py`'s business. """
+holds a reference of each block. Numbers only: who links a chunk where is `engine/linking.py`'s business.
+"""
 
 from __future__ import annotations
 
