@@ -1,9 +1,8 @@
-"""The hash model with chunks that are computed in their context: what was found decides what a request must give, so the linker's
-decisions are written down, and what follows from them is computed from tokens alone."""
+"""The hash model with chunks that are computed in their context: what was found decides what a request must give, so the
+linker's decisions are written down, and what follows from them is computed from tokens alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +157,3 @@ def all_free(engine: Engine) -> None:
     if engine.ledger.books.reuse is not None:
         engine.ledger.books.reuse.evict(pool.blocks)
     assert pool.free == pool.blocks
-
-
-def sizes(request: Request) -> Seq[int]:
-    return [stop - start for start, stop in request.chunks]

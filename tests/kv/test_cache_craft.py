@@ -304,6 +304,21 @@ def test_a_fork_in_the_middle_of_the_prompt_goes_on_from_there(steps: int) -> No
     all_free(engine)
 
 
+def test_a_fork_that_outlives_its_parent_keeps_what_both_computed() -> None:
+    engine = context_engine(POLICIES["cfo"], tokens=8, chunk=8)
+    engine.add(request("b", [2], 6, [4]))
+    for _ in range(2):
+        engine.step()
+    (seq,) = engine.ledger.in_state(State.RUNNING)
+    engine.control.fork(seq, 1)
+    engine.cancel("b", 0)
+    while engine.unfinished:
+        engine.step()
+        engine.ledger.audit()
+    assert linker_of(engine).computed == 1 and len(list(linker_of(engine).store)) == 1
+    all_free(engine)
+
+
 def test_the_store_keeps_variants_and_loses_the_one_least_used_for_what_it_costs() -> None:
     pool = BlockPool(40, 8)
     store = ChunkStore(pool, PerRepair(), share=0.5, variants=2)

@@ -78,7 +78,7 @@ def test_the_mass_is_that_of_a_dense_softmax(
 
 
 class Dense(Masked):
-    """Plain attention over the tokens of one step, that writes down the mass of every row on `ranges`: [layer] of [T, ranges]."""
+    """Plain attention over the tokens of one step; writes down the mass of every row on `ranges`: of each layer [T, ranges]."""
 
     def __init__(self, length: int, ranges: Any) -> None:
         super().__init__(torch.ones(length, length, dtype=torch.bool).tril())
@@ -119,8 +119,6 @@ def test_the_engine_notes_what_its_layers_attend_to(tmp_path: Path, budget: int,
             assert np.abs(notes.scores - want[:, :-1].sum(1)).max(initial=0) <= tolerance
             assert np.abs(notes.inter - want[:, :-1].sum(0)).max(initial=0) <= tolerance * (stop - start)
             assert 0.5 <= notes.cci < 1
-
-
 
 
 class Shallow:

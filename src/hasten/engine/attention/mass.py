@@ -4,14 +4,14 @@ A wrapper around the attention policy. It is asked only in steps with a span tha
 named there; all other steps, recorded ones among them, are the policy's own.
 
 The mass of a range J for a row is the sum over its keys of softmax(scores), which is exp(lse_J - lse), where lse_J is the log
-of the sum of exp(score) over the keys of J and lse that over all keys. So the wanted ranges and what lies between them are
+of the sum of exp(score) over the keys of J and lse that over all keys. So the wanted ranges, and all the rest as one, are
 attended to one after another by the paged kernel, which says lse_J of each row, streams the keys and never has a row's scores
-in memory; lse is the sum of all parts. A range is only looked at by rows that do not stand before it. Mean of heads, in
-float32, and mean of layers, kept as the step goes.
+in memory; the softmax of these logs over the parts is the mass. A range is only looked at by rows that do not stand before it.
+Mean of heads, in float32, and mean of layers, kept as the step goes.
 
-Cost, a layer: attention once more for the rows asked for (the part of it that multiplies values is done and thrown away), a
-call of the kernel for each range and each gap, and float32 [ranges and gaps, rows, heads]. Linear in rows times keys, as
-attention is; nothing in steps where nobody asks.
+Cost, a layer: attention once more for the rows asked for, in one call of the kernel for each range (the half of it that
+multiplies values is thrown away; short ranges leave tiles half empty), and float32 [ranges, rows, heads]. It grows as attention
+does; nothing in steps where nobody asks.
 """
 
 from __future__ import annotations
@@ -126,22 +126,25 @@ def ask(batch: Batch, device: torch.device) -> dict[int, Asked]:
 
 
 def parts_of(measure: Measure, positions: np.ndarray, view: View, device: torch.device) -> list[Part]:
-    """Everything in `view` up to the last row that is measured, in parts. `positions` int32 [m] of the rows."""
-    stop_all = int(measure.tokens[-1]) + 1
-    edges, at = [], 0
+    """Everything in `view` up to the last row that is measured: a part for each range, and one for all that is in none.
+    `positions` int32 [m] of the rows."""
+    end = int(measure.tokens[-1]) + 1
+    parts: list[Part] = []
+
+    def add(column: int, pieces: list[tuple[int, int]]) -> None:
+        first = int(np.searchsorted(measure.tokens, pieces[0][0]))
+        runs = np.concatenate([view.part(start, stop) for start, stop in pieces])
+        rows, views = np.array([0, len(positions) - first]), np.array([0, len(runs)])
+        parts.append(Part(first, column, ViewIndex.from_numpy(rows, positions[first:], runs, views, device=device)))
+
+    between, at = [], 0
     for column, (start, stop) in enumerate(measure.ranges):
-        edges += [(at, start, -1), (start, stop, column)]
+        add(column, [(start, min(stop, end))])
+        between.append((at, start))
         at = stop
-    edges.append((at, stop_all, -1))
-    parts = []
-    for start, stop, column in edges:
-        stop = min(stop, stop_all)
-        if start < stop:
-            first = int(np.searchsorted(measure.tokens, start))
-            runs = view.part(start, stop)
-            rows, views = np.array([0, len(positions) - first]), np.array([0, len(runs)])
-            index = ViewIndex.from_numpy(rows, positions[first:], runs, views, device=device)
-            parts.append(Part(first, column, index))
+    between = [(start, stop) for start, stop in [*between, (at, end)] if start < stop]
+    if between:
+        add(-1, between)
     return parts
 
 
@@ -153,7 +156,7 @@ def mass(kernels: Kernels, q: Tensor, k_cache: Tensor, v_cache: Tensor, parts: l
     for part, norm in zip(parts, norms, strict=True):
         first = part.first
         kernels.attention(q[first:], k_cache, v_cache, part.index, scale, unused[first:], lse=norm[first:])
-    shares = torch.exp(norms - torch.logsumexp(norms, 0)).mean(-1)
+    shares = norms.softmax(0).mean(-1)
     out = torch.zeros(len(q), ranges, device=q.device)
     for part, share in zip(parts, shares, strict=True):
         if part.column >= 0:

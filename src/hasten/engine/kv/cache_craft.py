@@ -26,8 +26,8 @@ mass: first tokens first, so that of a chunk that stood first its beginning is m
 variant goes* when there are too many or memory is short: that of least uses per CFO, in seconds of computing by block, ageing
 (`PerRepair`); one not yet used counts as CFO = 1.
 
-Text that is not marked is no chunk in the formulas; it is computed each time, or found by the prefix cache in front of the first
-chunk. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer depends
+Text that is not marked is no chunk in the formulas; it is computed each time, or, in front of the first chunk, found by the
+prefix cache. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer depends
 on what was found, so deterministic engines refuse it.
 
 Cost: a prompt computes its text, its new chunks, and CFO |C| of each found one; attention reads everything. Measuring takes
