@@ -27,8 +27,8 @@ variant goes* when there are too many or memory is short: that of least uses per
 (`PerRepair`); one not yet used counts as CFO = 1.
 
 Text that is not marked is no chunk in the formulas; it is computed each time, or, in front of the first chunk, found by the
-prefix cache. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer depends
-on what was found, so deterministic engines refuse it.
+prefix cache. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer
+depends on what was found, so deterministic engines refuse it.
 
 Cost: a prompt computes its text, its new chunks, and CFO |C| of each found one; attention reads everything. Measuring takes
 attention once more, for tokens of new chunks only (`attention/mass.py`).
