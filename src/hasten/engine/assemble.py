@@ -9,16 +9,18 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch
 from hasten.engine.clock import Clock
 from hasten.engine.config import EngineConfig
+from hasten.engine.context_linking import ContextLinker
 from hasten.engine.decoding.base import Policies, Proposer, Sampler
 from hasten.engine.decoding.chain import chained
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
 from hasten.engine.executors.cost import StepShape, span_pairs
-from hasten.engine.kv.base import Tiered
+from hasten.engine.kv.base import ContextRepair, Tiered
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
 from hasten.engine.kv.retention import LRU
+from hasten.engine.kv.variants import PerRepair
 from hasten.engine.ledger import Ledger
 from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
@@ -136,8 +138,16 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
     repair = config.make(config.kv.repair or "", parts)
-    store = ChunkStore(parts.books.pool, LRU())
-    return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+    if not isinstance(repair, ContextRepair):
+        store = ChunkStore(parts.books.pool, LRU())
+        return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+    if config.executor.deterministic:
+        raise ConfigError(
+            f"kv.repair={config.kv.repair} and executor.deterministic=true cannot run together: what is computed again, and so "
+            "the answer, depends on what earlier requests left"
+        )
+    store = ChunkStore(parts.books.pool, PerRepair(), variants=repair.variants)
+    return ContextLinker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
 
 
 def _proposers(config: EngineConfig) -> list[str]:

@@ -15,6 +15,7 @@ from hasten import kernels as kernel_library
 from hasten.engine import models
 from hasten.engine.assemble import assemble, require
 from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.attention.mass import MeasuredAttention
 from hasten.engine.clock import Clock, RealClock
 from hasten.engine.config import EngineConfig
 from hasten.engine.depth.base import Depth
@@ -115,6 +116,8 @@ def build(
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
+    if config.kv.repair is not None:
+        attention = MeasuredAttention(attention)
     if config.kv.repair is not None and any(site.window is not None for site in model.sites):
         raise ConfigError(
             f"kv.repair={config.kv.repair} and {config.model.path} cannot run together: with a sliding window the first tokens "

@@ -20,6 +20,7 @@ from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
+from hasten.engine.kv.variants import Measure
 from hasten.engine.linking import Linker
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
@@ -233,7 +234,9 @@ class Ledger:
             self._restart(seq)
 
     def cache(self, seq: Sequence) -> None:
-        """Offer the sequence's computed KV for reuse, as far as it is what its tokens alone give."""
+        """Offer the sequence's computed KV for reuse: its chunks, and the rest as far as it is what its tokens alone give."""
+        if self.linker is not None and seq.links is not None:
+            self.linker.settle(seq)
         if self.books.reuse is None:
             return
         if self.linker is not None and seq.chunks:
@@ -278,6 +281,11 @@ class Ledger:
         assert self.linker is not None
         return self.linker.alone(seq, count)
 
+    def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
+        """As `Linker.measure`, of a sequence with links that runs."""
+        assert self.linker is not None
+        return self.linker.measure(seq, ranges)
+
     @property
     def moving(self) -> bool:
         """Some KV is on the way between tiers."""
@@ -311,8 +319,6 @@ class Ledger:
         if not seq.recomputable:
             return False
         lost = seq.view.length
-        if self.linker is not None and seq.links is not None:
-            self.linker.settle(seq)
         self.cache(seq)
         self._release(seq)
         self._restart(seq)

@@ -15,25 +15,29 @@ so that a chunk's blocks hold nothing else; that costs up to a block for each of
 
 Only the tokens in front of the first chunk are looked up in the prefix cache, and offered to it: what stands behind has seen
 chunks that were computed by themselves.
+
+Chunks that are computed behind others instead, and mended by what was measured then, are `context_linking.py`'s.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.kv.base import Linked, Repair, Shift
+from hasten.engine.kv.base import ContextRepair, Linked, Repair, Shift
 from hasten.engine.kv.blockfile import name_after, root
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
-from hasten.engine.sequence import Sequence
+from hasten.engine.kv.variants import Measure
+from hasten.engine.sequence import Sequence, Span
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class Linker:
 
     books: Books
     store: ChunkStore
-    repair: Repair
+    repair: Repair | ContextRepair
     price: Callable[[int], float]
     max_length: int
     context: str = ""
@@ -84,6 +88,8 @@ class Linker:
     computed: int = 0
     """Chunks computed by themselves so far."""
     _root: Callable[..., bytes] = field(default_factory=lambda: lru_cache(maxsize=1024)(root))
+    how: ClassVar[str] = "alone"
+    """How chunks are computed: a part of their names."""
 
     # -- coming and going -----------------------------------------------------------------------------------------------
 
@@ -98,7 +104,7 @@ class Linker:
         most += sum(-(-(stop - start) // size) for start, stop in chunks)
         if most > self.books.pool.blocks:
             return
-        above = self._root(seq.reuse_key, f"{self.context} alone")
+        above = self._root(seq.reuse_key, f"{self.context} {self.how}")
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
@@ -115,9 +121,7 @@ class Linker:
 
     def open(self, seq: Sequence) -> int:
         """Look everything up for a waiting sequence, whose `todo` then says what is left; how many tokens are not computed."""
-        if self.books.reuse is not None:
-            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
-                self.books.link(seq.view, found.runs)
+        self._find_head(seq)
         chunks = [self.store.get(piece.name) for piece in seq.chunks]
         anew = self._anew(seq)
         for chunk in chunks:
@@ -131,8 +135,15 @@ class Linker:
             anew[start:stop] = True
         return seq.length - int(anew.sum())
 
+    def _find_head(self, seq: Sequence) -> None:
+        """Begin its view with what the prefix cache has of the text in front of the first chunk."""
+        if self.books.reuse is not None:
+            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
+                self.books.link(seq.view, found.runs)
+
     def _anew(self, seq: Sequence) -> Mask:
         """Bool [length]: the tokens of the second pass."""
+        assert not isinstance(self.repair, ContextRepair)
         anew = np.ones(seq.length, dtype=bool)
         anew[: seq.view.length] = False
         for piece in seq.chunks:
@@ -246,6 +257,15 @@ class Linker:
             self.store.add(piece.name, int(seq.positions[start]), blocks, facts)
         if not links.alone and (not seq.todo or seq.todo[0][0] >= seq.view.length):
             seq.links = None
+
+    # -- what chunks attend to -------------------------------------------------------------------------------------------
+
+    def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
+        """What is to be measured while these tokens of a sequence with links are computed."""
+        return None
+
+    def measured(self, spans: Seq[Span], mass: Mapping[int, Any]) -> None:
+        """What was: by the number of the span (`StepResult.mass`). Before the step is committed."""
 
     # -- for planning ---------------------------------------------------------------------------------------------------
 

@@ -239,6 +239,8 @@ class Engine:
         if self._steady is not None:
             spans = self._steady.commit(spans)
         self._last = result
+        if result.mass is not None and self.ledger.linker is not None:
+            self.ledger.linker.measured(spans, result.mass)
         committed = self.committer.commit(spans, result)
         if committed and self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self.control)

@@ -13,6 +13,7 @@ from hasten.engine.kv.copies import Copy
 from hasten.engine.kv.view import View
 
 if TYPE_CHECKING:
+    from hasten.engine.kv.variants import Measure
     from hasten.engine.linking import Links, Piece
     from hasten.engine.request import Request
 
@@ -328,3 +329,5 @@ class Span:
     samples: bool = False
     sees: tuple[int, int] | None = None
     """Entries [start, stop) of the sequence's view that it reads, its own included; None: all."""
+    measure: Measure | None = None
+    """Attention mass that is wanted of its rows; None: none."""

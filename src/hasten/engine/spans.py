@@ -96,6 +96,8 @@ class SpanMaker:
         elif samples:
             span.logits = list(range(work.count - 1, len(tokens)))
         span.drafts = len(tokens) - work.count
+        if seq.links is not None:
+            span.measure = self._ledger.measure(seq, ranges)
         return span
 
     def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:
