@@ -18,13 +18,15 @@ from hasten.engine.kv.base import Tiered
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.parallel import ParallelLinker
+from hasten.engine.kv.plain_chunks import PlainChunks
 from hasten.engine.kv.retention import LRU
 from hasten.engine.ledger import Ledger
 from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
-from hasten.engine.technique import ConfigError
+from hasten.engine.technique import ConfigError, find
 
 
 class Served(Protocol):
@@ -135,8 +137,15 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
     def price(tokens: int) -> float:
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
-    repair = config.make(config.kv.repair or "", parts)
-    store = ChunkStore(parts.books.pool, LRU())
+    name, store = config.kv.repair or "", ChunkStore(parts.books.pool, LRU())
+    if find(name).seam == "attention":
+        if config.attention.policy != name:
+            raise ConfigError(
+                f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each other "
+                f"are read by {name} alone"
+            )
+        return ParallelLinker(parts.books, store, PlainChunks("none"), price, parts.model.max_length, parts.kv_context)
+    repair = config.make(name, parts)
     return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
 
 
