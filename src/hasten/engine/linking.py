@@ -246,7 +246,8 @@ class Linker:
             was = chunk.position + start - piece.start
             written = anew[start:stop]
             if here == was and not written.any():
-                pool.share([block])
+                if block not in seq.view.blocks:  # else the same chunk stands there twice
+                    pool.share([block])
                 seq.view.add_run(block, 0, stop - start, here)
                 continue
             own = next(iter(fresh))
