@@ -28,7 +28,7 @@ TEXT = [RNG.integers(1, 256, size).tolist() for size in (5, 23, 1, 11, 40)]
 
 
 def request(id: str, *pieces: int | list[int], **sampling: Any) -> Request:
-    given = {"max_tokens": 8, "temperature": 0.0, "logprobs": 5, "ignore_eos": True, **sampling}
+    given = {"max_tokens": 4, "temperature": 0.0, "logprobs": 5, "ignore_eos": True, **sampling}
     return marked(id, DOCUMENTS, *pieces, **given)
 
 
@@ -80,15 +80,21 @@ def scores(deltas: list[Any]) -> list[dict[int, float]]:
     return [dict(score.top) for delta in deltas for score in delta.logprobs]
 
 
+_KNOWN: dict[Any, dict[int, float]] = {}
+
+
 def written_out(dense: tiny.Built, one: Request, tokens: list[int], temperature: float, scale: float) -> list[dict[int, float]]:
     """Scores of each of `tokens` behind those before it."""
     wanted = []
     for k in range(len(tokens)):
         prompt = np.concatenate([one.prompt, np.array(tokens[:k], dtype=one.prompt.dtype)])
-        positions, kinds = laid_out(one, len(prompt))
-        dense.parts.executor._attention = Dense(positions, kinds, temperature, scale)  # type: ignore[union-attr]
-        plain = Request(id="d", prompt=prompt, sampling=request("d", [1], max_tokens=1).sampling)
-        wanted += scores(tiny.run(dense, [plain])[("d", 0)])
+        key = (prompt.tobytes(), one.chunks, temperature, scale)
+        if key not in _KNOWN:
+            positions, kinds = laid_out(one, len(prompt))
+            dense.parts.executor._attention = Dense(positions, kinds, temperature, scale)  # type: ignore[union-attr]
+            plain = Request(id="d", prompt=prompt, sampling=request("d", [1], max_tokens=1).sampling)
+            (_KNOWN[key],) = scores(tiny.run(dense, [plain])[("d", 0)])
+        wanted.append(_KNOWN[key])
     return wanted
 
 
@@ -133,8 +139,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("temperature", "scale"), [(0.8, 0.7), (1.3, 1.0), (1.0, 1.0)])
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("temperature", "scale", "native"), [(0.8, 0.7, True), (0.8, 0.7, False), (1.3, 1.0, True), (1.0, 1.0, True)]
+)
 def test_the_engine_gives_what_is_written_out(
     model: str, dense: tiny.Built, temperature: float, scale: float, native: bool
 ) -> None:
@@ -154,7 +161,7 @@ def test_the_engine_gives_what_is_written_out(
                 deltas = tiny.run(built, [one])[(one.id, 0)]
                 want = written_out(dense, one, tiny.tokens(deltas), temperature, scale)
                 assert close(scores(deltas), want), (one.id, budget)
-                differs += not close(scores(deltas), written_out(dense, one, tiny.tokens(deltas), 1.0, 1.1), 1e-3)
+                differs += not close(scores(deltas)[:1], written_out(dense, one, tiny.tokens(deltas)[:1], 1.0, 1.1), 1e-3)
         linker = built.engine.ledger.linker
         assert linker is not None and linker.linked >= 14 and not built.engine.ledger.books.shifts
     assert differs, "the test should tell weights apart"
@@ -165,7 +172,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(pieces, min_size=1, max_size=3),
     temperature=st.sampled_from([0.7, 1.0]),
@@ -228,6 +235,7 @@ def test_contexts_together_may_be_longer_than_the_window(tmp_path: Path, model: 
 
 def test_answers_do_not_depend_on_memory_company_or_drafts(model: str) -> None:
     """Preemption, swapping, several answers, and guesses that are right now and then."""
+
     def asked(**sampling: Any) -> list[Request]:
         return [
             request("a", TEXT[4], 3, 0, 1, TEXT[3], max_tokens=40, **sampling),
@@ -277,7 +285,9 @@ def test_answers_do_not_depend_on_memory_company_or_drafts(model: str) -> None:
         ((), {"executor__deterministic": True}, "deterministic"),
     ],
 )
-def test_what_cannot_go_with_it_is_refused_by_name(model: str, with_: tuple[str, ...], settings: dict[str, Any], why: str) -> None:
+def test_what_cannot_go_with_it_is_refused_by_name(
+    model: str, with_: tuple[str, ...], settings: dict[str, Any], why: str
+) -> None:
     with pytest.raises(ConfigError, match=why) as raised:
         tiny.engine(model, with_=("ape", *with_), **settings)
     assert "ape" in str(raised.value)

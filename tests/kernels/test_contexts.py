@@ -85,9 +85,7 @@ def test_reference_is_two_softmaxes(shape, seed, temperature, scale, dtype):
 
 
 @settings(FEW, max_examples=30)
-@given(
-    shape=worlds, seed=st.integers(0, 10**6), temperature=temperatures, scale=scales, workers=st.sampled_from([1, 2, 5])
-)
+@given(shape=worlds, seed=st.integers(0, 10**6), temperature=temperatures, scale=scales, workers=st.sampled_from([1, 2, 5]))
 def test_native_is_the_reference(shape, seed, temperature, scale, workers, dtype, native_kernels, threads):
     threads(workers)
     rng = np.random.default_rng(seed)

@@ -141,8 +141,8 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
     if find(name).seam == "attention":
         if config.attention.policy != name:
             raise ConfigError(
-                f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each other "
-                f"are read by {name} alone"
+                f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each "
+                f"other are read by {name} alone"
             )
         return ParallelLinker(parts.books, store, PlainChunks("none"), price, parts.model.max_length, parts.kv_context)
     repair = config.make(name, parts)

@@ -118,8 +118,8 @@ def build(
     repair = find(config.attention.policy).sets.get("kv.repair", config.kv.repair)
     if repair != config.kv.repair:
         raise ConfigError(
-            f"{config.attention.policy} and kv.repair={config.kv.repair} cannot run together: it reads chunks beside each other, "
-            f"where kv.repair={repair} puts them"
+            f"{config.attention.policy} and kv.repair={config.kv.repair} cannot run together: it reads chunks beside each "
+            f"other, where kv.repair={repair} puts them"
         )
     if config.kv.repair is not None and any(site.window is not None for site in model.sites):
         raise ConfigError(

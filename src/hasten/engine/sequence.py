@@ -121,7 +121,7 @@ class Sequence:
         self.links: Links | None = None
         """What is known of them here, from looking them up until all of the prompt is computed."""
         self.contexts: tuple[int, int] | None = None
-        """Positions [first, stop) at which all its chunks stand, beside each other (`kv/parallel.py`); None: one after the other."""
+        """Positions [first, stop) at which all its chunks stand beside each other (`kv/parallel.py`); None: they do not."""
         self.saved = 0
         """By how many positions its tokens need less than one each."""
 

@@ -41,9 +41,9 @@ class Forest:
     Entries before a node in its span's view are those of the nodes before it on the path. A leaf of a tree span holds all
     tokens of the tree. Shared nodes are not empty.
 
-    contexts      uint8 [N]       or None: which nodes are contexts. Their scores (before log-weights) are divided by `temperature`,
-                                  and what those on a row's path give together counts with `scale` times its log-sum-exp. So a
-                                  forest does change results then, but where both are 1.
+    contexts      uint8 [N]       or None: which nodes are contexts. Their scores (before log-weights) are divided by
+                                  `temperature`, and what those on a row's path give together counts with `scale` times its
+                                  log-sum-exp. Where not both are 1 a forest does change results then.
     """
 
     nodes: Ints
@@ -99,7 +99,9 @@ def attend(
         seen = _visible(index, int(node[0]), own, tokens, torch.from_numpy(position).to(device), window)[:, low:high]
         at = (torch.from_numpy(block[low:high]).to(device), slice(None), torch.from_numpy(slot[low:high]).to(device))
         queries = q[tokens].unflatten(1, (kv_heads, group)).float()
-        scores = torch.einsum("nhgd,lhd->nhgl", queries, k_cache[at].float()) * (scale / forest.temperature if context else scale)
+        scores = torch.einsum("nhgd,lhd->nhgl", queries, k_cache[at].float()) * (
+            scale / forest.temperature if context else scale
+        )
         if log_weight is not None:
             scores = scores + log_weight[at[0], at[2]]
         scores = scores.masked_fill(~seen[:, None, None], -torch.inf)

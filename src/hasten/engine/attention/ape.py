@@ -64,8 +64,8 @@ def make(context: Any, options: Options) -> ApeAttention:
         return ApeAttention(plain, None)
     if context.config.executor.deterministic:
         raise ValueError(
-            "ape and executor.deterministic cannot run together: kernels that add in a fixed order keep contexts and other keys "
-            "in one sum (temperature=1:scale=1 can)"
+            "ape and executor.deterministic cannot run together: kernels that add in a fixed order keep contexts and other "
+            "keys in one sum (temperature=1:scale=1 can)"
         )
     site = context.model.sites[0]
     costs = costs_of(context.kernels, context.model.dtype, site.head_dim, context.config.kv.block_size)

@@ -32,7 +32,10 @@ class ContextPlanner:
     def plan(self, host: HostIndex, contexts: Ints) -> Forest:
         """The forest of a step. `contexts` int32 [S]: how many of each view's first runs are contexts."""
         counts: Longs = np.diff(host.run_offsets)
-        held = [host.runs[begin : begin + n].tobytes() for begin, n in zip(host.run_offsets.tolist(), contexts.tolist(), strict=False)]
+        held = [
+            host.runs[begin : begin + n].tobytes()
+            for begin, n in zip(host.run_offsets.tolist(), contexts.tolist(), strict=False)
+        ]
         fits = (host.span_offsets.tobytes(), contexts.tobytes(), *held)
         if self._forest is None or fits != self._fits or (np.abs(counts - self._counts) > GROWN).any():
             self._forest = self._lay_out(host, contexts, held)
