@@ -95,5 +95,5 @@ class ParallelLinker(Linker):
         count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
         entries = [np.arange(start, min(stop, seq.view.length)) for start, stop in seq.next_ranges(tokens)]
         size = books.pool.block_size
-        blocks = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
+        blocks: list[int] = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
         return count + sum(books.pool.refs[block] > 1 for block in blocks)
