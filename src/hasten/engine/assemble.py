@@ -19,6 +19,8 @@ from hasten.engine.kv.base import ContextRepair, Tiered
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
+from hasten.engine.kv.parallel import ParallelLinker
+from hasten.engine.kv.plain_chunks import PlainChunks
 from hasten.engine.kv.retention import LRU
 from hasten.engine.kv.variants import PerRepair
 from hasten.engine.ledger import Ledger
@@ -26,7 +28,7 @@ from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
-from hasten.engine.technique import ConfigError
+from hasten.engine.technique import ConfigError, find
 
 
 class Served(Protocol):
@@ -137,17 +139,25 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
     def price(tokens: int) -> float:
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
-    repair = config.make(config.kv.repair or "", parts)
+    name, books = config.kv.repair or "", parts.books
+    if find(name).seam == "attention":
+        if config.attention.policy != name:
+            raise ConfigError(
+                f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each "
+                f"other are read by {name} alone"
+            )
+        store = ChunkStore(books.pool, LRU())
+        return ParallelLinker(books, store, PlainChunks("none"), price, parts.model.max_length, parts.kv_context)
+    repair = config.make(name, parts)
     if not isinstance(repair, ContextRepair):
-        store = ChunkStore(parts.books.pool, LRU())
-        return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+        return Linker(books, ChunkStore(books.pool, LRU()), repair, price, parts.model.max_length, parts.kv_context)
     if config.executor.deterministic:
         raise ConfigError(
-            f"kv.repair={config.kv.repair} and executor.deterministic=true cannot run together: what is computed again, and so "
-            "the answer, depends on what earlier requests left"
+            f"kv.repair={name} and executor.deterministic=true cannot run together: what is computed again, and so the answer, "
+            "depends on what earlier requests left"
         )
-    store = ChunkStore(parts.books.pool, PerRepair(), variants=repair.variants)
-    return ContextLinker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+    store = ChunkStore(books.pool, PerRepair(), variants=repair.variants)
+    return ContextLinker(books, store, repair, price, parts.model.max_length, parts.kv_context)
 
 
 def _proposers(config: EngineConfig) -> list[str]:

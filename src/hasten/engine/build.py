@@ -31,7 +31,7 @@ from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.stores import make_stores
 from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
-from hasten.engine.technique import ConfigError
+from hasten.engine.technique import ConfigError, find
 from hasten.engine.text.tokenizer import Tokenizer
 from hasten.engine.weights.stores import stores_of
 from hasten.kernels import Kernels
@@ -116,6 +116,12 @@ def build(
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
+    repair = find(config.attention.policy).sets.get("kv.repair", config.kv.repair)
+    if repair != config.kv.repair:
+        raise ConfigError(
+            f"{config.attention.policy} and kv.repair={config.kv.repair} cannot run together: it reads chunks beside each "
+            f"other, where kv.repair={repair} puts them"
+        )
     if config.kv.repair is not None:
         attention = MeasuredAttention(attention)
     if config.kv.repair is not None and any(site.window is not None for site in model.sites):

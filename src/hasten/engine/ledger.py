@@ -142,6 +142,8 @@ class Ledger:
         first = parents[0]
         if not tokens or any(p.request is not first.request or p.state is not State.RUNNING for p in parents):
             raise ValueError("running sequences of one request can be joined, with at least one token to go on with")
+        if any(p.contexts is not None for p in parents):
+            raise ValueError(f"{first} cannot be joined: its contexts stand beside each other")
         group = self.groups[first.request.id]
         child = Sequence(next(self._ids), first.request, len(group.sequences), seed, first.reuse_key, first.arrival_s)
         # What a path has in common with an earlier one is read once, from the earlier.
@@ -276,7 +278,7 @@ class Ledger:
             return self.linker.blocks_needed(seq, tokens)
         return self.books.blocks_needed(seq.view, self.loads.promised(seq) + tokens)
 
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
         """As `Linker.alone`, of a sequence with links that runs."""
         assert self.linker is not None
         return self.linker.alone(seq, count)

@@ -37,6 +37,7 @@ from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.variants import Measure
+from hasten.engine.request import Request
 from hasten.engine.sequence import Sequence, Span
 
 _log = logging.getLogger(__name__)
@@ -90,21 +91,35 @@ class Linker:
     _root: Callable[..., bytes] = field(default_factory=lambda: lru_cache(maxsize=1024)(root))
     how: ClassVar[str] = "alone"
     """How chunks are computed: a part of their names."""
+    copies: ClassVar[bool] = True
+    """Chunks may be copied when they are linked or repaired."""
 
     # -- coming and going -----------------------------------------------------------------------------------------------
 
     def admit(self, seq: Sequence) -> None:
         """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
         computed as if it had none."""
+        if self.fits(seq.request):
+            self._note(seq, self._root(seq.reuse_key, f"{self.context} {self.how}"))
+
+    def saves(self, request: Request) -> int:
+        """How many positions fewer than tokens its prompt takes here."""
+        return 0
+
+    def fits(self, request: Request, saved: int = 0) -> bool:
+        """Whether memory is enough for a prompt with its chunks, whose tokens need so many positions less than one each."""
+        length, chunks, size = len(request.prompt), request.chunks, self.books.pool.block_size
+        room = min(request.sampling.max_tokens or self.max_length, self.max_length + saved - length)
+        most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, length + room))
+        if self.copies:
+            # What was found is held beside its turned copy, what is kept beside the one that is written anew.
+            most += sum(-(-(stop - start) // size) for start, stop in chunks)
+        return most <= self.books.pool.blocks
+
+    @staticmethod
+    def _note(seq: Sequence, above: bytes) -> None:
+        """Name its chunks, after what their KV depends on beside their tokens."""
         chunks = seq.request.chunks
-        size = self.books.pool.block_size
-        room = min(seq.request.sampling.max_tokens or self.max_length, self.max_length - seq.length)
-        most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, seq.length + room))
-        # What was found is held beside its turned copy, what is kept beside the one that is written anew.
-        most += sum(-(-(stop - start) // size) for start, stop in chunks)
-        if most > self.books.pool.blocks:
-            return
-        above = self._root(seq.reuse_key, f"{self.context} {self.how}")
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
@@ -186,19 +201,25 @@ class Linker:
 
     # -- the view -------------------------------------------------------------------------------------------------------
 
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
-        """(start, stop, start of the chunk) of what is to be computed now, at most `count` tokens, by chunks that are computed
-        by themselves; none when that is done and the rest of `todo` may run. The view is there afterwards. Raises NoBlocks."""
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
+        """(start, stop, start of the chunk, first tokens seen before it) of what is to be computed now, at most `count` tokens,
+        by chunks that are computed by themselves; none when that is done and the rest of `todo` may run. The view is there
+        afterwards. Raises NoBlocks."""
+        links = self._ready(seq)
+        if not links.alone:
+            return []
+        left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
+        ranges = seq.next_ranges(min(count, left))
+        return [(start, stop, chunk[0], 0) for (start, stop), chunk in zip(ranges, links.alone, strict=False)]
+
+    def _ready(self, seq: Sequence) -> Links:
+        """Those of a sequence that runs; its view is there, and kept is what may be."""
         links = seq.links
         assert links is not None
         if not links.assembled:
             self._assemble(seq, links)
         self.settle(seq)
-        if not links.alone:
-            return []
-        left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
-        ranges = seq.next_ranges(min(count, left))
-        return [(start, stop, chunk[0]) for (start, stop), chunk in zip(ranges, links.alone, strict=False)]
+        return links
 
     def _assemble(self, seq: Sequence, links: Links) -> None:
         anew = np.zeros(seq.length, dtype=bool)
@@ -235,7 +256,8 @@ class Linker:
             was = chunk.position + start - piece.start
             written = anew[start:stop]
             if here == was and not written.any():
-                pool.share([block])
+                if block not in seq.view.blocks:  # else the same chunk stands there twice
+                    pool.share([block])
                 seq.view.add_run(block, 0, stop - start, here)
                 continue
             own = next(iter(fresh))

@@ -142,6 +142,7 @@ class LocalExecutor:
             batch.is_tree,
             self._device,
         )
+        index.contexts = batch.contexts
         self._attention.before_step(index)
         tokens = self._on_device(batch.tokens)
         slots = self._on_device(batch.slots)
