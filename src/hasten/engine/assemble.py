@@ -18,7 +18,7 @@ from hasten.engine.kv.base import Tiered
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
-from hasten.engine.kv.retention import LRU
+from hasten.engine.kv.retention import RETENTIONS
 from hasten.engine.ledger import Ledger
 from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
@@ -136,7 +136,7 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
     repair = config.make(config.kv.repair or "", parts)
-    store = ChunkStore(parts.books.pool, LRU())
+    store = ChunkStore(parts.books.pool, RETENTIONS[config.kv.chunk_retention](), config.kv.chunk_share)
     return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
 
 
