@@ -32,6 +32,8 @@ SORTS = tuple(sort for sort in VALUES if sort[0] != "word")
 LONGEST_SENTENCE = 160
 """Tokens."""
 END = "\n\n"
+WHOLE = 0.5
+"""How often a text that nothing is asked of comes with all its pieces."""
 
 Encode = Callable[[str], list[int]]
 
@@ -82,8 +84,8 @@ class Library:
 def library(
     encode: Encode, material: Material, seed: int, *, pieces: int, tokens: int, facts: int = 2, cut: int = 0, links: int = 0
 ) -> Library:
-    """`pieces` of `tokens` tokens with `facts` whole facts each; `cut` texts are of two pieces, the others of one; `links` names
-    stand for a name of another text. Raises ValueError for more than fit."""
+    """`pieces` of `tokens` tokens with `facts` whole facts each; `cut` texts are of two pieces, the others of one; `links`
+    names stand for a name of another text. Raises ValueError for more than fit."""
     if 2 * cut > pieces or 2 * links > min(pieces - cut, len(words.NOUNS) // 2):
         raise ValueError(f"{cut} cut texts and {links} links do not fit into {pieces} pieces")
     rng = random.Random(f"library/{seed}")
@@ -156,7 +158,7 @@ def _piece(
 
 
 def shuffled(books: Library, seed: int, questions: int = 1) -> Query:
-    """All texts in an order of their own, and some questions, of each kind in turn."""
+    """All pieces, texts in an order of their own, and some questions, of each kind in turn."""
     rng = random.Random(f"shuffled/{seed}")
     order = [piece for text in rng.sample(books.texts, len(books.texts)) for piece in text]
     return Query(tuple(order), tuple(_asked(rng, books.about(order), rng.choice(KINDS), questions)))
@@ -171,25 +173,23 @@ def zipf(count: int, skew: float, seed: int) -> list[float]:
 
 
 def retrieved(books: Library, weights: Sequence[float], seed: int, *, pieces: int = 5, questions: int = 1) -> Query:
-    """So many pieces, whole texts by their weights and none twice, shuffled, and questions about them. A question that needs two
-    texts brings both: a retriever that did not would have failed before we begin."""
+    """So many pieces by the weights of their texts, none twice, shuffled, and questions about them. The first question brings
+    all that it needs: a retriever that did not would have failed before we begin. Other texts come whole or with one piece, so
+    that a piece is met in changing company."""
     rng = random.Random(f"retrieved/{seed}")
-    of_text = {piece: number for number, text in enumerate(books.texts) for piece in text}
+    of_text = {piece: text for text, of in enumerate(books.texts) for piece in of}
     kind = rng.choice([kind for kind in KINDS if any(one.kind == kind for one in books.questions)])
     of_kind = [one for one in books.questions if one.kind == kind]
     first = rng.choices(of_kind, [weights[of_text[one.pieces[0]]] for one in of_kind])[0]
-    drawn = list(dict.fromkeys(of_text[piece] for piece in first.pieces))
-    numbers = range(len(books.texts))
-
-    def left() -> int:
-        return pieces - sum(len(books.texts[number]) for number in drawn)
-
-    while left() > 0:
-        number = rng.choices(numbers, weights)[0]
-        if number not in drawn and len(books.texts[number]) <= left():
-            drawn.append(number)
-    rng.shuffle(drawn)
-    order = [piece for number in drawn for piece in books.texts[number]]
+    drawn: dict[int, tuple[int, ...]] = {}
+    for piece in first.pieces:
+        drawn[of_text[piece]] = (*drawn.get(of_text[piece], ()), piece)
+    while (left := pieces - sum(map(len, drawn.values()))) > 0:
+        text = rng.choices(range(len(books.texts)), weights)[0]
+        if text not in drawn:
+            of = books.texts[text]
+            drawn[text] = of if len(of) <= left and rng.random() < WHOLE else (rng.choice(of),)
+    order = [piece for text in rng.sample(sorted(drawn), len(drawn)) for piece in drawn[text]]
     others = [one for one in books.about(order) if one is not first]
     return Query(tuple(order), (first, *_asked(rng, others, KINDS[(KINDS.index(kind) + 1) % 3], questions - 1)))
 

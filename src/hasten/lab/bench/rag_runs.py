@@ -53,9 +53,7 @@ class Ways:
     def __init__(self, sides: Iterable[Side], common: Sequence[str] = (), model: str | None = None) -> None:
         from hasten.engine.llm import LLM
 
-        self.llms: dict[str, LLM] = {
-            side.name: LLM(model, with_=side.with_, set_=(*common, *side.set_)) for side in sides
-        }
+        self.llms: dict[str, LLM] = {side.name: LLM(model, with_=side.with_, set_=(*common, *side.set_)) for side in sides}
         self._material: Material | None = None
 
     @property
@@ -103,9 +101,7 @@ class Ways:
             for query in queries:
                 self.first(name, books.prompt(query.pieces, query.questions[0]))
 
-    def firsts(
-        self, books: Library, queries: Sequence[Query], names: Sequence[str] | None = None
-    ) -> dict[str, list[First]]:
+    def firsts(self, books: Library, queries: Sequence[Query], names: Sequence[str] | None = None) -> dict[str, list[First]]:
         """Each query's first question by every way in turn, every other time in reverse, so that a machine that drifts favours
         nobody."""
         names = list(names or self.llms)
@@ -149,5 +145,3 @@ def pooled(rounds: Iterable[Mapping[str, Answers]]) -> dict[str, Answers]:
             found.right += answers.right
             found.outputs += answers.outputs
     return every
-
-
