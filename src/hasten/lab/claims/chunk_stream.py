@@ -1,4 +1,4 @@
-"""A stream of questions over many pieces of text with memory for a part of them: what is found again, and how long prompts wait."""
+"""A stream of questions over many pieces of text, with memory for a part of them: what is found, how long prompts wait."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def _met(ways: Ways, name: str) -> tuple[float, float]:
 def in_words(found: dict[str, Streamed]) -> list[str]:
     plain = found[PLAIN.name]
     return [
-        f"stream, {name}: {of.found:.0f} % of the pieces found, {100 * (1 - of.computed / plain.computed):.0f} % of the prefix "
-        f"cache's tokens saved, first token after {1e3 * of.wait(50):.0f} ms at the median and {1e3 * of.wait(99):.0f} ms at the "
-        "99th percentile"
+        f"stream, {name}: {of.found:.0f} % of the pieces found, {100 * (1 - of.computed / plain.computed):.0f} % of the "
+        f"prefix cache's tokens saved, first token after {1e3 * of.wait(50):.0f} ms at the median and "
+        f"{1e3 * of.wait(99):.0f} ms at the 99th percentile"
         for name, of in found.items()
     ]
