@@ -89,7 +89,7 @@ def library(
     if 2 * cut > pieces or 2 * links > min(pieces - cut, len(words.NOUNS) // 2):
         raise ValueError(f"{cut} cut texts and {links} links do not fit into {pieces} pieces")
     rng = random.Random(f"library/{seed}")
-    texts = [(2 * i, 2 * i + 1) for i in range(cut)] + [(i,) for i in range(2 * cut, pieces)]
+    texts: list[tuple[int, ...]] = [(2 * i, 2 * i + 1) for i in range(cut)] + [(i,) for i in range(2 * cut, pieces)]
     nouns = rng.sample(words.NOUNS, len(words.NOUNS))
     names, nouns = nouns[: 2 * links], nouns[2 * links :]  # a name that were part of a key would be two things
     what, value = rng.choice(SORTS)
@@ -112,7 +112,7 @@ def library(
         first, rest = _torn(rng, torn) if torn else (END, "")
         made.append(_piece(encode, material, rng, said[text[0]], tokens, last=first))
         if torn:
-            made.append(_piece(encode, material, rng, said[text[1]], tokens, first=rest))
+            made.append(_piece(encode, material, rng, said[text[-1]], tokens, first=rest))
     return Library(made, texts, asked)
 
 

@@ -75,8 +75,8 @@ CLAIM = Claim(
     name="mpic",
     title="Chunks reused at any position, their first tokens computed again",
     paper="MPIC: Position-Independent Multimodal Context Caching System for Efficient MLLM Serving (2025)",
-    workload="built-in model, bfloat16; texts with facts in pieces of one length: 8 of 512 tokens in changing order, 5 of 128 out "
-    f"of {FEW.pieces}, wanted by Zipf's law; questions about facts within a piece, facts that the cut between two pieces went "
+    workload="built-in model, bfloat16; texts with facts in pieces of one length: 8 of 512 tokens in changing order, and 5 of "
+    f"128, by Zipf's law, of {FEW.pieces}; questions about facts within a piece, facts that the cut between two pieces went "
     "through, and names that another piece explains; every piece was seen once before",
     baseline="the plain engine with its prefix cache, on the same prompts in turn; for answers that is full computation",
     technique=f"mpic:first={FIRST}",
