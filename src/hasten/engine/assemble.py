@@ -16,6 +16,7 @@ from hasten.engine.executors.base import Executor
 from hasten.engine.executors.cost import StepShape, span_pairs
 from hasten.engine.kv.base import Tiered
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
 from hasten.engine.kv.retention import RETENTIONS
@@ -77,6 +78,8 @@ def assemble(
         allocator = config.make(config.kv.allocator, host_blocks)
         tier = HostTier(host_blocks, config.kv.block_size, executor, allocator, by_block=config.kv.copies == "blocks")
     linker = None
+    if config.kv.boundaries and config.kv.repair is None:
+        raise ConfigError(f"kv.boundaries={config.kv.boundaries} needs a repair of chunks: --with mpic, say")
     if config.kv.repair is not None:
         linker = make_linker(config, parts, executor)
         parts.books.chunks = linker.store
@@ -136,8 +139,14 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
     repair = config.make(config.kv.repair or "", parts)
+    boundaries = Boundaries(config.kv.boundaries) if config.kv.boundaries else None
+    if boundaries is not None and config.executor.deterministic:
+        raise ConfigError(
+            f"kv.boundaries={config.kv.boundaries} and executor.deterministic=true cannot run together: what is a "
+            "chunk, and so the answer, depends on earlier prompts"
+        )
     store = ChunkStore(parts.books.pool, RETENTIONS[config.kv.chunk_retention](), config.kv.chunk_share)
-    return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+    return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context, boundaries)
 
 
 def _proposers(config: EngineConfig) -> list[str]:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from hasten.engine.kv.base import Linked, Repair, Shift
 from hasten.engine.kv.blockfile import name_after, root
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
 from hasten.engine.sequence import Sequence
@@ -71,7 +72,7 @@ class Links:
 @dataclass(slots=True)
 class Linker:
     """`price(tokens)`: predicted seconds of computing a chunk; `context`: what KV depends on beside the `ReuseKey`;
-    `max_length`: most tokens of a sequence."""
+    `max_length`: most tokens of a sequence; `boundaries`: cuts prompts that nobody marked."""
 
     books: Books
     store: ChunkStore
@@ -79,6 +80,7 @@ class Linker:
     price: Callable[[int], float]
     max_length: int
     context: str = ""
+    boundaries: Boundaries | None = None
     linked: int = 0
     """Chunks found and linked so far."""
     computed: int = 0
@@ -90,7 +92,9 @@ class Linker:
     def admit(self, seq: Sequence) -> None:
         """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
         computed as if it had none."""
-        chunks = seq.request.chunks
+        chunks = seq.request.chunks or self._met_again(seq)
+        if not chunks:
+            return
         size = self.books.pool.block_size
         room = min(seq.request.sampling.max_tokens or self.max_length, self.max_length - seq.length)
         most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, seq.length + room))
@@ -102,6 +106,18 @@ class Linker:
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
+
+    def _met_again(self, seq: Sequence) -> Seq[tuple[int, int]]:
+        """Pieces of an unmarked prompt that are worth keeping, behind what the prefix cache has of it."""
+        if self.boundaries is None:
+            return ()
+        start = 0
+        if self.books.reuse is not None:
+            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
+                start = found.stop
+                self.books.pool.drop(found.runs[:, 0].tolist())
+        again = self.boundaries.again(self._root(seq.reuse_key, "pieces"), seq.tokens, start)
+        return [(first, stop) for first, stop in again if stop < seq.length]  # the last token is in no chunk
 
     @staticmethod
     def _pieces(chunks: Iterable[tuple[int, int]], length: int, start: int = 0) -> list[tuple[int, int]]:
