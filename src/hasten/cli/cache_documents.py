@@ -80,9 +80,7 @@ def _counts(server: str, key: str | None) -> dict[str, float]:
     """Raises ConfigError for a server that does not reuse chunks."""
     found = dict(_values(_open(f"{server}/metrics", key).decode()))
     if missing := [name for name in COUNTERS if name not in found]:
-        raise ConfigError(
-            f"{server} reuses no chunks (its metrics have no {missing[0]}): start it with --with mpic, say"
-        )
+        raise ConfigError(f"{server} reuses no chunks (its metrics have no {missing[0]}): start it with --with mpic, say")
     return found
 
 

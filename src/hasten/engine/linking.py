@@ -92,7 +92,9 @@ class Linker:
     def admit(self, seq: Sequence) -> None:
         """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
         computed as if it had none."""
-        chunks = seq.request.chunks or self._met_again(seq)
+        chunks = seq.request.chunks
+        if self.boundaries is not None and not chunks:
+            chunks = self.boundaries.chunks(self._root(seq.reuse_key, "pieces"), seq, self.books)
         if not chunks:
             return
         size = self.books.pool.block_size
@@ -106,18 +108,6 @@ class Linker:
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
-
-    def _met_again(self, seq: Sequence) -> Seq[tuple[int, int]]:
-        """Pieces of an unmarked prompt that are worth keeping, behind what the prefix cache has of it."""
-        if self.boundaries is None:
-            return ()
-        start = 0
-        if self.books.reuse is not None:
-            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
-                start = found.stop
-                self.books.pool.drop(found.runs[:, 0].tolist())
-        again = self.boundaries.again(self._root(seq.reuse_key, "pieces"), seq.tokens, start)
-        return [(first, stop) for first, stop in again if stop < seq.length]  # the last token is in no chunk
 
     @staticmethod
     def _pieces(chunks: Iterable[tuple[int, int]], length: int, start: int = 0) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ first and last piece (content-defined chunking: Muthitacharoen et al., A Low-Ban
 least and a greatest length: a cut that comes too soon does not count, and one is made where none comes for too long.
 
 A piece that was met before behind other text is taken for one worth keeping. Behind the same text the prefix cache finds it,
-and exactly. So the first prompt that holds a text is computed as ever, the second keeps its pieces, the third finds them. What is
-remembered of a piece is its name and what stood before it, both as a hash, of the pieces met most recently.
+and exactly. So the first prompt that holds a text is computed as ever, the second keeps its pieces, the third finds them. What
+is remembered of a piece is its name and what stood before it, both as a hash, of the pieces met most recently.
 
 Cost: O(tokens) a prompt, in a few numpy operations for each token of the hash's window.
 """
@@ -16,11 +16,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hasten.engine.kv.blockfile import name_after
+
+if TYPE_CHECKING:
+    from hasten.engine.kv.books import Books
+    from hasten.engine.sequence import Sequence
 
 WINDOW = 16
 """Tokens that decide whether there is a cut behind them."""
@@ -49,6 +54,16 @@ class Boundaries:
                 break
             cuts.append(cut)
         return cuts
+
+    def chunks(self, above: bytes, seq: Sequence, books: Books) -> tuple[tuple[int, int], ...]:
+        """The pieces of a new sequence's prompt that are worth keeping, behind what the prefix cache has of it; the last token
+        is in none."""
+        start = 0
+        if books.reuse is not None:
+            for found in books.reuse.match(seq.reuse_key, seq.tokens, seq.length - 1):
+                start = found.stop
+                books.pool.drop(found.runs[:, 0].tolist())
+        return tuple((first, stop) for first, stop in self.again(above, seq.tokens, start) if stop < seq.length)
 
     def again(self, above: bytes, tokens: npt.NDArray[np.int32], start: int) -> list[tuple[int, int]]:
         """The pieces of a prompt from token `start` on that were met before, behind something else; all of its pieces are met
