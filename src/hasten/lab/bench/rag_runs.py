@@ -48,13 +48,16 @@ class First:
 
 
 class Ways:
-    """Engines of `sides`, with settings `common` to all. `model`: None for the built-in one."""
+    """Engines of `sides`, with settings `common` to all. `model`: None for the built-in one. `material`: as the property, where
+    it was read before."""
 
-    def __init__(self, sides: Iterable[Side], common: Sequence[str] = (), model: str | None = None) -> None:
+    def __init__(
+        self, sides: Iterable[Side], common: Sequence[str] = (), model: str | None = None, material: Material | None = None
+    ) -> None:
         from hasten.engine.llm import LLM
 
         self.llms: dict[str, LLM] = {side.name: LLM(model, with_=side.with_, set_=(*common, *side.set_)) for side in sides}
-        self._material: Material | None = None
+        self._material = material
 
     @property
     def any(self) -> LLM:

@@ -24,18 +24,18 @@ AGEING = Side("mpic, cost-aware", ("mpic",), ("kv.chunk_retention=cost-aware",))
 def run(setting: Setting) -> Outcome:
     from hasten.lab.bench.rag_runs import Ways
 
-    rounds, queries, prompts, asked = (2, 3, 4, 24) if setting.quick else (5, 8, 8, 120)
+    rounds, queries, prompts, asked = (2, 3, 3, 16) if setting.quick else (5, 8, 8, 120)
     sides = MAIN if setting.quick else (*MAIN, *FIXED, *FIRSTS, *TOKENS, ALL)
     setting.progress("engines", 0.0)
     ways = Ways(sides, reuse.COMMON)
     names, main = [side.name for side in sides], [side.name for side in MAIN]
     answers = reuse.ask(
         ways, FEW, main, rounds=rounds, queries=queries, questions=3, seed=setting.seed,
-        progress=share(setting.progress, 0.05, 0.4),
+        seen=True, progress=share(setting.progress, 0.05, 0.4),
     )  # fmt: skip
     sweep = answers if setting.quick else reuse.ask(
         ways, FEW, names, rounds=1, queries=queries, questions=3, seed=setting.seed + 100,
-        progress=share(setting.progress, 0.4, 0.6),
+        seen=True, progress=share(setting.progress, 0.4, 0.6),
     )  # fmt: skip
     firsts = reuse.speed(
         ways, FEW, names, rounds=2 if setting.quick else 3, queries=prompts, seed=setting.seed + 200,

@@ -74,9 +74,11 @@ FEW = Shape(pieces=40, tokens=128, each=5, facts=2, cut=12, links=8)
 
 
 def ask(
-    ways: Ways, shape: Shape, names: Sequence[str], *, rounds: int, queries: int, questions: int, seed: int, progress: Progress
-) -> list[dict[str, Answers]]:
-    """Answers of each round, by way: of a library of its own, every piece of which was seen once, all ways in turn."""
+    ways: Ways, shape: Shape, names: Sequence[str], *, rounds: int, queries: int, questions: int, seed: int, seen: bool = False,
+    progress: Progress,
+) -> list[dict[str, Answers]]:  # fmt: skip
+    """Answers of each round, by way: of a library of its own, all ways in turn. `seen`: every piece was seen once before, which
+    matters to ways whose answers depend on it."""
     found = []
     for number in range(rounds):
         books = shape.library(ways, seed + number)
@@ -84,7 +86,8 @@ def ask(
         one: dict[str, Answers] = {}
         for turn, name in enumerate(names):
             progress(f"questions, round {number + 1} of {rounds}: {name}", (number + turn / len(names)) / rounds)
-            ways.warm(books, shape.once(books, seed + number), [name])
+            if seen:
+                ways.warm(books, shape.once(books, seed + number), [name])
             one[name] = ways.answers(name, books, asked)
             ways.forget(name)
         found.append(one)
