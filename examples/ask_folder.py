@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--with", dest="technique", default="mpic", help="what reuses the pieces (default: %(default)s)")
     parser.add_argument("--words", type=int, default=120, help="words of a piece (default: %(default)s)")
     parser.add_argument("--count", type=int, default=6, help="pieces before a question (default: %(default)s)")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     pieces = pieces_of(asked.folder, asked.words)
     if not pieces:
         parser.error(f"{asked.folder} holds no {', '.join(SUFFIXES)} files")

@@ -72,8 +72,11 @@ def test_the_seed_decides_everything() -> None:
     assert retrieved(one, weights, 5) != retrieved(one, weights, 6)
 
 
+BOOKS = make(1, pieces=14, cut=5)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 4))
+@given(st.integers(0, 10**6), st.integers(2, 14), st.integers(1, 4))
 def test_retrieved_pieces_hold_the_answers(seed: int, pieces: int, questions: int) -> None:
     books = BOOKS
     query = retrieved(books, zipf(len(books.texts), 1.0, seed), seed, pieces=pieces, questions=questions)
@@ -84,9 +87,6 @@ def test_retrieved_pieces_hold_the_answers(seed: int, pieces: int, questions: in
         if question.kind == "cut":
             first, second = question.pieces
             assert query.pieces.index(second) == query.pieces.index(first) + 1, "the cut is between neighbours"
-
-
-BOOKS = make(1, pieces=14, cut=5)
 
 
 def test_all_pieces_in_changing_order_and_every_kind_in_turn() -> None:

@@ -177,6 +177,8 @@ def retrieved(books: Library, weights: Sequence[float], seed: int, *, pieces: in
     all that it needs: a retriever that did not would have failed before we begin. Other texts come whole or with one piece, so
     that a piece is met in changing company."""
     rng = random.Random(f"retrieved/{seed}")
+    if pieces > len(books.pieces):
+        raise ValueError(f"there are {len(books.pieces)} pieces, fewer than {pieces}")
     of_text = {piece: text for text, of in enumerate(books.texts) for piece in of}
     kind = rng.choice([kind for kind in KINDS if any(one.kind == kind for one in books.questions)])
     of_kind = [one for one in books.questions if one.kind == kind]
@@ -186,9 +188,11 @@ def retrieved(books: Library, weights: Sequence[float], seed: int, *, pieces: in
         drawn[of_text[piece]] = (*drawn.get(of_text[piece], ()), piece)
     while (left := pieces - sum(map(len, drawn.values()))) > 0:
         text = rng.choices(range(len(books.texts)), weights)[0]
+        of = books.texts[text]
         if text not in drawn:
-            of = books.texts[text]
             drawn[text] = of if len(of) <= left and rng.random() < WHOLE else (rng.choice(of),)
+        elif len(drawn) == len(books.texts):  # there is no other text
+            drawn[text] = of
     order = [piece for text in rng.sample(sorted(drawn), len(drawn)) for piece in drawn[text]]
     others = [one for one in books.about(order) if one is not first]
     return Query(tuple(order), (first, *_asked(rng, others, KINDS[(KINDS.index(kind) + 1) % 3], questions - 1)))
