@@ -95,7 +95,7 @@ class Ledger:
         seq = Sequence(next(self._ids), request, 0, mix(seed, 0), key, arrival)
         if request.sampling.prompt_logprobs is not None:
             group.prompt_scores = [None] * seq.prompt_length
-        elif self.linker is not None and request.chunks:
+        elif self.linker is not None and (request.chunks or self.linker.boundaries is not None):
             self.linker.admit(seq)
         group.sequences.append(seq)
         self.groups[request.id] = group

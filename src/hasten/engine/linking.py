@@ -34,6 +34,7 @@ import numpy.typing as npt
 from hasten.engine.kv.base import ContextRepair, Linked, Repair, Shift
 from hasten.engine.kv.blockfile import name_after, root
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.variants import Measure
@@ -76,7 +77,7 @@ class Links:
 @dataclass(slots=True)
 class Linker:
     """`price(tokens)`: predicted seconds of computing a chunk; `context`: what KV depends on beside the `ReuseKey`;
-    `max_length`: most tokens of a sequence."""
+    `max_length`: most tokens of a sequence; `boundaries`: cuts prompts that nobody marked."""
 
     books: Books
     store: ChunkStore
@@ -84,6 +85,7 @@ class Linker:
     price: Callable[[int], float]
     max_length: int
     context: str = ""
+    boundaries: Boundaries | None = None
     linked: int = 0
     """Chunks found and linked so far."""
     computed: int = 0
@@ -99,16 +101,19 @@ class Linker:
     def admit(self, seq: Sequence) -> None:
         """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
         computed as if it had none."""
-        if self.fits(seq.request):
-            self._note(seq, self._root(seq.reuse_key, f"{self.context} {self.how}"))
+        chunks = seq.request.chunks
+        if self.boundaries is not None and not chunks:
+            chunks = self.boundaries.chunks(self._root(seq.reuse_key, "pieces"), seq, self.books)
+        if chunks and self.fits(seq.request, chunks):
+            self._note(seq, chunks, self._root(seq.reuse_key, f"{self.context} {self.how}"))
 
     def saves(self, request: Request) -> int:
         """How many positions fewer than tokens its prompt takes here."""
         return 0
 
-    def fits(self, request: Request, saved: int = 0) -> bool:
-        """Whether memory is enough for a prompt with its chunks, whose tokens need so many positions less than one each."""
-        length, chunks, size = len(request.prompt), request.chunks, self.books.pool.block_size
+    def fits(self, request: Request, chunks: Seq[tuple[int, int]], saved: int = 0) -> bool:
+        """Whether memory is enough for a prompt with these chunks, whose tokens need so many positions less than one each."""
+        length, size = len(request.prompt), self.books.pool.block_size
         room = min(request.sampling.max_tokens or self.max_length, self.max_length + saved - length)
         most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, length + room))
         if self.copies:
@@ -117,9 +122,8 @@ class Linker:
         return most <= self.books.pool.blocks
 
     @staticmethod
-    def _note(seq: Sequence, above: bytes) -> None:
+    def _note(seq: Sequence, chunks: Seq[tuple[int, int]], above: bytes) -> None:
         """Name its chunks, after what their KV depends on beside their tokens."""
-        chunks = seq.request.chunks
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1

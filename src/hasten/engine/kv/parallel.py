@@ -51,18 +51,18 @@ class ParallelLinker(Linker):
 
     def saves(self, request: Request) -> int:
         saved = positions_saved(request.chunks) if request.sampling.prompt_logprobs is None else 0
-        return saved if saved and self.fits(request, saved) else 0
+        return saved if saved and self.fits(request, request.chunks, saved) else 0
 
     def admit(self, seq: Sequence) -> None:
         chunks = seq.request.chunks
         saved = positions_saved(chunks)
-        if not self.fits(seq.request, saved):
+        if not self.fits(seq.request, chunks, saved):
             return
         front = chunks[0][0]
         positions, behind = positions_beside(seq.length, chunks)
         seq.set_positions(0, positions)
         seq.contexts, seq.saved = (front, behind), saved
-        self._note(seq, name_after(self._root(seq.reuse_key, f"{self.context} beside"), seq.tokens[:front]))
+        self._note(seq, chunks, name_after(self._root(seq.reuse_key, f"{self.context} beside"), seq.tokens[:front]))
 
     def open(self, seq: Sequence) -> int:
         reused = super().open(seq)
