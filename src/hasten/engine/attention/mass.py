@@ -137,7 +137,8 @@ def parts_of(measure: Measure, positions: np.ndarray, view: View, device: torch.
         rows, views = np.array([0, len(positions) - first]), np.array([0, len(runs)])
         parts.append(Part(first, column, ViewIndex.from_numpy(rows, positions[first:], runs, views, device=device)))
 
-    between, at = [], 0
+    between: list[tuple[int, int]] = []
+    at = 0
     for column, (start, stop) in enumerate(measure.ranges):
         add(column, [(start, min(stop, end))])
         between.append((at, start))
