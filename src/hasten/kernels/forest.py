@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forest:
-    """How one `ViewIndex` (of one view a span) falls into nodes. Without contexts it says nothing about results but the order in
+    """How one `ViewIndex` (of one view a span) falls into nodes. Without contexts it says nothing of results but the order in
     which they are summed. It fits every index of the same spans whose views have only grown at their ends.
 
     nodes         int32 [N, 7]    span whose view holds the node; first run and end run in it (REST: to its end); first entry;
