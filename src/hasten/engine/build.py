@@ -122,7 +122,7 @@ def build(
             f"{config.attention.policy} and kv.repair={config.kv.repair} cannot run together: it reads chunks beside each "
             f"other, where kv.repair={repair} puts them"
         )
-    if config.kv.repair is not None:
+    if config.kv.repair not in (None, config.attention.policy):
         attention = MeasuredAttention(attention)
     if config.kv.repair is not None and any(site.window is not None for site in model.sites):
         raise ConfigError(
