@@ -165,6 +165,8 @@ def test_it_is_off_unless_asked_for_and_refused_where_it_cannot_be(tmp_path: Pat
         ((), {"kv__boundaries": 64}, "needs a repair"),
         (("mpic",), {"kv__boundaries": 64, "executor__deterministic": True}, "cannot run together"),
         (("mpic",), {"kv__boundaries": 63}, "boundaries"),
+        ((), {"kv__repair": "flashforge"}, "repairs no chunks"),
+        ((), {"kv__repair": "prefix-tree"}, "repairs no chunks"),
     ):
         with pytest.raises(ConfigError, match=why):
             tiny.engine(path, with_=with_, **changes)

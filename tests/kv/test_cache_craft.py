@@ -16,7 +16,7 @@ from tests.kv.test_linking import DOCUMENTS, Guesser, gather, jobs
 
 from hasten.engine.events import Kind
 from hasten.engine.kv.cache_craft import CacheCraft, Options, cci, disorder, kept_share
-from hasten.engine.kv.chunks import ChunkStore
+from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.retention import LRU, Facts
 from hasten.engine.kv.variants import Notes, PerRepair
@@ -219,6 +219,13 @@ def test_a_prompt_that_ends_with_its_first_token_leaves_its_chunks() -> None:
     assert linker_of(engine).computed == 1 and len(list(linker_of(engine).store)) == 1
 
 
+def test_several_answers_to_a_prompt_compute_its_chunks_once() -> None:
+    engine = context_engine(POLICIES["cfo"])
+    run(engine, request("a", [1], 6, 5, [2], n=3))
+    assert linker_of(engine).computed == 2 == len(list(linker_of(engine).store))
+    all_free(engine)
+
+
 def test_a_chunk_that_was_not_measured_is_not_kept() -> None:
     engine = context_engine(POLICIES["cfo"])
     executor: Any = engine.executor
@@ -347,6 +354,29 @@ def test_the_store_keeps_variants_and_loses_the_one_least_used_for_what_it_costs
     store.audit()
     single = ChunkStore(BlockPool(10, 8), LRU())
     assert single.get(b"a") is None and single.variants(b"a") == []
+
+
+def test_a_chunk_whose_score_falls_goes_before_others() -> None:
+    pool = BlockPool(40, 8)
+    store = ChunkStore(pool, PerRepair())
+    for name in (b"a", b"b", b"c"):
+        blocks = pool.take(1)
+        store.add(name, 0, blocks, Facts(0, 1, 1.0))
+        pool.drop(blocks)
+    falling, other, least = store
+
+    def use(chunk: Chunk, repaired: float) -> None:
+        chunk.facts.repaired = repaired
+        store.used(chunk)
+        store.audit()
+
+    use(falling, 0.1)
+    use(other, 0.25)
+    assert store.evict(1) == 1 and least not in list(store), "the others were looked at, and stand where they belong now"
+    use(falling, 1.0)
+    assert falling.score < other.score
+    assert store.evict(1) == 1 and list(store) == [other]
+    use(falling, 4.0)  # it was found before it went
 
 
 @settings(

@@ -149,7 +149,10 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
         retention = usual if kv.chunk_retention is None else RETENTIONS[kv.chunk_retention]()
         return ChunkStore(pool, retention, kv.chunk_share, variants)
 
-    if find(name).seam == "attention":
+    technique = find(name)
+    if technique.sets.get("kv.repair") != name:
+        raise ConfigError(f"kv.repair={name}: {name} repairs no chunks")
+    if technique.seam == "attention":
         if config.attention.policy != name:
             raise ConfigError(
                 f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each "

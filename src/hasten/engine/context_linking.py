@@ -84,8 +84,8 @@ class ContextLinker(Linker):
 
     def fork(self, links: Links) -> Links:
         base = super().fork(links)
-        # The rows are shared: whoever computes a token of both writes the same there.
-        mass = dict(links.mass) if isinstance(links, ContextLinks) else {}
+        # Shared: whoever computes a token of both writes the same there, and who has all of a chunk first keeps it for both.
+        mass = links.mass if isinstance(links, ContextLinks) else {}
         return ContextLinks(base.found, base.alone, base.rest, base.assembled, mass)
 
     def _link(self, seq: Sequence, piece: Piece, chunk: Chunk, anew: Mask, fresh: Iterable[int]) -> None:

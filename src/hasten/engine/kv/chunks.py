@@ -40,7 +40,7 @@ class Chunk:
 class ChunkStore:
     """At most `share` of the pool, and `variants` of a name. `retention` says which chunk goes first; `Facts.seconds` is what
     computing it again takes, `start` is 0. O(log chunks) a chunk that goes, O(chunks) one that makes way for another of its
-    name."""
+    name or whose score falls."""
 
     def __init__(self, pool: BlockPool, retention: Retention, share: float = 0.5, variants: int = 1) -> None:
         self._pool = pool
@@ -80,7 +80,10 @@ class ChunkStore:
         self._tick += 1
         chunk.facts.last_used = self._tick
         chunk.facts.hits += 1
-        chunk.score = self._retention.score(chunk.facts)
+        before, chunk.score = chunk.score, self._retention.score(chunk.facts)
+        if chunk.score < before and chunk in self._chunks.get(chunk.name, ()):  # on the heap it stands too far behind
+            self._withdraw(chunk)
+            self._offer(chunk)
 
     def add(self, name: bytes, position: int, blocks: Seq[int], facts: Facts, notes: Notes | None = None) -> bool:
         """Keep a chunk that lies in `blocks`, which the caller holds; False where there is one of this name, from the same
@@ -90,8 +93,7 @@ class ChunkStore:
             return False
         if len(others) == self._variants:
             least = min(others, key=lambda other: other.score)
-            self._heap = [entry for entry in self._heap if entry[2] is not least]
-            heapq.heapify(self._heap)
+            self._withdraw(least)
             self._remove(least)
         while self.blocks + len(blocks) > self._most:
             self._lose_one()
@@ -121,6 +123,10 @@ class ChunkStore:
 
     def _offer(self, chunk: Chunk) -> None:
         heapq.heappush(self._heap, (chunk.score, next(self._serial), chunk))
+
+    def _withdraw(self, chunk: Chunk) -> None:
+        self._heap = [entry for entry in self._heap if entry[2] is not chunk]
+        heapq.heapify(self._heap)
 
     def _first(self) -> Chunk | None:
         """Off the heap: the chunk that is to go first."""
