@@ -57,7 +57,7 @@ class Piece(Linked):
 class Links:
     """Of a sequence whose prompt has chunks. `found`: for each of them what is kept of it, None where it is computed by itself;
     the blocks of what was found are held until the view is `assembled`. `alone`: chunks [start, stop) that are still to be
-    computed so, ascending; they are the head of `todo`. `rest`: ranges of `todo` behind them."""
+    computed so, ascending, behind text that they see; all that is the head of `todo`. `rest`: ranges of `todo` behind it."""
 
     found: list[Chunk | None]
     alone: list[tuple[int, int]]
@@ -206,24 +206,23 @@ class Linker:
     # -- the view -------------------------------------------------------------------------------------------------------
 
     def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
-        """(start, stop, start of the chunk, first tokens seen before it) of what is to be computed now, at most `count` tokens,
-        by chunks that are computed by themselves; none when that is done and the rest of `todo` may run. The view is there
-        afterwards. Raises NoBlocks."""
-        links = self._ready(seq)
-        if not links.alone:
-            return []
-        left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
-        ranges = seq.next_ranges(min(count, left))
-        return [(start, stop, chunk[0], 0) for (start, stop), chunk in zip(ranges, links.alone, strict=False)]
-
-    def _ready(self, seq: Sequence) -> Links:
-        """Those of a sequence that runs; its view is there, and kept is what may be."""
+        """(start, stop, first token that it sees, how many of the text's first it sees before that) of what is to be computed
+        now, at most `count` tokens, of chunks that are computed by themselves and what they see; none when that is done and the
+        rest of `todo` may run. The view is there afterwards. Raises NoBlocks."""
         links = seq.links
         assert links is not None
         if not links.assembled:
             self._assemble(seq, links)
         self.settle(seq)
-        return links
+        if not links.alone:
+            return []
+        left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
+        ranges = seq.next_ranges(min(count, left))
+        return [(*part, *self._sees(seq, whole[0])) for part, whole in zip(ranges, links.alone, strict=False)]
+
+    def _sees(self, seq: Sequence, start: int) -> tuple[int, int]:
+        """What the chunk at `start` sees, as `alone` says it."""
+        return start, 0
 
     def _assemble(self, seq: Sequence, links: Links) -> None:
         anew = np.zeros(seq.length, dtype=bool)
@@ -276,7 +275,9 @@ class Linker:
             return
         while links.alone and len(seq.todo) < links.rest + len(links.alone):
             start, stop = links.alone.pop(0)
-            piece = next(piece for piece in seq.chunks if piece.start == start)
+            piece = next((piece for piece in seq.chunks if piece.start == start), None)
+            if piece is None:  # text that comes before them
+                continue
             blocks = seq.view.part(start, stop)[:, 0].tolist()
             self.computed += 1
             facts = Facts(0, len(blocks), self.price(stop - start))
@@ -313,12 +314,17 @@ class Linker:
             drafts = max(0, tokens - seq.remaining)
             return self._fresh(seq, links.found, anew) + int(written) - (-drafts // size)
         count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
-        entries = [np.arange(start, min(stop, seq.view.length)) for start, stop in second]
-        if entries:
-            blocks = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
-            kept = {int(b) for start, stop in links.alone for b in seq.view.part(start, stop)[:, 0]}
-            count += sum(books.pool.refs[block] > 1 or block in kept for block in blocks)
-        return count
+        kept = {int(b) for start, stop in links.alone for b in seq.view.part(start, stop)[:, 0]}
+        again = kept & self._blocks(seq, second)
+        return count + sum(block in again or books.pool.refs[block] > 1 for block in self._blocks(seq, ranges))
+
+    def _blocks(self, seq: Sequence, ranges: Iterable[tuple[int, int]]) -> set[int]:
+        """Those of its view in which these tokens lie, as far as they have entries."""
+        size, blocks = self.books.pool.block_size, set[int]()
+        for start, stop in ranges:
+            slots = seq.view.slots(np.arange(start, max(start, min(stop, seq.view.length))), size)
+            blocks.update((slots // size).tolist())
+        return blocks
 
     def plain(self, seq: Sequence) -> int:
         """Leading tokens whose KV is there and is what they give by themselves."""

@@ -59,7 +59,8 @@ class SpanMaker:
 
     def _alone(self, work: Work) -> list[Span]:
         """What of the work comes before all else: chunks of the prompt that are computed by themselves, a span each, which sees
-        nothing but its chunk. What is planned beyond waits for the next step, as it writes the same slots again."""
+        its chunk and what they all see, if that is anything. What is planned beyond waits for the next step, as it writes the
+        same slots again."""
         seq = work.sequence
         spans = []
         for start, stop, first, behind in self._ledger.alone(seq, work.count):

@@ -66,34 +66,15 @@ class ParallelLinker(Linker):
 
     def open(self, seq: Sequence) -> int:
         reused = super().open(seq)
-        links = seq.links
+        links, first = seq.links, seq.chunks[0].start
         assert links is not None
         # What is missing of the prefix comes before the chunks that are to see it.
-        alone, rest = seq.todo[: len(links.alone)], seq.todo[len(links.alone) :]
-        front = [part for part in rest if part[0] < seq.chunks[0].start]
-        seq.todo = [*front, *alone, *rest[len(front) :]]
-        links.rest -= len(front)
+        alone, rest = links.alone, seq.todo[len(links.alone) :]
+        front = [part for part in rest if part[0] < first] if alone else []
+        links.alone, links.rest = [*front, *alone], len(rest) - len(front)
+        seq.todo = [*links.alone, *rest[len(front) :]]
         return reused
 
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
-        """As `Linker.alone`, the prefix too while some chunk waits for it."""
-        links = self._ready(seq)
-        if not links.alone:
-            return []
-        fronts = len(seq.todo) - links.rest - len(links.alone)
-        left = sum(stop - start for start, stop in seq.todo[: fronts + len(links.alone)])
-        firsts = [(0, 0)] * fronts + [(first, seq.chunks[0].start) for first, _ in links.alone]
-        return [(*part, *first) for part, first in zip(seq.next_ranges(min(count, left)), firsts, strict=False)]
-
-    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
-        """As `Linker.blocks_needed`. Nothing that the store keeps is ever written."""
-        links, books = seq.links, self.books
-        assert links is not None
-        if not links.assembled:
-            drafts = max(0, tokens - seq.remaining)
-            return self._fresh(seq, links.found, np.zeros(seq.length, dtype=bool)) - (-drafts // books.pool.block_size)
-        count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
-        entries = [np.arange(start, min(stop, seq.view.length)) for start, stop in seq.next_ranges(tokens)]
-        size = books.pool.block_size
-        blocks: list[int] = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
-        return count + sum(books.pool.refs[block] > 1 for block in blocks)
+    def _sees(self, seq: Sequence, start: int) -> tuple[int, int]:
+        first = seq.chunks[0].start
+        return (0, 0) if start < first else (start, first)
