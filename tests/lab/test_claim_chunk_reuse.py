@@ -40,7 +40,7 @@ def test_figures_of_answers() -> None:
     plain.right[1] = ("cut", True)
     assert lost(plain, other) == 50 and lost(plain, other, "cut") == 100 and other.points("own") == pytest.approx(100 / 3)
     rounds = [{"plain": plain, "a": other}, {"plain": answers(True, True), "a": answers(True, True)}]
-    assert chunk_reuse.lost(rounds, "a") == [50, 0] and chunk_reuse.lost_in_all(rounds, "a") == pytest.approx(100 * 2 / 6)
+    assert chunk_reuse.lost(rounds, "a") == pytest.approx(100 * 2 / 6), "of all questions, not of a round"
     assert pooled(rounds)["a"].points() == 50 and len(rounds[0]["a"].right) == 4, "rounds stay as they are"
     (words, second) = chunk_reuse.in_words(rounds, ["plain", "a"])
     assert "6 questions, 83.3 % right (own 80.0 %, cut 100.0 %)" in words and "-33.3 points" in second

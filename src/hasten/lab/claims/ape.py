@@ -77,11 +77,12 @@ def run(setting: Setting) -> Outcome:
         samples={
             "ttft": reuse.ttft_ratios(firsts, ours.name),
             "saved": reuse.saved(firsts, ours.name),
-            "kept": [100 * one[ours.name].points() / max(one[PLAIN.name].points(), 1e-9) for one in own],
-            "above": [one[ours.name].points() - one[PARALLEL.name].points() for one in own],
-            "beyond": [one[ours.name].points() for one in beyond],
-            "beyond-parallel": [one[PARALLEL.name].points() for one in beyond],
-            **{f"lost-{kind}": _lost(across, ours.name, kind) for kind in TWO},
+            # Over all questions: a round has too few for a median of rounds.
+            "kept": [100 * _right(own, ours.name) / plain if (plain := _right(own, PLAIN.name)) else 0.0],
+            "above": [_right(own, ours.name) - _right(own, PARALLEL.name)],
+            "beyond": [_right(beyond, ours.name)],
+            "beyond-parallel": [_right(beyond, PARALLEL.name)],
+            **{f"lost-{kind}": [_lost(across, ours.name, kind)] for kind in TWO},
         },
         guards=[guard],
         notes=[
@@ -107,11 +108,11 @@ def _right(rounds: reuse.Rounds, name: str) -> float:
     return pooled(rounds)[name].points()
 
 
-def _lost(rounds: reuse.Rounds, name: str, kind: Kind) -> list[float]:
-    """Of the rounds that asked such questions."""
-    from hasten.lab.bench.rag_runs import lost
+def _lost(rounds: reuse.Rounds, name: str, kind: Kind) -> float:
+    from hasten.lab.bench.rag_runs import lost, pooled
 
-    return [points for one in rounds if (points := lost(one[PLAIN.name], one[name], kind)) == points]
+    every = pooled(rounds)
+    return lost(every[PLAIN.name], every[name], kind)
 
 
 def one_context(seed: int) -> Guard:

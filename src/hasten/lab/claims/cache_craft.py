@@ -54,9 +54,9 @@ def run(setting: Setting) -> Outcome:
         samples={
             "ttft": reuse.ttft_ratios(firsts, OURS.name),
             "saved": reuse.saved(firsts, OURS.name),
-            "lost": reuse.lost(answers, OURS.name),
-            "lost-none": reuse.lost(answers, NONE.name),
-            "lost-random": reuse.lost(answers, CHANCE.name),
+            "lost": [reuse.lost(answers, OURS.name)],
+            "lost-none": [reuse.lost(answers, NONE.name)],
+            "lost-random": [reuse.lost(answers, CHANCE.name)],
             "stream-found": [ours.found],
             "stream-saved": [100 * (1 - ours.computed / before.computed)],
             "stream-p50": [before.wait(50) / ours.wait(50)],

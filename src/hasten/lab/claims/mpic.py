@@ -57,9 +57,9 @@ def run(setting: Setting) -> Outcome:
             "ttft-least": reuse.ttft_ratios(of_large, NONE.name),
             "saved-large": reuse.saved(of_large, OURS.name),
             "saved-small": reuse.saved(of_small, OURS.name),
-            "lost": reuse.lost(both, OURS.name),
-            "lost-none": reuse.lost(both, NONE.name),
-            "lost-random": reuse.lost(both, CHANCE.name),
+            "lost": [reuse.lost(both, OURS.name)],
+            "lost-none": [reuse.lost(both, NONE.name)],
+            "lost-random": [reuse.lost(both, CHANCE.name)],
         },
         guards=reuse.controls(both, OURS.name, NONE.name, CHANCE.name),
         notes=[
