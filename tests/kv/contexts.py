@@ -19,7 +19,7 @@ from hasten.engine.kv.base import ContextRepair
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.variants import Floats, PerRepair
-from hasten.engine.linking import Links
+from hasten.engine.links import Links
 from hasten.engine.loop import Engine
 from hasten.engine.request import Request
 from hasten.engine.rng import mix

@@ -24,7 +24,8 @@ from hasten.engine.kv.base import ContextRepair
 from hasten.engine.kv.chunks import Chunk
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.variants import Floats, Measure, Notes
-from hasten.engine.linking import Linker, Links, Mask, Piece, ranges_of
+from hasten.engine.linking import Linker
+from hasten.engine.links import Links, Mask, Piece, ranges_of
 from hasten.engine.sequence import Sequence, Span
 
 _log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Ti
 from hasten.engine.kv.books import Books, Slots
 from hasten.engine.kv.variants import Measure
 from hasten.engine.linking import Linker
+from hasten.engine.links import blocks_needed
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
@@ -274,8 +275,8 @@ class Ledger:
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
         """New blocks that computing its next `tokens` takes, and more: drafts behind them, and what is to be fetched before."""
-        if self.linker is not None and seq.links is not None:
-            return self.linker.blocks_needed(seq, tokens)
+        if seq.links is not None:
+            return blocks_needed(self.books, seq, tokens)
         return self.books.blocks_needed(seq.view, self.loads.promised(seq) + tokens)
 
     def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:

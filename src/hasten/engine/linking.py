@@ -31,47 +31,18 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.kv.base import ContextRepair, Linked, Repair, Shift
+from hasten.engine.kv.base import ContextRepair, Repair, Shift
 from hasten.engine.kv.blockfile import name_after, root
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
 from hasten.engine.kv.variants import Measure
+from hasten.engine.links import Links, Mask, Piece, fresh_blocks, pieces_of, ranges_of
 from hasten.engine.request import Request
 from hasten.engine.sequence import Sequence, Span
 
 _log = logging.getLogger(__name__)
-
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece(Linked):
-    """A chunk of a prompt under the name by which it is kept."""
-
-    name: bytes
-
-
-@dataclass(slots=True)
-class Links:
-    """Of a sequence whose prompt has chunks. `found`: for each of them what is kept of it, None where it is computed by itself;
-    the blocks of what was found are held until the view is `assembled`. `alone`: chunks [start, stop) that are still to be
-    computed so, ascending, behind text that they see; all that is the head of `todo`. `rest`: ranges of `todo` behind it."""
-
-    found: list[Chunk | None]
-    alone: list[tuple[int, int]]
-    rest: int
-    assembled: bool = False
-
-    def whole(self, books: Books) -> bool:
-        """Its view is there to be copied: nothing of it waits to be linked or shifted."""
-        return self.assembled and not books.shifts
-
-    def beyond(self, seq: Sequence, tokens: int) -> int:
-        """How many of the next `tokens` (more than are left: drafts) have no entry in the view yet."""
-        held = sum(max(0, min(stop, seq.view.length) - start) for start, stop in seq.next_ranges(tokens))
-        return tokens - held
 
 
 @dataclass(slots=True)
@@ -115,7 +86,7 @@ class Linker:
         """Whether memory is enough for a prompt with these chunks, whose tokens need so many positions less than one each."""
         length, size = len(request.prompt), self.books.pool.block_size
         room = min(request.sampling.max_tokens or self.max_length, self.max_length + saved - length)
-        most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, length + room))
+        most = sum(-(-(stop - start) // size) for start, stop in pieces_of(chunks, length + room))
         if self.copies:
             # What was found is held beside its turned copy, what is kept beside the one that is written anew.
             most += sum(-(-(stop - start) // size) for start, stop in chunks)
@@ -127,16 +98,6 @@ class Linker:
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
-
-    @staticmethod
-    def _pieces(chunks: Iterable[tuple[int, int]], length: int, start: int = 0) -> list[tuple[int, int]]:
-        """Chunks and what is between them, in order, from token `start` on."""
-        pieces = []
-        for first, stop in chunks:
-            pieces += [(start, first), (first, stop)]
-            start = stop
-        pieces.append((start, length))
-        return [(first, stop) for first, stop in pieces if first < stop]
 
     def open(self, seq: Sequence) -> int:
         """Look everything up for a waiting sequence, whose `todo` then says what is left; how many tokens are not computed."""
@@ -175,16 +136,6 @@ class Linker:
             anew[seq.view.length :] = True
         anew[seq.length - 1] = True
         return anew
-
-    def _fresh(self, seq: Sequence, chunks: Seq[Chunk | None], anew: Mask) -> int:
-        """Blocks that the view of a sequence takes beyond what is linked at its head and shared with the store."""
-        size = self.books.pool.block_size
-        ranges = [(piece.start, piece.stop) for piece in seq.chunks]
-        count = sum(-(-(stop - start) // size) for start, stop in self._pieces(ranges, seq.length, seq.view.length))
-        for piece, chunk in zip(seq.chunks, chunks, strict=True):
-            if chunk is not None and chunk.position == int(seq.positions[piece.start]):
-                count -= sum(not anew[i : min(i + size, piece.stop)].any() for i in range(piece.start, piece.stop, size))
-        return count
 
     def fork(self, links: Links) -> Links:
         """Those of a sequence that shares the view so far."""
@@ -229,7 +180,7 @@ class Linker:
         for start, stop in seq.todo[len(links.alone) :]:
             anew[start:stop] = True
         last = seq.view.last_run()
-        fresh = iter(self.books.take(self._fresh(seq, links.found, anew), last[0] if last is not None else -1))
+        fresh = iter(self.books.take(fresh_blocks(self.books, seq, links.found, anew), last[0] if last is not None else -1))
         at = seq.view.length
         for piece, chunk in zip(seq.chunks, links.found, strict=True):
             self._reserve(seq, at, piece.start, fresh)
@@ -294,37 +245,7 @@ class Linker:
     def measured(self, spans: Seq[Span], mass: Mapping[int, Any]) -> None:
         """What was: by the number of the span (`StepResult.mass`). Before the step is committed."""
 
-    # -- for planning ---------------------------------------------------------------------------------------------------
-
-    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
-        """New blocks that computing the next `tokens` takes (more than are left: drafts), those for the whole view while that
-        is not assembled, and copies of blocks that are written while others hold them."""
-        links, books = seq.links, self.books
-        assert links is not None
-        size = books.pool.block_size
-        ranges = seq.next_ranges(tokens)
-        second = ranges[len(links.alone) :]
-        if not links.assembled:
-            anew = np.zeros(seq.length, dtype=bool)
-            for start, stop in seq.todo[len(links.alone) :]:
-                anew[start:stop] = True
-            written = sum(
-                anew[i : min(i + size, stop)].any() for start, stop in links.alone for i in range(start, stop, size) if second
-            )
-            drafts = max(0, tokens - seq.remaining)
-            return self._fresh(seq, links.found, anew) + int(written) - (-drafts // size)
-        count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
-        kept = {int(b) for start, stop in links.alone for b in seq.view.part(start, stop)[:, 0]}
-        again = kept & self._blocks(seq, second)
-        return count + sum(block in again or books.pool.refs[block] > 1 for block in self._blocks(seq, ranges))
-
-    def _blocks(self, seq: Sequence, ranges: Iterable[tuple[int, int]]) -> set[int]:
-        """Those of its view in which these tokens lie, as far as they have entries."""
-        size, blocks = self.books.pool.block_size, set[int]()
-        for start, stop in ranges:
-            slots = seq.view.slots(np.arange(start, max(start, min(stop, seq.view.length))), size)
-            blocks.update((slots // size).tolist())
-        return blocks
+    # -- for others -----------------------------------------------------------------------------------------------------
 
     def plain(self, seq: Sequence) -> int:
         """Leading tokens whose KV is there and is what they give by themselves."""
@@ -349,9 +270,3 @@ class Linker:
             if seq.links is not None and not seq.links.assembled:
                 for chunk in seq.links.found:
                     held[chunk.blocks if chunk is not None else []] += 1
-
-
-def ranges_of(mask: Mask) -> list[tuple[int, int]]:
-    """The ranges [start, stop) in which it is true."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -14,7 +14,7 @@ from hasten.engine.kv.view import View, beside
 
 if TYPE_CHECKING:
     from hasten.engine.kv.variants import Measure
-    from hasten.engine.linking import Links, Piece
+    from hasten.engine.links import Links, Piece
     from hasten.engine.request import Request
 
 
