@@ -206,7 +206,9 @@ def test_decoding_into_a_cache_is_decoding_and_placing(kind: str) -> None:
             assert entropy.decode(stream, counts, rows, low, step, escapes=escapes, into=two, heads=heads).size == 0
             assert np.array_equal(out[0].view(np.uint8), out[1].view(np.uint8))
         with pytest.raises(ValueError, match="do not fit"):
-            entropy.decode(stream, counts, rows, low, step, escapes=escapes, into=replace(two, head_stride=1 << 20), heads=heads + 1)
+            entropy.decode(
+                stream, counts, rows, low, step, escapes=escapes, into=replace(two, head_stride=1 << 20), heads=heads + 1
+            )
         with pytest.raises(CorruptStream):
             entropy.decode(stream[:-2], counts, rows, low, step, escapes=escapes, into=two, heads=heads)
 

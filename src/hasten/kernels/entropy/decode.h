@@ -27,7 +27,7 @@ int64_t decode(const Decode *a) {
     if (!words || !padded) return NO_MEMORY;
     std::memcpy(words.get(), a->stream + lanes * 4, size_t(count) * 2);
     std::memset(words.get() + count, 0, LANES * 2);
-    float *const step = padded.get(), *const low = step + width, *const one_row = low + width;
+    float *const __restrict step = padded.get(), *const __restrict low = step + width, *const __restrict one_row = low + width;
     for (int64_t c = 0; c < width; ++c) {
         step[c] = c < a->channels ? a->step[c] : 0;
         low[c] = c < a->channels ? float(a->low[c]) : 0;
@@ -49,11 +49,10 @@ int64_t decode(const Decode *a) {
             if (!coder.take(group, symbols, next, end)) return TRUNCATED;
             const int64_t here = a->channels - group < LANES ? a->channels - group : LANES;
             float *const values = one_row + group;
-            bool escaped = false;
-            for (int lane = 0; lane < LANES; ++lane) {
-                values[lane] = (float(symbols[lane]) + low[group + lane]) * (step[group + lane] * scale);
-                escaped |= symbols[lane] == escape;
-            }
+            int escaped = 0;
+            for (int lane = 0; lane < LANES; ++lane) escaped |= symbols[lane] == escape ? -1 : 0;
+            for (int lane = 0; lane < LANES; ++lane)
+                values[lane] = (float(int(symbols[lane])) + low[group + lane]) * (step[group + lane] * scale);
             if (__builtin_expect(escaped, 0)) {
                 for (int64_t lane = 0; lane < here; ++lane) {
                     if (symbols[lane] != escape) continue;

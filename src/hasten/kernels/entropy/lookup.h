@@ -7,25 +7,26 @@ namespace {
 
 struct Lookup {
     static constexpr int BUCKETS = 64, SHIFT = 8;  // of a channel's slots, by the upper bits
+    static constexpr int AHEAD = 8;  // edges that are read at a time
     static_assert(BUCKETS << SHIFT == TOTAL, "buckets hold all slots");
 
-    std::unique_ptr<uint16_t, Free> edges;  // [width, stride] cumulative counts, then two that no slot reaches
-    std::unique_ptr<uint8_t, Free> first;   // [width, BUCKETS] the symbol in which a bucket's first slot lies, and 8 bytes to read
+    std::unique_ptr<uint16_t, Free> edges;  // [width, stride] cumulative counts, then AHEAD - 1 that no slot reaches
+    std::unique_ptr<uint8_t, Free> first;   // [width, BUCKETS] the symbol in which a bucket's first slot lies
     int64_t width = 0, stride = 0;
 
     // 0 or a Fault. A channel that is not there has one symbol of all the probability, which leaves its state as it is.
     int64_t fill(const uint16_t *counts, int64_t channels, int64_t alphabet) {
         width = (channels + LANES - 1) / LANES * LANES;
-        stride = alphabet + 3;
+        stride = alphabet + AHEAD;
         edges.reset(static_cast<uint16_t *>(std::malloc(size_t(width * stride) * sizeof(uint16_t))));
-        first.reset(static_cast<uint8_t *>(std::calloc(size_t(width * BUCKETS + 8), 1)));
+        first.reset(static_cast<uint8_t *>(std::calloc(size_t(width * BUCKETS), 1)));
         if (!edges || !first) return NO_MEMORY;
         for (int64_t c = 0; c < width; ++c) {
             uint16_t *edge = edges.get() + c * stride;
             const bool there = c < channels;
             uint64_t bad = 0;
             for (int64_t s = 0; s <= alphabet; ++s) edge[s] = there ? counts[s * channels + c] : s ? TOTAL : 0;
-            edge[alphabet + 1] = edge[alphabet + 2] = UINT16_MAX;
+            for (int64_t s = alphabet + 1; s < stride; ++s) edge[s] = INT16_MAX;
             if (!there) continue;
             for (int64_t s = 0; s < alphabet; ++s) bad |= edge[s] >= edge[s + 1];
             if (bad || edge[0] != 0 || edge[alphabet] != TOTAL) return BAD_TABLE;
