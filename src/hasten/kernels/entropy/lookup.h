@@ -7,7 +7,7 @@ namespace {
 
 struct Lookup {
     static constexpr int BUCKETS = 64, SHIFT = 8;  // of a channel's slots, by the upper bits
-    static constexpr int AHEAD = 8;  // edges that are read at a time
+    static constexpr int AHEAD = 8;                     // edges that are read at a time
     static_assert(BUCKETS << SHIFT == TOTAL, "buckets hold all slots");
 
     std::unique_ptr<uint16_t, Free> edges;  // [width, stride] cumulative counts, then AHEAD - 1 that no slot reaches

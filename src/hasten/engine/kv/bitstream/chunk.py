@@ -118,8 +118,8 @@ def decode_into(
     tables: Sequence[Floats] | None = None,
     executor: Executor | None = None,
 ) -> None:
-    """Decode a chunk with the head `found` into contiguous planes `out` [blocks, heads, block size, dim], keys and values site by
-    site, of as many slots as it has tokens. `tables` float32 [tokens, 2, rotary / 2] rotate each site's keys. Raises
+    """Decode a chunk with the head `found` into contiguous planes `out` [blocks, heads, block size, dim], keys and values site
+    by site, of as many slots as it has tokens. `tables` float32 [tokens, 2, rotary / 2] rotate each site's keys. Raises
     CorruptStream, with planes partly written."""
     turns: list[Floats | None] = [None] * len(out)
     if tables is not None:

@@ -35,9 +35,9 @@ _ENCODE, _DECODE, _PLACE = Struct("7q").pack, Struct("16q").pack, Struct("13q").
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where rows [heads, dim] go in the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or float16: head h of row r
-    from element offsets[r] + h * head_stride on, `offsets` int64 [rows]. With `cos_sin` float32 [positions, 2, rotary / 2] the
-    first `rotary` of dim are rotated to `positions` int32 [rows] on the way, halves against each other."""
+    """Where rows [heads, dim] go in the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or float16: head h of row
+    r from element offsets[r] + h * head_stride on, `offsets` int64 [rows]. With `cos_sin` float32 [positions, 2, rotary / 2]
+    the first `rotary` of dim are rotated to `positions` int32 [rows] on the way, halves against each other."""
 
     out: npt.NDArray[np.float32 | np.uint16]
     offsets: npt.NDArray[np.int64]
@@ -124,7 +124,8 @@ def decode(
 def place(values: Floats, into: Slots) -> None:
     """Write `values` float32 [rows, heads, dim] where `into` says. Raises ValueError."""
     values = _contiguous(values, np.float32)
-    check(library().hasten_entropy_place(_place(into, *values.shape, values)))
+    rows, heads, dim = values.shape
+    check(library().hasten_entropy_place(_place(into, rows, heads, dim, values)))
 
 
 def _place(into: Slots, rows: int, heads: int, dim: int, values: Floats | None = None) -> bytes:
