@@ -80,8 +80,9 @@ def libraries(runnable: bool) -> list[Library]:
     if runnable and (features := processor_features()):
         variants = {isa: flags for isa, flags in variants.items() if TELLING.get(isa, set()) <= features}
     kernels = [Library(KERNELS / "cpu", isa, ("-fopenmp", "-fno-math-errno", *flags)) for isa, flags in variants.items()]
-    others = [Library(KERNELS / "grammar", "grammar", ("-pthread",)), Library(KERNELS / "entropy", "entropy", ())]
-    return [*kernels, *others]
+    # Without fused multiply-adds every instruction set decodes to the same bits.
+    entropy = Library(KERNELS / "entropy", "entropy", ("-ffp-contract=off",))
+    return [*kernels, Library(KERNELS / "grammar", "grammar", ("-pthread",)), entropy]
 
 
 def processor_features() -> set[str]:

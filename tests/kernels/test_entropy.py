@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hasten.engine.kv.bitstream import entropy, reference
 from hasten.engine.kv.bitstream.entropy import CorruptStream
@@ -156,7 +159,9 @@ def test_values_go_rotated_where_they_belong(kind: str) -> None:
     out = np.zeros((blocks, heads, size, dim), np.float32 if kind == "float32" else np.uint16)
     row = np.arange(rows)
     offsets = row // size * heads * size * dim + row % size * dim
-    entropy.place(values, out, offsets, size * dim, kind=kind, cos_sin=table, positions=positions)
+    slots = entropy.Slots(out, offsets, size * dim, kind)
+    rotated = replace(slots, cos_sin=table, positions=positions)
+    entropy.place(values, rotated)
 
     cos, sin = (table[positions, i][:, None] for i in (0, 1))
     one, two = values[..., : rotary // 2], values[..., rotary // 2 : rotary]
@@ -166,12 +171,70 @@ def test_values_go_rotated_where_they_belong(kind: str) -> None:
     eps = {"float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}[kind]
     np.testing.assert_allclose(got, turned, rtol=1.01 * eps, atol=2e-5 if kind == "float32" else 2**-24)
 
-    entropy.place(values, out, offsets, size * dim, kind=kind)
+    entropy.place(values, slots)
     expected = torch.from_numpy(values).to(getattr(torch, kind))  # not rotated: rounded as torch rounds, bit for bit
     flat = torch.from_numpy(out) if kind == "float32" else torch.from_numpy(out.view(np.int16)).view(getattr(torch, kind))
     assert torch.equal(flat.permute(0, 2, 1, 3).reshape(-1, heads, dim)[:rows], expected)
 
     with pytest.raises(ValueError, match="do not fit"):
-        entropy.place(values, out, offsets + 1 + 3 * size * dim, size * dim, kind=kind)
+        entropy.place(values, replace(slots, offsets=offsets + 1 + 3 * size * dim))
     with pytest.raises(ValueError, match="do not fit"):
-        entropy.place(values, out, offsets, size * dim, kind=kind, cos_sin=table, positions=positions + np.int32(10))
+        entropy.place(values, replace(rotated, positions=positions + np.int32(10)))
+    with pytest.raises(ValueError, match="is needed"):
+        entropy.place(values, replace(slots, offsets=offsets.astype(np.int32)))
+    with pytest.raises(ValueError, match="offsets must be"):
+        entropy.place(values, replace(slots, offsets=offsets[1:]))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_decoding_into_a_cache_is_decoding_and_placing(kind: str) -> None:
+    """To the last bit, and not beyond the rows."""
+    rng = np.random.default_rng(8)
+    for rows, heads, dim, alphabet in ((1, 1, 1, 2), (7, 3, 12, 40), (5, 2, 48, 256)):
+        symbols, counts = world(rng, rows, heads * dim, alphabet)
+        low = rng.integers(-9, 9, heads * dim).astype(np.int16)
+        step = rng.random(heads * dim, np.float32)
+        escapes = rng.integers(-3000, 3000, (symbols == alphabet - 1).sum()).astype(np.int16)
+        table = rng.standard_normal((rows, 2, dim // 4)).astype(np.float32)
+        stream = entropy.encode(symbols, counts)
+        values = entropy.decode(stream, counts, rows, low, step, escapes=escapes)
+        offsets = rng.permutation(rows).astype(np.int64) * heads * (dim + 3)
+        out = [np.full(rows * heads * (dim + 3), 7, np.float32 if kind == "float32" else np.uint16) for _ in range(2)]
+        for turn, positions in ((None, None), (table, np.arange(rows, dtype=np.int32))):
+            one, two = (entropy.Slots(to, offsets, dim + 3, kind, turn, positions) for to in out)
+            entropy.place(values.reshape(rows, heads, dim), one)
+            assert entropy.decode(stream, counts, rows, low, step, escapes=escapes, into=two, heads=heads).size == 0
+            assert np.array_equal(out[0].view(np.uint8), out[1].view(np.uint8))
+        with pytest.raises(ValueError, match="do not fit"):
+            entropy.decode(
+                stream, counts, rows, low, step, escapes=escapes, into=replace(two, head_stride=1 << 20), heads=heads + 1
+            )
+        with pytest.raises(CorruptStream):
+            entropy.decode(stream[:-2], counts, rows, low, step, escapes=escapes, into=two, heads=heads)
+
+
+def test_every_slot_is_found() -> None:
+    """Whatever the distribution: wide symbols, many narrow ones in a row, edges where buckets of slots begin."""
+    rng = np.random.default_rng(9)
+    for alphabet in (2, 3, 65, 200, 256):
+        edges = [np.arange(1, alphabet), entropy.TOTAL - np.arange(1, alphabet)[::-1], 64 * np.arange(1, alphabet)]
+        edges += [np.sort(rng.choice(entropy.TOTAL - 1, alphabet - 1, replace=False)) + 1 for _ in range(30)]
+        counts = np.zeros((alphabet + 1, len(edges)), np.uint16)
+        counts[1:-1], counts[-1] = np.stack(edges, 1), entropy.TOTAL
+        symbols = rng.integers(0, alphabet, (300, len(edges)), dtype=np.uint8)
+        symbols[:alphabet] = np.arange(alphabet)[:, None]
+        assert np.array_equal(decoded(entropy.encode(symbols, counts), counts, 300), symbols)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # which says which variant is used
+@given(st.binary(max_size=400), st.integers(1, 40), st.integers(2, 256), st.integers(0, 20))
+def test_no_bytes_harm_the_decoder(noise: bytes, channels: int, alphabet: int, rows: int) -> None:
+    """They are refused, or are what the encoder makes of the symbols that they hold."""
+    counts = np.zeros((alphabet + 1, channels), np.uint16)
+    inner = np.random.default_rng(len(noise)).permuted(np.tile(np.arange(1, entropy.TOTAL), (channels, 1)), axis=1)
+    counts[1:-1], counts[-1] = np.sort(inner[:, : alphabet - 1], 1).T, entropy.TOTAL
+    try:
+        symbols = decoded(noise, counts, rows)
+    except CorruptStream:
+        return
+    assert entropy.encode(symbols.astype(np.uint8), counts) == noise

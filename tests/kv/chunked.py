@@ -16,7 +16,8 @@ from hasten.engine.kv.base import Repair
 from hasten.engine.kv.books import Books
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.retention import LRU
-from hasten.engine.linking import Linker, Piece
+from hasten.engine.linking import Linker
+from hasten.engine.links import Piece
 from hasten.engine.loop import Engine
 from hasten.engine.request import Request
 from hasten.engine.rng import mix

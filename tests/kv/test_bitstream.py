@@ -176,3 +176,24 @@ def test_planes_go_out_unrotated_and_come_back(dtype: torch.dtype) -> None:
     back = np.zeros_like(plane)
     fill(back, rows, table.numpy())
     np.testing.assert_allclose(rows_of(back), cache.float().permute(0, 2, 1, 3).reshape(tokens, heads, dim), atol=8 * eps)
+
+
+@pytest.mark.parametrize("form", chunk.FORMS)
+def test_decoding_into_planes_is_decoding_and_filling(form: str) -> None:
+    size, tokens = 8, 48
+    given = sites(6, tokens)
+    data = chunk.encode(given, 0, 1, form)
+    tables = [
+        np.random.default_rng(i).normal(size=(tokens, 2, dim // 4)).astype(np.float32) for i, dim in enumerate((16, 16, 40))
+    ]
+    shapes = [(tokens // size, keys.shape[1], size, keys.shape[2]) for keys, _ in given for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for turns in (None, tables):
+            one, two = ([np.zeros(shape, np.uint16) for shape in shapes] for _ in range(2))
+            for site, (keys, values) in enumerate(chunk.decode(data)[1]):
+                fill(one[2 * site], keys, None if turns is None else turns[site])
+                fill(one[2 * site + 1], values)
+            chunk.decode_into(data, chunk.head(data), two, turns, pool)
+            assert all(np.array_equal(before, after) for before, after in zip(one, two, strict=True))
+    with pytest.raises(ValueError, match="offsets must be"):
+        chunk.decode_into(data, chunk.head(data), [plane[1:] for plane in two])

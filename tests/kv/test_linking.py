@@ -30,6 +30,7 @@ DOCUMENTS = [[(7 * d + 3 * i + i * i) % 40 for i in range(size)] for d, size in 
 REPAIRS: dict[str, Repair] = {
     "none": PlainChunks("none"),
     "all": PlainChunks("all"),
+    "random-3": PlainChunks("random", 3),
     "mpic-3": MPIC(3),
     "mpic-8": MPIC(8),
 }

@@ -72,6 +72,16 @@ def test_a_template_that_changes_marked_text_gets_it_unmarked(make_server: Calla
     assert ask(server, marked) == ask(server, plain)
 
 
+def test_documents_beside_each_other_may_be_longer_than_the_context(make_server: Callable[..., Running]) -> None:
+    server, pages, question = make_server(), ["x" * 300, "y" * 200, "z" * 200], [{"role": "user", "content": "q"}]
+    with pytest.raises(BadRequestError, match="context"):
+        ask(server, question, documents=pages)
+    server.engine.info["contexts_beside"] = True
+    assert ask(server, question, documents=pages)[1] == pages
+    with pytest.raises(BadRequestError, match="context"):
+        ask(server, question, documents=[*pages, "z" * 500])
+
+
 def test_the_last_token_is_in_no_chunk(make_server: Callable[..., Running]) -> None:
     server = make_server()
     server.engine.chat_template = ChatTemplate({"default": "{% for m in messages %}{{ m.content }}{% endfor %}"})

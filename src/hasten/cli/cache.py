@@ -39,8 +39,16 @@ Prefix = Annotated[str, typer.Option("--chunk-name", metavar="HEX", help="Only c
 
 @app.command()
 def warm(
-    text: Annotated[Path, typer.Argument(metavar="FILE", help="A text file; - is standard input.")],
-    disk: Disk,
+    text: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A text file; - is standard input.")] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", metavar="FOLDER", help="The folder of block files, as --with tiered:disk=FOLDER.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Instead of FILE: text files that --server is to keep as chunks.")
+    ] = None,
+    server: Annotated[str, typer.Option(metavar="URL", help="A server that reuses chunks.")] = "http://127.0.0.1:8000",
+    system: Annotated[str | None, typer.Option(help="With --documents: what the system says in requests to come.")] = None,
+    key: Annotated[str | None, typer.Option("--api-key", envvar="HASTEN_API_KEY", help="The server's key.")] = None,
     model: Annotated[str | None, typer.Option(help="As for serve; the built-in model if left out.")] = None,
     codecs: Codecs = None,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens of a chunk, as the serving engine's tiered:chunk.")] = 1536,
@@ -50,7 +58,18 @@ def warm(
 ) -> None:
     """Compute a text's KV and store it, whole chunk by whole chunk, in one or more forms.
 
-    An engine finds it for prompts that begin with the text, tokenised as it is, and with the same --with and --set."""
+    An engine finds it for prompts that begin with the text, tokenised as it is, and with the same --with and --set.
+
+    With --documents a running server reads every file of a folder once and keeps it in its pool as a chunk, for requests
+    that mark the same text (`documents`, or parts with `cache`), wherever it stands. It is kept until memory is short or the
+    server ends."""
+    if documents is not None:
+        if text is not None or disk is not None:
+            raise typer.BadParameter("--documents go to a server: give neither FILE nor --disk")
+        _warm_documents(server, documents, system, key)
+        return
+    if text is None or disk is None:
+        raise typer.BadParameter("give FILE and --disk, or --documents FOLDER")
     from hasten.cli.cache_work import opened, warmed
 
     words = _read(text)
@@ -155,6 +174,22 @@ def serve(
             time.sleep(3600)
     finally:
         server.close()
+
+
+def _warm_documents(server: str, folder: Path, system: str | None, key: str | None) -> None:
+    from hasten.cli.cache_documents import send
+
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder")
+    with _bar("reading") as tell:
+        sent = send(server, folder, system, tell, key)
+    for path, reason in sent.refused:
+        _say(f"{path}: {reason}")
+    _say(f"{sent.documents} documents: {sent.computed} computed, {sent.found} there before")
+    if sent.evicted:
+        _say(f"memory is short: {sent.evicted} chunks had to go meanwhile (kv.memory_bytes, kv.chunk_share)")
+    if not sent.documents:
+        raise typer.Exit(1)
 
 
 # -- what the commands share --------------------------------------------------------------------------------------------

@@ -9,22 +9,27 @@ from hasten.engine.attention.base import AttentionPolicy
 from hasten.engine.batch import Batch
 from hasten.engine.clock import Clock
 from hasten.engine.config import EngineConfig
+from hasten.engine.context_linking import ContextLinker
 from hasten.engine.decoding.base import Policies, Proposer, Sampler
 from hasten.engine.decoding.chain import chained
 from hasten.engine.events import EventLog
 from hasten.engine.executors.base import Executor
 from hasten.engine.executors.cost import StepShape, span_pairs
-from hasten.engine.kv.base import Tiered
+from hasten.engine.kv.base import ContextRepair, Tiered
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import ChunkStore
 from hasten.engine.kv.host import HostTier
-from hasten.engine.kv.retention import LRU
+from hasten.engine.kv.parallel import ParallelLinker
+from hasten.engine.kv.plain_chunks import PlainChunks
+from hasten.engine.kv.retention import LRU, RETENTIONS, Retention
+from hasten.engine.kv.variants import PerRepair
 from hasten.engine.ledger import Ledger
 from hasten.engine.linking import Linker
 from hasten.engine.loop import Engine
 from hasten.engine.scheduling.base import Limits, Order
 from hasten.engine.sequence import Span
-from hasten.engine.technique import ConfigError
+from hasten.engine.technique import ConfigError, find
 
 
 class Served(Protocol):
@@ -77,6 +82,8 @@ def assemble(
         allocator = config.make(config.kv.allocator, host_blocks)
         tier = HostTier(host_blocks, config.kv.block_size, executor, allocator, by_block=config.kv.copies == "blocks")
     linker = None
+    if config.kv.boundaries and config.kv.repair is None:
+        raise ConfigError(f"kv.boundaries={config.kv.boundaries} needs a repair of chunks: --with mpic, say")
     if config.kv.repair is not None:
         linker = make_linker(config, parts, executor)
         parts.books.chunks = linker.store
@@ -135,9 +142,41 @@ def make_linker(config: EngineConfig, parts: Parts, executor: Executor) -> Linke
     def price(tokens: int) -> float:
         return executor.price(StepShape(tokens, 1, 0, tokens, span_pairs(tokens, 0)))
 
-    repair = config.make(config.kv.repair or "", parts)
-    store = ChunkStore(parts.books.pool, LRU())
-    return Linker(parts.books, store, repair, price, parts.model.max_length, parts.kv_context)
+    name, pool, kv = config.kv.repair or "", parts.books.pool, config.kv
+    length, context = parts.model.max_length, parts.kv_context
+
+    def store(usual: Retention, variants: int = 1) -> ChunkStore:
+        retention = usual if kv.chunk_retention is None else RETENTIONS[kv.chunk_retention]()
+        return ChunkStore(pool, retention, kv.chunk_share, variants)
+
+    technique = find(name)
+    if technique.sets.get("kv.repair") != name:
+        raise ConfigError(f"kv.repair={name}: {name} repairs no chunks")
+    if technique.seam == "attention":
+        if config.attention.policy != name:
+            raise ConfigError(
+                f"kv.repair={name} and attention.policy={config.attention.policy} cannot run together: chunks beside each "
+                f"other are read by {name} alone"
+            )
+        if kv.boundaries:
+            raise ConfigError(
+                f"kv.repair={name} and kv.boundaries={kv.boundaries} cannot run together: pieces of one text do not stand "
+                "beside each other"
+            )
+        return ParallelLinker(parts.books, store(LRU()), PlainChunks("none"), price, length, context)
+    repair = config.make(name, parts)
+    in_context = isinstance(repair, ContextRepair)
+    for what in [f"kv.repair={name}"] * in_context + [f"kv.boundaries={kv.boundaries}"] * bool(kv.boundaries):
+        if config.executor.deterministic:
+            raise ConfigError(
+                f"{what} and executor.deterministic=true cannot run together: what is computed, and so the answer, depends on "
+                "what earlier requests left"
+            )
+    boundaries = Boundaries(kv.boundaries) if kv.boundaries else None
+    if isinstance(repair, ContextRepair):
+        kept = store(PerRepair(), repair.variants)
+        return ContextLinker(parts.books, kept, repair, price, length, context, boundaries)
+    return Linker(parts.books, store(LRU()), repair, price, length, context, boundaries)
 
 
 def _proposers(config: EngineConfig) -> list[str]:

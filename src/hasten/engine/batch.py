@@ -19,7 +19,8 @@ class Batch:
 
     `tokens`, `slots` int64 [T]; `positions`, `segments` int32 [T]; `span_offsets` int32 [S+1]; `runs` int32 [R, 4] and
     `run_offsets` int32 [S+1], the KV each span reads (see `View`), its own new entries included; `logits_rows` int64 [L], the
-    flat rows whose logits are wanted, in the order of the spans. `ancestors` int64 [T, W] and `is_tree` uint8 [S] only when a
+    flat rows whose logits are wanted, in the order of the spans. `contexts` int32 [S]: how many of a span's first runs are
+    contexts beside each other; None: nobody has any. `ancestors` int64 [T, W] and `is_tree` uint8 [S] only when a
     span is a tree: bit j of ancestors[t] says that flat token t sees token j of its own span.
     """
 
@@ -34,6 +35,7 @@ class Batch:
     logits_rows: Array
     ancestors: Array | None = None
     is_tree: Array | None = None
+    contexts: Array | None = None
 
     @property
     def size(self) -> int:
@@ -55,7 +57,7 @@ class BatchBuilder:
 
     def build(self, spans: list[Span]) -> Batch:
         total = sum(span.count for span in spans)
-        run_total = sum(span.sequence.view.run_count for span in spans)
+        run_total = sum(span.sequence.view.run_count + (span.behind > 0) for span in spans)
         tokens = self._room("tokens", total, np.int64)
         slots = self._room("slots", total, np.int64)
         positions = self._room("positions", total, np.int32)
@@ -66,6 +68,7 @@ class BatchBuilder:
         rows: list[int] = []
         at = run_at = 0
         trees = False
+        contexts = [0] * len(spans)
         span_offsets[0] = run_offsets[0] = 0
         for i, span in enumerate(spans):
             stop = at + span.count
@@ -73,8 +76,7 @@ class BatchBuilder:
             slots[at:stop] = span.slots
             positions[at:stop] = span.positions
             segments[at:stop] = span.segments
-            view = span.sequence.view
-            seen = view.runs if span.sees is None else view.part(*span.sees)
+            seen, contexts[i] = span.reads()
             run_stop = run_at + len(seen)
             runs[run_at:run_stop] = seen
             rows += [at + row for row in span.logits]
@@ -94,6 +96,8 @@ class BatchBuilder:
             run_offsets[: count + 1],
             np.array(rows, dtype=np.int64),
         )
+        if any(contexts):
+            batch.contexts = np.array(contexts, dtype=np.int32)
         if trees:
             batch.ancestors, batch.is_tree = _ancestors(spans)
         return batch

@@ -15,6 +15,7 @@ from hasten import kernels as kernel_library
 from hasten.engine import models
 from hasten.engine.assemble import assemble, require
 from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.attention.mass import MeasuredAttention
 from hasten.engine.clock import Clock, RealClock
 from hasten.engine.config import EngineConfig
 from hasten.engine.depth.base import Depth
@@ -30,7 +31,7 @@ from hasten.engine.kv.pool import BlockPool
 from hasten.engine.kv.stores import make_stores
 from hasten.engine.loop import Engine
 from hasten.engine.memory import Memory, block_bytes, pool_blocks
-from hasten.engine.technique import ConfigError
+from hasten.engine.technique import ConfigError, find
 from hasten.engine.text.tokenizer import Tokenizer
 from hasten.engine.weights.stores import stores_of
 from hasten.kernels import Kernels
@@ -115,6 +116,14 @@ def build(
     parts = Parts(config, kernels, eos, depth, model, memory, books, clock or RealClock(), EventLog(), tokenizer=tokenizer)
     attention: AttentionPolicy = config.make(config.attention.policy, parts)
     require(config, attention)
+    repair = find(config.attention.policy).sets.get("kv.repair", config.kv.repair)
+    if repair != config.kv.repair:
+        raise ConfigError(
+            f"{config.attention.policy} and kv.repair={config.kv.repair} cannot run together: it reads chunks beside each "
+            f"other, where kv.repair={repair} puts them"
+        )
+    if config.kv.repair not in (None, config.attention.policy):
+        attention = MeasuredAttention(attention)
     if config.kv.repair is not None and any(site.window is not None for site in model.sites):
         raise ConfigError(
             f"kv.repair={config.kv.repair} and {config.model.path} cannot run together: with a sliding window the first tokens "

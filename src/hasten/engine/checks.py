@@ -6,13 +6,20 @@ from hasten.engine.kv.pool import BlockPool
 from hasten.engine.request import BadRequest, Request
 
 
-def check(request: Request, pool: BlockPool, max_length: int, vocabulary: int, constrains: bool) -> None:
+def check(request: Request, pool: BlockPool, max_length: int, vocabulary: int, constrains: bool, saved: int = 0) -> None:
     """BadRequest, naming the parameter, unless an engine with these properties can serve `request`.
 
-    `max_length`: tokens of its context. `constrains`: it has a constraint policy."""
+    `max_length`: positions of its context. `constrains`: it has a constraint policy. `saved`: by how many positions the
+    prompt's tokens need less than one each."""
     sampling = request.sampling
     length = len(request.prompt)
-    if length >= max_length:
+    if saved and length - saved >= max_length:
+        raise BadRequest(
+            f"the prompt has {length} tokens at {length - saved} positions, its contexts beside each other, and the context "
+            f"holds {max_length}, one at least for output",
+            "prompt",
+        )
+    if length - saved >= max_length:
         raise BadRequest(
             f"the prompt has {length} tokens and the context holds {max_length}, one at least for output", "prompt"
         )

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Committer:
-    """`longest`: the most tokens a sequence can come to. `eos`: tokens that end a text."""
+    """`longest`: the most tokens a sequence can come to, and those it saves more. `eos`: tokens that end a text."""
 
     def __init__(
         self,
@@ -214,6 +214,6 @@ class Committer:
 
     def room(self, seq: Sequence) -> int:
         """Tokens of output at which a sequence ends by length."""
-        most = self._longest - seq.prompt_length
+        most = self._longest + seq.saved - seq.prompt_length
         request = seq.request
         return min(most, request.sampling.max_tokens or most, request.ends_after or most)

@@ -78,6 +78,14 @@ class KVConfig(Section):
     repair: str | None = None
     """What of the chunks that requests mark is computed again where they stand; None: marks are ignored, nothing is reused by
     chunks."""
+    boundaries: int | None = Field(None, ge=64)
+    """Tokens, about, of the pieces that prompts without marks are cut into, at places that their content decides; those that
+    come again behind other text are chunks as if they were marked. None: only what is marked is."""
+    chunk_share: float = Field(0.5, gt=0, le=0.9)
+    """Most of the pool that chunks may take."""
+    chunk_retention: Literal["lru", "cost-aware"] | None = None
+    """Which chunk goes first when there is no room: the one used least recently, or the one that saves least (how often it was
+    found, times what computing it takes, by its size, ageing). None: what suits the repair, `lru` in general."""
     allocator: str = "free-list"
     keep_copies: bool = False
     """A sequence that comes back from the host tier leaves its copy there; when it goes again, only blocks written since are

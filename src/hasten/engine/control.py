@@ -31,7 +31,7 @@ class Control:
                 sequence.constraint.advance(token)
             sequence.append(token)
         self._outbox.put(TokenDelta(sequence.request.id, sequence.index, list(tokens), [None] * len(tokens)))
-        if sequence.length >= self._max_length:
+        if sequence.length - sequence.saved >= self._max_length:
             self._ledger.close(sequence, Finish.LENGTH)
 
     def join(self, sequences: Seq[Sequence], tokens: Seq[int]) -> Sequence:

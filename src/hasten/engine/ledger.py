@@ -20,7 +20,9 @@ from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
+from hasten.engine.kv.variants import Measure
 from hasten.engine.linking import Linker
+from hasten.engine.links import blocks_needed
 from hasten.engine.loads import Loads
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
@@ -94,7 +96,7 @@ class Ledger:
         seq = Sequence(next(self._ids), request, 0, mix(seed, 0), key, arrival)
         if request.sampling.prompt_logprobs is not None:
             group.prompt_scores = [None] * seq.prompt_length
-        elif self.linker is not None and request.chunks:
+        elif self.linker is not None and (request.chunks or self.linker.boundaries is not None):
             self.linker.admit(seq)
         group.sequences.append(seq)
         self.groups[request.id] = group
@@ -141,6 +143,8 @@ class Ledger:
         first = parents[0]
         if not tokens or any(p.request is not first.request or p.state is not State.RUNNING for p in parents):
             raise ValueError("running sequences of one request can be joined, with at least one token to go on with")
+        if any(p.contexts is not None for p in parents):
+            raise ValueError(f"{first} cannot be joined: its contexts stand beside each other")
         group = self.groups[first.request.id]
         child = Sequence(next(self._ids), first.request, len(group.sequences), seed, first.reuse_key, first.arrival_s)
         # What a path has in common with an earlier one is read once, from the earlier.
@@ -233,7 +237,9 @@ class Ledger:
             self._restart(seq)
 
     def cache(self, seq: Sequence) -> None:
-        """Offer the sequence's computed KV for reuse, as far as it is what its tokens alone give."""
+        """Offer the sequence's computed KV for reuse: its chunks, and the rest as far as it is what its tokens alone give."""
+        if self.linker is not None and seq.links is not None:
+            self.linker.settle(seq)
         if self.books.reuse is None:
             return
         if self.linker is not None and seq.chunks:
@@ -269,14 +275,19 @@ class Ledger:
 
     def blocks_needed(self, seq: Sequence, tokens: int) -> int:
         """New blocks that computing its next `tokens` takes, and more: drafts behind them, and what is to be fetched before."""
-        if self.linker is not None and seq.links is not None:
-            return self.linker.blocks_needed(seq, tokens)
+        if seq.links is not None:
+            return blocks_needed(self.books, seq, tokens)
         return self.books.blocks_needed(seq.view, self.loads.promised(seq) + tokens)
 
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
         """As `Linker.alone`, of a sequence with links that runs."""
         assert self.linker is not None
         return self.linker.alone(seq, count)
+
+    def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
+        """As `Linker.measure`, of a sequence with links that runs."""
+        assert self.linker is not None
+        return self.linker.measure(seq, ranges)
 
     @property
     def moving(self) -> bool:
@@ -311,8 +322,6 @@ class Ledger:
         if not seq.recomputable:
             return False
         lost = seq.view.length
-        if self.linker is not None and seq.links is not None:
-            self.linker.settle(seq)
         self.cache(seq)
         self._release(seq)
         self._restart(seq)

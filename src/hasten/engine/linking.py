@@ -15,75 +15,57 @@ so that a chunk's blocks hold nothing else; that costs up to a block for each of
 
 Only the tokens in front of the first chunk are looked up in the prefix cache, and offered to it: what stands behind has seen
 chunks that were computed by themselves.
+
+Chunks that are computed behind others instead, and mended by what was measured then, are `context_linking.py`'s.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from hasten.engine.kv.base import Linked, Repair, Shift
+from hasten.engine.kv.base import ContextRepair, Repair, Shift
 from hasten.engine.kv.blockfile import name_after, root
 from hasten.engine.kv.books import Books
+from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
-from hasten.engine.sequence import Sequence
+from hasten.engine.kv.variants import Measure
+from hasten.engine.links import Links, Mask, Piece, fresh_blocks, pieces_of, ranges_of
+from hasten.engine.request import Request
+from hasten.engine.sequence import Sequence, Span
 
 _log = logging.getLogger(__name__)
-
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece(Linked):
-    """A chunk of a prompt under the name by which it is kept."""
-
-    name: bytes
-
-
-@dataclass(slots=True)
-class Links:
-    """Of a sequence whose prompt has chunks. `found`: for each of them what is kept of it, None where it is computed by itself;
-    the blocks of what was found are held until the view is `assembled`. `alone`: chunks [start, stop) that are still to be
-    computed so, ascending; they are the head of `todo`. `rest`: ranges of `todo` behind them."""
-
-    found: list[Chunk | None]
-    alone: list[tuple[int, int]]
-    rest: int
-    assembled: bool = False
-
-    def whole(self, books: Books) -> bool:
-        """Its view is there to be copied: nothing of it waits to be linked or shifted."""
-        return self.assembled and not books.shifts
-
-    def beyond(self, seq: Sequence, tokens: int) -> int:
-        """How many of the next `tokens` (more than are left: drafts) have no entry in the view yet."""
-        held = sum(max(0, min(stop, seq.view.length) - start) for start, stop in seq.next_ranges(tokens))
-        return tokens - held
 
 
 @dataclass(slots=True)
 class Linker:
     """`price(tokens)`: predicted seconds of computing a chunk; `context`: what KV depends on beside the `ReuseKey`;
-    `max_length`: most tokens of a sequence."""
+    `max_length`: most tokens of a sequence; `boundaries`: cuts prompts that nobody marked."""
 
     books: Books
     store: ChunkStore
-    repair: Repair
+    repair: Repair | ContextRepair
     price: Callable[[int], float]
     max_length: int
     context: str = ""
+    boundaries: Boundaries | None = None
     linked: int = 0
     """Chunks found and linked so far."""
     computed: int = 0
     """Chunks computed by themselves so far."""
     _root: Callable[..., bytes] = field(default_factory=lambda: lru_cache(maxsize=1024)(root))
+    how: ClassVar[str] = "alone"
+    """How chunks are computed: a part of their names."""
+    copies: ClassVar[bool] = True
+    """Chunks may be copied when they are linked or repaired."""
 
     # -- coming and going -----------------------------------------------------------------------------------------------
 
@@ -91,33 +73,35 @@ class Linker:
         """Take note of the chunks of a new sequence's prompt. Where memory is so short that they might stand in its way, it is
         computed as if it had none."""
         chunks = seq.request.chunks
-        size = self.books.pool.block_size
-        room = min(seq.request.sampling.max_tokens or self.max_length, self.max_length - seq.length)
-        most = sum(-(-(stop - start) // size) for start, stop in self._pieces(chunks, seq.length + room))
-        # What was found is held beside its turned copy, what is kept beside the one that is written anew.
-        most += sum(-(-(stop - start) // size) for start, stop in chunks)
-        if most > self.books.pool.blocks:
-            return
-        above = self._root(seq.reuse_key, f"{self.context} alone")
+        if self.boundaries is not None and not chunks:
+            chunks = self.boundaries.chunks(self._root(seq.reuse_key, "pieces"), seq, self.books)
+        if chunks and self.fits(seq.request, chunks):
+            self._note(seq, chunks, self._root(seq.reuse_key, f"{self.context} {self.how}"))
+
+    def saves(self, request: Request) -> int:
+        """How many positions fewer than tokens its prompt takes here."""
+        return 0
+
+    def fits(self, request: Request, chunks: Seq[tuple[int, int]], saved: int = 0) -> bool:
+        """Whether memory is enough for a prompt with these chunks, whose tokens need so many positions less than one each."""
+        length, size = len(request.prompt), self.books.pool.block_size
+        room = min(request.sampling.max_tokens or self.max_length, self.max_length + saved - length)
+        most = sum(-(-(stop - start) // size) for start, stop in pieces_of(chunks, length + room))
+        if self.copies:
+            # What was found is held beside its turned copy, what is kept beside the one that is written anew.
+            most += sum(-(-(stop - start) // size) for start, stop in chunks)
+        return most <= self.books.pool.blocks
+
+    @staticmethod
+    def _note(seq: Sequence, chunks: Seq[tuple[int, int]], above: bytes) -> None:
+        """Name its chunks, after what their KV depends on beside their tokens."""
         seq.chunks = tuple(Piece(start, stop, name_after(above, seq.tokens[start:stop])) for start, stop in chunks)
         for number, (start, stop) in enumerate(chunks):
             seq.segments[start:stop] = number + 1
 
-    @staticmethod
-    def _pieces(chunks: Iterable[tuple[int, int]], length: int, start: int = 0) -> list[tuple[int, int]]:
-        """Chunks and what is between them, in order, from token `start` on."""
-        pieces = []
-        for first, stop in chunks:
-            pieces += [(start, first), (first, stop)]
-            start = stop
-        pieces.append((start, length))
-        return [(first, stop) for first, stop in pieces if first < stop]
-
     def open(self, seq: Sequence) -> int:
         """Look everything up for a waiting sequence, whose `todo` then says what is left; how many tokens are not computed."""
-        if self.books.reuse is not None:
-            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
-                self.books.link(seq.view, found.runs)
+        self._find_head(seq)
         chunks = [self.store.get(piece.name) for piece in seq.chunks]
         anew = self._anew(seq)
         for chunk in chunks:
@@ -131,8 +115,15 @@ class Linker:
             anew[start:stop] = True
         return seq.length - int(anew.sum())
 
+    def _find_head(self, seq: Sequence) -> None:
+        """Begin its view with what the prefix cache has of the text in front of the first chunk."""
+        if self.books.reuse is not None:
+            for found in self.books.reuse.match(seq.reuse_key, seq.tokens, seq.chunks[0].start):
+                self.books.link(seq.view, found.runs)
+
     def _anew(self, seq: Sequence) -> Mask:
         """Bool [length]: the tokens of the second pass."""
+        assert not isinstance(self.repair, ContextRepair)
         anew = np.ones(seq.length, dtype=bool)
         anew[: seq.view.length] = False
         for piece in seq.chunks:
@@ -145,16 +136,6 @@ class Linker:
             anew[seq.view.length :] = True
         anew[seq.length - 1] = True
         return anew
-
-    def _fresh(self, seq: Sequence, chunks: Seq[Chunk | None], anew: Mask) -> int:
-        """Blocks that the view of a sequence takes beyond what is linked at its head and shared with the store."""
-        size = self.books.pool.block_size
-        ranges = [(piece.start, piece.stop) for piece in seq.chunks]
-        count = sum(-(-(stop - start) // size) for start, stop in self._pieces(ranges, seq.length, seq.view.length))
-        for piece, chunk in zip(seq.chunks, chunks, strict=True):
-            if chunk is not None and chunk.position == int(seq.positions[piece.start]):
-                count -= sum(not anew[i : min(i + size, piece.stop)].any() for i in range(piece.start, piece.stop, size))
-        return count
 
     def fork(self, links: Links) -> Links:
         """Those of a sequence that shares the view so far."""
@@ -175,9 +156,10 @@ class Linker:
 
     # -- the view -------------------------------------------------------------------------------------------------------
 
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int]]:
-        """(start, stop, start of the chunk) of what is to be computed now, at most `count` tokens, by chunks that are computed
-        by themselves; none when that is done and the rest of `todo` may run. The view is there afterwards. Raises NoBlocks."""
+    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
+        """(start, stop, first token that it sees, how many of the text's first it sees before that) of what is to be computed
+        now, at most `count` tokens, of chunks that are computed by themselves and what they see; none when that is done and the
+        rest of `todo` may run. The view is there afterwards. Raises NoBlocks."""
         links = seq.links
         assert links is not None
         if not links.assembled:
@@ -187,14 +169,18 @@ class Linker:
             return []
         left = sum(stop - start for start, stop in seq.todo[: len(links.alone)])
         ranges = seq.next_ranges(min(count, left))
-        return [(start, stop, chunk[0]) for (start, stop), chunk in zip(ranges, links.alone, strict=False)]
+        return [(*part, *self._sees(seq, whole[0])) for part, whole in zip(ranges, links.alone, strict=False)]
+
+    def _sees(self, seq: Sequence, start: int) -> tuple[int, int]:
+        """What the chunk at `start` sees, as `alone` says it."""
+        return start, 0
 
     def _assemble(self, seq: Sequence, links: Links) -> None:
         anew = np.zeros(seq.length, dtype=bool)
         for start, stop in seq.todo[len(links.alone) :]:
             anew[start:stop] = True
         last = seq.view.last_run()
-        fresh = iter(self.books.take(self._fresh(seq, links.found, anew), last[0] if last is not None else -1))
+        fresh = iter(self.books.take(fresh_blocks(self.books, seq, links.found, anew), last[0] if last is not None else -1))
         at = seq.view.length
         for piece, chunk in zip(seq.chunks, links.found, strict=True):
             self._reserve(seq, at, piece.start, fresh)
@@ -224,7 +210,8 @@ class Linker:
             was = chunk.position + start - piece.start
             written = anew[start:stop]
             if here == was and not written.any():
-                pool.share([block])
+                if block not in seq.view.blocks:  # else the same chunk stands there twice
+                    pool.share([block])
                 seq.view.add_run(block, 0, stop - start, here)
                 continue
             own = next(iter(fresh))
@@ -239,7 +226,9 @@ class Linker:
             return
         while links.alone and len(seq.todo) < links.rest + len(links.alone):
             start, stop = links.alone.pop(0)
-            piece = next(piece for piece in seq.chunks if piece.start == start)
+            piece = next((piece for piece in seq.chunks if piece.start == start), None)
+            if piece is None:  # text that comes before them
+                continue
             blocks = seq.view.part(start, stop)[:, 0].tolist()
             self.computed += 1
             facts = Facts(0, len(blocks), self.price(stop - start))
@@ -247,32 +236,16 @@ class Linker:
         if not links.alone and (not seq.todo or seq.todo[0][0] >= seq.view.length):
             seq.links = None
 
-    # -- for planning ---------------------------------------------------------------------------------------------------
+    # -- what chunks attend to -------------------------------------------------------------------------------------------
 
-    def blocks_needed(self, seq: Sequence, tokens: int) -> int:
-        """New blocks that computing the next `tokens` takes (more than are left: drafts), those for the whole view while that
-        is not assembled, and copies of blocks that are written while others hold them."""
-        links, books = seq.links, self.books
-        assert links is not None
-        size = books.pool.block_size
-        ranges = seq.next_ranges(tokens)
-        second = ranges[len(links.alone) :]
-        if not links.assembled:
-            anew = np.zeros(seq.length, dtype=bool)
-            for start, stop in seq.todo[len(links.alone) :]:
-                anew[start:stop] = True
-            written = sum(
-                anew[i : min(i + size, stop)].any() for start, stop in links.alone for i in range(start, stop, size) if second
-            )
-            drafts = max(0, tokens - seq.remaining)
-            return self._fresh(seq, links.found, anew) + int(written) - (-drafts // size)
-        count = books.blocks_needed(seq.view, links.beyond(seq, tokens))
-        entries = [np.arange(start, min(stop, seq.view.length)) for start, stop in second]
-        if entries:
-            blocks = np.unique(seq.view.slots(np.concatenate(entries), size) // size).tolist()
-            kept = {int(b) for start, stop in links.alone for b in seq.view.part(start, stop)[:, 0]}
-            count += sum(books.pool.refs[block] > 1 or block in kept for block in blocks)
-        return count
+    def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
+        """What is to be measured while these tokens of a sequence with links are computed."""
+        return None
+
+    def measured(self, spans: Seq[Span], mass: Mapping[int, Any]) -> None:
+        """What was: by the number of the span (`StepResult.mass`). Before the step is committed."""
+
+    # -- for others -----------------------------------------------------------------------------------------------------
 
     def plain(self, seq: Sequence) -> int:
         """Leading tokens whose KV is there and is what they give by themselves."""
@@ -297,9 +270,3 @@ class Linker:
             if seq.links is not None and not seq.links.assembled:
                 for chunk in seq.links.found:
                     held[chunk.blocks if chunk is not None else []] += 1
-
-
-def ranges_of(mask: Mask) -> list[tuple[int, int]]:
-    """The ranges [start, stop) in which it is true."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -105,7 +105,9 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Accept a request, or raise BadRequest or QueueFull; nothing has changed then."""
-        check(request, self.ledger.books.pool, self.max_length, self.executor.vocabulary, self.decoding.constraint is not None)
+        linker, constrains = self.ledger.linker, self.decoding.constraint is not None
+        saved = linker.saves(request) if linker is not None else 0
+        check(request, self.ledger.books.pool, self.max_length, self.executor.vocabulary, constrains, saved)
         self._inbox.put(request)
 
     def cancel(self, request_id: str, index: int | None = None, reason: Finish = Finish.CANCELLED) -> None:
@@ -239,6 +241,8 @@ class Engine:
         if self._steady is not None:
             spans = self._steady.commit(spans)
         self._last = result
+        if result.mass is not None and self.ledger.linker is not None:
+            self.ledger.linker.measured(spans, result.mass)
         committed = self.committer.commit(spans, result)
         if committed and self.decoding.controller is not None:
             self.decoding.controller.on_commit(committed, result, self.control)

@@ -179,8 +179,8 @@ class Segment:
     """A piece of a prompt that is put together from several. `content`: text, or token ids.
 
     `cache`: a document, an example, a tool's result, something that may stand in many prompts and reads the same in all of
-    them. An engine that reuses chunks (`kv.repair`) computes it by itself, keeps it and uses it wherever it stands, which is
-    faster and not quite the same as reading it in its place; any other engine takes no notice."""
+    them. An engine that reuses chunks (`kv.repair`) computes it once, keeps it and uses it wherever it stands, which is faster
+    and not quite the same as reading it in its place; any other engine takes no notice."""
 
     content: str | Seq[int]
     cache: bool = False

@@ -10,10 +10,11 @@ import numpy as np
 
 from hasten.engine.kv.base import Ints, ReuseKey
 from hasten.engine.kv.copies import Copy
-from hasten.engine.kv.view import View
+from hasten.engine.kv.view import View, beside
 
 if TYPE_CHECKING:
-    from hasten.engine.linking import Links, Piece
+    from hasten.engine.kv.variants import Measure
+    from hasten.engine.links import Links, Piece
     from hasten.engine.request import Request
 
 
@@ -62,6 +63,7 @@ class Sequence:
         "cancelled",
         "chunks",
         "constraint",
+        "contexts",
         "copy",
         "finish",
         "id",
@@ -73,6 +75,7 @@ class Sequence:
         "recomputable",
         "request",
         "reuse_key",
+        "saved",
         "seed",
         "service",
         "state",
@@ -118,6 +121,10 @@ class Sequence:
         """Ranges of the prompt whose KV is reused wherever they stand; their tokens have the segment ids 1, 2, ..."""
         self.links: Links | None = None
         """What is known of them here, from looking them up until all of the prompt is computed."""
+        self.contexts: tuple[int, int] | None = None
+        """Positions [first, stop) at which all its chunks stand beside each other (`kv/parallel.py`); None: they do not."""
+        self.saved = 0
+        """By how many positions its tokens need less than one each."""
 
     # -- tokens ---------------------------------------------------------------------------------------------------------
 
@@ -184,6 +191,8 @@ class Sequence:
         self.recomputable = parent.recomputable
         self.constraint = parent.constraint.fork() if parent.constraint is not None else None
         self.chunks = parent.chunks
+        self.contexts = parent.contexts
+        self.saved = parent.saved
 
     def commit(self, tokens: list[int]) -> None:
         """Append drawn tokens; the KV of all but the last is already computed (accepted drafts)."""
@@ -328,3 +337,20 @@ class Span:
     samples: bool = False
     sees: tuple[int, int] | None = None
     """Entries [start, stop) of the sequence's view that it reads, its own included; None: all."""
+    measure: Measure | None = None
+    """Attention mass that is wanted of its rows; None: none."""
+    behind: int = 0
+    """It reads entries [0, behind) before those too."""
+    contexts: tuple[int, int] | None = None
+    """Positions [first, stop) of contexts that it reads beside each other, before all else that stands at positions up to its
+    last one. `sees` and `behind` say nothing then."""
+
+    def reads(self) -> tuple[Ints, int]:
+        """The entries that it reads, as runs int32 [n, 4], and how many of the first are contexts."""
+        view = self.sequence.view
+        if self.contexts is not None:
+            return beside(view.runs, *self.contexts, int(self.positions.max()))
+        if self.sees is None:
+            return view.runs, 0
+        runs = view.part(*self.sees)
+        return (np.concatenate([view.part(0, self.behind), runs]), 0) if self.behind else (runs, 0)

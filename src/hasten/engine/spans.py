@@ -59,12 +59,13 @@ class SpanMaker:
 
     def _alone(self, work: Work) -> list[Span]:
         """What of the work comes before all else: chunks of the prompt that are computed by themselves, a span each, which sees
-        nothing but its chunk. What is planned beyond waits for the next step, as it writes the same slots again."""
+        its chunk and what they all see, if that is anything. What is planned beyond waits for the next step, as it writes the
+        same slots again."""
         seq = work.sequence
         spans = []
-        for start, stop, first in self._ledger.alone(seq, work.count):
+        for start, stop, first, behind in self._ledger.alone(seq, work.count):
             slots = self._ledger.rewrite(seq, np.arange(start, stop, dtype=np.int32))
-            spans.append(Span(seq, stop - start, *seq.piece(start, stop), slots, sees=(first, stop)))
+            spans.append(Span(seq, stop - start, *seq.piece(start, stop), slots, sees=(first, stop), behind=behind))
         return spans
 
     def _span(self, work: Work, draft: Draft | None) -> Span:
@@ -86,7 +87,7 @@ class SpanMaker:
             positions = np.concatenate([positions, positions[-1] + deep])
             segments = np.concatenate([segments, np.full(len(deep), segments[-1], dtype=np.int32)])
         # Entries further on may not be computed yet; no token of this step sees them.
-        sees = (0, ranges[-1][1]) if ranges[-1][1] < seq.view.length else None
+        sees = (0, ranges[-1][1]) if ranges[-1][1] < seq.view.length and seq.contexts is None else None
         slots = self._slots(seq, ranges, positions) if ranges[0][0] < seq.view.length else books.append(seq.view, positions)
         span = Span(
             seq, len(tokens), tokens, positions, segments, slots, samples=samples, parents=parents, draft=draft, sees=sees
@@ -96,6 +97,9 @@ class SpanMaker:
         elif samples:
             span.logits = list(range(work.count - 1, len(tokens)))
         span.drafts = len(tokens) - work.count
+        span.contexts = seq.contexts
+        if seq.links is not None:
+            span.measure = self._ledger.measure(seq, ranges)
         return span
 
     def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:

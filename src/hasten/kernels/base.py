@@ -66,6 +66,8 @@ class ViewIndex:
     is_tree       uint8 [S] or None        which spans are trees
     host          numpy copies of the integers (shared memory on the CPU); made on first use where absent
     forest        how to read what views share once (set before the index is first used); deterministic calls do without
+    contexts      numpy int32 [S] or None: how many of each view's first runs are contexts that stand beside each other. For
+                  those who make forests: kernels go by the forest
     """
 
     span_offsets: Tensor
@@ -76,6 +78,7 @@ class ViewIndex:
     is_tree: Tensor | None = None
     host: HostIndex | None = None
     forest: Forest | None = None
+    contexts: np.ndarray | None = None
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     """What an implementation derives from the index once per step, under its own key."""
 

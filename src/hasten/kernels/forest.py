@@ -28,8 +28,8 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forest:
-    """How one `ViewIndex` (of one view a span) falls into nodes. It says nothing about results but the order in which they are
-    summed, and fits every index of the same spans whose views have only grown at their ends.
+    """How one `ViewIndex` (of one view a span) falls into nodes. Without contexts it says nothing of results but the order in
+    which they are summed. It fits every index of the same spans whose views have only grown at their ends.
 
     nodes         int32 [N, 7]    span whose view holds the node; first run and end run in it (REST: to its end); first entry;
                                   entries (REST: to its end, a leaf); first and end row of `rows`
@@ -40,6 +40,10 @@ class Forest:
 
     Entries before a node in its span's view are those of the nodes before it on the path. A leaf of a tree span holds all
     tokens of the tree. Shared nodes are not empty.
+
+    contexts      uint8 [N]       or None: which nodes are contexts. Their scores (before log-weights) are divided by
+                                  `temperature`, and what those on a row's path give together counts with `scale` times its
+                                  log-sum-exp. Where not both are 1 a forest does change results then.
     """
 
     nodes: Ints
@@ -47,6 +51,9 @@ class Forest:
     tasks: Ints
     path_offsets: Ints
     paths: Ints
+    contexts: npt.NDArray[np.uint8] | None = None
+    temperature: float = 1.0
+    scale: float = 1.0
 
     @property
     def shared(self) -> int:
@@ -77,10 +84,14 @@ def attend(
     kv_heads, dim = k_cache.shape[1], q.shape[2]
     group = q.shape[1] // kv_heads
     host, device = index.on_host(), q.device
-    most = torch.full((q.shape[0], kv_heads, group), -torch.inf, device=device)
-    mass, total = torch.zeros_like(most), torch.zeros(*most.shape, dim, device=device)
+    # Of all rows: what is known of the ordinary keys, and of those in contexts.
+    parts = 1 if forest.contexts is None else 2
+    mosts = torch.full((parts, q.shape[0], kv_heads, group), -torch.inf, device=device)
+    masses, totals = torch.zeros_like(mosts), torch.zeros(*mosts.shape, dim, device=device)
     for number, first_tile, end_tile in forest.tasks.tolist():
         node = forest.nodes[number]
+        context = forest.contexts is not None and bool(forest.contexts[number])
+        most, mass, total = mosts[int(context)], masses[int(context)], totals[int(context)]
         tokens = torch.from_numpy(forest.rows[node[5] : node[6]].astype(np.int64)).to(device)
         block, slot, position = entries_of(runs_of(host, node))
         own = own_tokens(index, int(node[0])) if node[4] == REST else 0
@@ -88,7 +99,9 @@ def attend(
         seen = _visible(index, int(node[0]), own, tokens, torch.from_numpy(position).to(device), window)[:, low:high]
         at = (torch.from_numpy(block[low:high]).to(device), slice(None), torch.from_numpy(slot[low:high]).to(device))
         queries = q[tokens].unflatten(1, (kv_heads, group)).float()
-        scores = torch.einsum("nhgd,lhd->nhgl", queries, k_cache[at].float()) * scale
+        scores = torch.einsum("nhgd,lhd->nhgl", queries, k_cache[at].float()) * (
+            scale / forest.temperature if context else scale
+        )
         if log_weight is not None:
             scores = scores + log_weight[at[0], at[2]]
         scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
@@ -103,9 +116,14 @@ def attend(
         mass[tokens] = mass[tokens] * keep + p.sum(-1)
         total[tokens] = total[tokens] * keep[..., None] + torch.einsum("nhgl,lhd->nhgd", p, v_cache[at].float())
         most[tokens] = joined
-    out.copy_((total / torch.where(mass > 0, mass, 1.0)[..., None]).flatten(1, 2))
+    norms = mosts + torch.log(masses)
+    if forest.contexts is not None:
+        norms[1] = torch.where(masses[1] > 0, forest.scale * norms[1], norms[1])
+    norm = torch.logsumexp(norms, 0)
+    shares = torch.exp(norms - norm.nan_to_num(neginf=0.0)) / torch.where(masses > 0, masses, 1.0)
+    out.copy_((totals * shares[..., None]).sum(0).flatten(1, 2))
     if lse is not None:
-        lse.copy_((most + torch.log(mass)).flatten(1, 2))
+        lse.copy_(norm.flatten(1, 2))
 
 
 def entries_of(runs: Ints) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -50,15 +50,15 @@ class FlashForgeAttention(PagedAttention):
     """`planner` None: plain paged attention."""
 
     def __init__(self, planner: ForestPlanner | None) -> None:
-        self._planner = planner
+        self.planner = planner
 
     def before_step(self, index: ViewIndex) -> None:
-        if self._planner is not None:
-            index.forest = self._planner.plan(index.on_host())
+        if self.planner is not None:
+            index.forest = self.planner.plan(index.on_host())
 
     def attend(self, site: Site, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         forest, on_gpu = step.index.forest, _on_gpu() if q.is_cuda else None
-        if forest is None or on_gpu is None:
+        if forest is None or forest.contexts is not None or on_gpu is None:
             return super().attend(site, q, k, v, step)
         step.kernels.rope_and_store(q, k, v, site.cos_sin, step.index.positions, step.slots, site.k, site.v)
         out = step.empty(*q.shape)

@@ -91,7 +91,7 @@ class ForestPlanner:
     def _grow(self, host: HostIndex, counts: Longs, tokens: Longs) -> None:
         limits = self._limits_of(host, counts, tokens)
         found = find_nodes(host, limits)
-        self._nodes = worthwhile(found, tokens * self._group, _lengths(host), self._costs)
+        self._nodes = worthwhile(found, tokens * self._group, lengths_of(host), self._costs)
         self._forest, self._spans, self._limits, self._counts = None, tokens > 0, limits, counts
         begins = host.run_offsets.tolist()
         self._held = [host.runs[begins[n.members[0]] + n.first : begins[n.members[0]] + n.end].tobytes() for n in self._nodes]
@@ -102,9 +102,9 @@ class ForestPlanner:
         self._branches = _branches(host, host.run_offsets[:-1].astype(np.int64), self._depths, limits)
 
     def _lay_out(self, host: HostIndex, tokens: Longs) -> Forest:
-        lengths = _lengths(host)
+        lengths = lengths_of(host)
         rows_of = np.split(np.arange(host.span_offsets[-1]), host.span_offsets[1:-1])
-        making = _Making(self._group)
+        making = Making(self._group)
         paths: list[list[tuple[int, int]]] = [[] for _ in tokens]  # of each span: nodes, the place of its first token in them
         depths, shared = [0] * len(tokens), [0] * len(tokens)  # of each span: runs and entries of its nodes
         for node in self._nodes:
@@ -116,9 +116,7 @@ class ForestPlanner:
                 depths[span], shared[span] = node.end, before + node.entries
             where = (leader, node.first, node.end, before, node.entries)
             making.add(where, np.concatenate([rows_of[span] for span in node.members]), node.entries)
-        chunk_rows, total = CHUNKS[1], int(tokens.sum()) * self._group * self._kv_heads
-        while chunk_rows > CHUNKS[0] and total / chunk_rows < 3 * self._workers:
-            chunk_rows //= 2
+        chunk_rows = piece_rows(int(tokens.sum()) * self._group * self._kv_heads, self._workers)
         for span, rows in enumerate(rows_of):
             chunk = max(1, chunk_rows // self._group) if len(rows) > WIDEST else max(1, len(rows))
             for begin in range(0, len(rows), chunk):
@@ -129,7 +127,15 @@ class ForestPlanner:
         return making.forest(cut(making.sizes, self._costs, self._kv_heads, self._workers, self._split))
 
 
-class _Making:
+def piece_rows(total: int, workers: int) -> int:
+    """Query rows of a piece of a long span, where a step has so many in `total`."""
+    rows = CHUNKS[1]
+    while rows > CHUNKS[0] and total / rows < 3 * workers:
+        rows //= 2
+    return rows
+
+
+class Making:
     """A forest in the making."""
 
     def __init__(self, group: int) -> None:
@@ -166,7 +172,7 @@ class _Making:
         )
 
 
-def _lengths(host: HostIndex) -> Longs:
+def lengths_of(host: HostIndex) -> Longs:
     """Entries of each view."""
     lengths: Longs = np.diff(np.concatenate([[0], host.runs[:, 2].cumsum()])[host.run_offsets])
     return lengths

@@ -25,12 +25,12 @@ class StepResult:
     """What a step gives back; tensors stay on the device that computed them.
 
     `logits` [L, vocabulary] in the run dtype, one row per wanted row of the batch, in order; `hidden`: layer -> [L, width] of
-    what was tapped, in memory of its own; `mass`: attention mass, where a policy measured it. `seconds`: the step's parts,
-    measured."""
+    what was tapped, in memory of its own; `mass`: number of a span -> what its `measure` asked for, float32 [rows, ranges],
+    None where no span did. `seconds`: the step's parts, measured."""
 
     logits: Any
     hidden: dict[int, Any] = field(default_factory=dict)
-    mass: Any = None
+    mass: dict[int, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

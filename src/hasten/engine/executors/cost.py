@@ -49,7 +49,7 @@ def shape_of_spans(spans: Iterable[Span]) -> StepShape:
     """Of spans whose views already hold their new entries."""
     tokens = rows = heads = cached = pairs = 0
     for span in spans:
-        new, held = span.count, span.sequence.view.length if span.sees is None else span.sees[1] - span.sees[0]
+        new, held = span.count, span.sequence.view.length if span.sees is None else span.behind + span.sees[1] - span.sees[0]
         tokens += new
         rows += 1
         heads += len(span.logits)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.attention.base import AttentionPolicy
+from hasten.engine.attention.mass import measures
 from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import NORMED, StepResult
@@ -121,6 +122,8 @@ class LocalExecutor:
             logits[rows] = part.logits
             for layer, hidden in part.hidden.items():
                 result.hidden.setdefault(layer, hidden.new_empty(at, hidden.shape[1]))[rows] = hidden
+            if part.mass is not None:
+                result.mass = {**(result.mass or {}), **{mine[i]: mass for i, mass in part.mass.items()}}
             for kind, seconds in part.seconds.items():
                 result.seconds[kind] = result.seconds.get(kind, 0.0) + seconds
         return result
@@ -139,6 +142,7 @@ class LocalExecutor:
             batch.is_tree,
             self._device,
         )
+        index.contexts = batch.contexts
         self._attention.before_step(index)
         tokens = self._on_device(batch.tokens)
         slots = self._on_device(batch.slots)
@@ -155,7 +159,8 @@ class LocalExecutor:
             if watcher is not None:
                 watcher(Look(done, batch, lambda wanted, tokens: self._early(step, rows[list(wanted)], tokens)))
 
-        planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS else None
+        # What is recorded measures nothing.
+        planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS and not measures(batch) else None
         if 0 in self._pauses:
             pause(0)
         if planned is not None:
@@ -171,6 +176,7 @@ class LocalExecutor:
                 result.hidden[site_index] = step.settle()[rows]
             if done in self._pauses:
                 pause(done)
+        result.mass = step.mass
         result.logits = self._head(step, rows)
         if NORMED in taps:
             result.hidden[NORMED] = step.h

@@ -98,6 +98,8 @@ class Step:
     workspace: Workspace | None = None
     given: Tensor | None = None
     """Memory for the next result of its size."""
+    mass: dict[int, Tensor] | None = None
+    """Attention mass measured so far, as in `StepResult.mass`: of the layers that are done."""
 
     def empty(self, *shape: int) -> Tensor:
         """Memory for an op's result, in the run dtype."""

@@ -6,8 +6,8 @@ protocols here. Invariants every implementation keeps:
 - a block is free, or its reference count is the number of views and caches that hold it; nobody writes a block whose count
   is above one (the books copy it first);
 - KV found for a request was computed by the same weights, adapter and depth program, under the same tenant and salt
-  (`ReuseKey`), from the same tokens at the positions stated, or, where a request marked chunks and a `Repair` is on, from a
-  chunk's tokens by themselves;
+  (`ReuseKey`), from the same tokens at the positions stated, or, where a request marked chunks, from a chunk's tokens by
+  themselves (`Repair`) or behind other chunks (`ContextRepair`);
 - a block that an unfinished transfer writes is neither read nor freed; one that it reads may be let go of, but whoever gets it
   waits for that transfer, and only for it, before writing (`BlockPool`);
 - transfers take place in the order in which they were asked for.
@@ -27,6 +27,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from hasten.engine.kv.blockfile import Head
     from hasten.engine.kv.retention import Facts
+    from hasten.engine.kv.variants import Notes
     from hasten.engine.kv.view import View
 
 Ints = npt.NDArray[np.int32]
@@ -162,14 +163,15 @@ class Reuse(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """A chunk of a prompt, tokens [start, stop), whose KV was computed by itself, as if nothing stood before it."""
+    """A chunk of a prompt, tokens [start, stop)."""
 
     start: int
     stop: int
 
 
 class Repair(Protocol):
-    """Which tokens of a prompt's chunks are computed once more, now that something stands before them.
+    """Of chunks that are computed by themselves: which of their tokens are computed once more, now that something stands before
+    them.
 
     They run through the layers together with all tokens between the chunks, each attending to whatever stands before it in the
     assembled view: to what is computed again as it is then, to the others as they were computed by themselves. What is said
@@ -177,6 +179,30 @@ class Repair(Protocol):
 
     def anew(self, chunks: Seq[Linked]) -> Seq[tuple[int, int]]:
         """Ranges of tokens, within `chunks` (ascending, disjoint). If this raises, everything is computed again."""
+        ...
+
+
+@runtime_checkable
+class ContextRepair(Protocol):
+    """Of chunks that are computed where they first stand, behind others: what is kept of them, which of it is reused elsewhere,
+    and which of its tokens are computed once more there.
+
+    What is said depends on what was found, and so does a request's output: an engine that promises equal answers to equal
+    requests (`executor.deterministic`) refuses this kind. `variants`: most that are kept of one chunk."""
+
+    @property
+    def variants(self) -> int: ...
+
+    def note(self, front: Seq[bytes], sizes: Seq[int], mass: npt.NDArray[np.float32]) -> Notes:
+        """A chunk was computed. `front`: names of the chunks before it, in order; `sizes` in tokens of these and, last, its
+        own; `mass` float32 [tokens, len(sizes)]: of what each of its tokens attends to the share that lies in each, mean of
+        heads and layers."""
+        ...
+
+    def choose(self, front: Seq[bytes], name: bytes, kept: Seq[Notes]) -> tuple[int, Ints] | None:
+        """Which of the variants `kept`, at least one, takes the place of the chunk `name` behind the chunks `front`, and which
+        of its tokens, by number within it, are computed again; None: it is computed anew, and kept as another variant. If this
+        raises, everything is computed."""
         ...
 
 

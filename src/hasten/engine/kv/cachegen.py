@@ -22,7 +22,7 @@ import numpy.typing as npt
 from hasten.engine.kv.bitstream import chunk, levels
 from hasten.engine.kv.bitstream.entropy import CorruptStream
 from hasten.engine.kv.bitstream.native import library
-from hasten.engine.kv.bitstream.planes import fill, rows_of, unrotate
+from hasten.engine.kv.bitstream.planes import rows_of, unrotate
 from hasten.engine.kv.blockfile import Head, Planes, Unusable
 from hasten.engine.technique import ConfigError, Technique
 
@@ -89,13 +89,10 @@ class CacheGen:
             found = chunk.head(coded)
             if found.tokens != len(head.tokens) or found.first != head.start or found.shapes != shapes:
                 raise Unusable("it holds KV of another shape")
-            _, sites = chunk.decode(coded)
+            planes = [np.empty((head.blocks, *plane.shape), plane.stored) for plane in head.planes]
+            chunk.decode_into(coded, found, planes, tables)
         except CorruptStream as error:
             raise Unusable(str(error)) from None
-        planes = [np.empty((head.blocks, *plane.shape), plane.stored) for plane in head.planes]
-        for site, (keys, values) in enumerate(sites):
-            fill(planes[2 * site], keys, None if tables is None else tables[site])
-            fill(planes[2 * site + 1], values)
         return planes
 
     def most_bytes(self, head: Head) -> int:

@@ -14,13 +14,15 @@ from typing import Protocol
 @dataclass(slots=True)
 class Facts:
     """`start`: tokens of the prefix before the chunk; `nbytes` it takes in this tier; `seconds` that computing its KV again
-    takes; `last_used`: the look-up that last found it, counted; `hits`: how often one did."""
+    takes; `last_used`: the look-up that last found it, counted; `hits`: how often one did. `repaired`: of a chunk that is
+    mended when it is used, the share that was computed again, mean of its uses."""
 
     start: int
     nbytes: int
     seconds: float
     last_used: int = 0
     hits: int = 0
+    repaired: float = 1.0
 
 
 class Retention(Protocol):

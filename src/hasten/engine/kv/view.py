@@ -177,3 +177,14 @@ class View:
         count = len(runs) if whole.all() else int(whole.argmin())
         blocks: list[int] = runs[:count, 0].tolist()
         return blocks
+
+
+def beside(runs: Ints, first: int, stop: int, last: int) -> tuple[Ints, int]:
+    """Of runs int32 [n, 4] the entries at positions up to `last`, those at [first, stop) before all others, and how many runs
+    these are. No run lies on both sides of `first` or `stop`."""
+    position = runs[:, 3]
+    contexts = (position >= first) & (position < stop) & (position <= last)
+    others = (position <= last) & ~contexts
+    ordered = np.concatenate([runs[contexts], runs[others]])
+    np.minimum(ordered[:, 2], last + 1 - ordered[:, 3], out=ordered[:, 2])
+    return ordered, int(contexts.sum())

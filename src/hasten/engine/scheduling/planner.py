@@ -197,7 +197,7 @@ class Planner:
 
     def room(self, sequence: Sequence) -> int:
         limit = sequence.request.sampling.max_tokens or self._max_length
-        return max(1, min(limit - sequence.output_length, self._max_length - sequence.length))
+        return max(1, min(limit - sequence.output_length, self._max_length + sequence.saved - sequence.length))
 
     def remaining_output(self, sequence: Sequence) -> npt.NDArray[np.float64]:
         room = self.room(sequence)

@@ -67,6 +67,8 @@ struct Quantized {
 struct Forest {  // forest.Forest
     const int32_t *nodes, *rows, *tasks, *path_offsets, *paths;
     int64_t node_count, task_count;
+    const uint8_t *contexts;    // by node, or null: none is a context
+    double temperature, scale;  // of the contexts
 };
 
 struct Index {  // base.ViewIndex

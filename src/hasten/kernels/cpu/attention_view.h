@@ -20,6 +20,7 @@ struct Job {
     int32_t first_own;        // the first of these tokens in the flat batch
     int32_t parts;            // 1, or the number of tile ranges computed apart
     size_t partial;           // where its tiles' results lie, in floats, if parts > 1
+    double sharper;           // what its scores are multiplied by beside the call's scale
     int tiles() const { return (length + TILE - 1) / TILE; }
     int token(int i) const { return tokens ? tokens[from + i] : from + i; }
 };
@@ -27,7 +28,7 @@ struct Job {
 // Entries, runs and tree of a job over the whole view of a span.
 inline void read_view(const Index &index, int span, int head, Job &job) {
     int64_t view = index.groups == 1 ? span : span * index.groups + head;
-    job.length = index.lengths[view];
+    job.length = index.lengths[view], job.sharper = 1;
     job.run = index.runs + 4 * index.run_offsets[view], job.end = index.runs + 4 * index.run_offsets[view + 1];
     job.first_own = index.span_offsets[span];
     job.own = index.is_tree && index.is_tree[span] ? index.span_offsets[span + 1] - job.first_own : 0;

@@ -88,11 +88,13 @@ template <class Store> class Worker {
     int64_t entries_read = 0;
     size_t taken;
     int32_t highest = 0;  // position among the rows
+    float scale = 0;      // of the job's scores
     Pieces pieces;
     Store store_of;
 
     void begin(const Work &work) {
         job = work.job;
+        scale = float(call.scale * job->sharper);
         group = call.group();
         rows = (job->to - job->from) * group;
         call.is_bf16 ? prepare_rows<bf16>() : prepare_rows<float>();
@@ -214,9 +216,9 @@ template <class Store> class Worker {
     template <int M> void score(const Rows &block, int begin, int end) {
         if constexpr (Store::BY_DOT) {
             if (several<M>())
-                store_of.template score<M, false>(block.first, begin * PW, end * PW, float(call.scale), s);
+                store_of.template score<M, false>(block.first, begin * PW, end * PW, scale, s);
             else
-                store_of.template score<M, true>(block.first, begin * PW, end * PW, float(call.scale), s);
+                store_of.template score<M, true>(block.first, begin * PW, end * PW, scale, s);
         } else {
             score_numbers<M>(block, begin, end);
         }
@@ -234,12 +236,12 @@ template <class Store> class Worker {
                 const E *queries[M];
                 for (int r = 0; r < M; r++) queries[r] = query<E>(r);
                 for (int key = panel * PW; key < (panel + 1) * PW; key += W)
-                    score_rows<M>(cache, tile->offset, key, dim, values_ahead(), queries, float(call.scale), s);
+                    score_rows<M>(cache, tile->offset, key, dim, values_ahead(), queries, scale, s);
                 continue;
             }
 #endif
             if (!several<M>()) {
-                score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, float(call.scale), s);
+                score_keys<A, M>(cache, tile->offset, panel * PW, tile->n, dim, values_ahead(), q, scale, s);
                 continue;
             }
             int32_t *keys = k + size_t(panel) * words * PW;
@@ -250,7 +252,7 @@ template <class Store> class Worker {
             vf acc[M][NV];
             multiply<A, M, NV, 1, M>(q + size_t(block.first) * words, keys, words, acc);
             for (int r = 0; r < M; r++)
-                for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(float(call.scale)));
+                for (int n = 0; n < NV; n++) store(s + r * TILE + panel * PW + n * W, acc[r][n] * set1(scale));
         }
     }
 

@@ -72,8 +72,18 @@ class PreparedIndex:
             parts = (forest.nodes, forest.rows, forest.tasks, forest.path_offsets, forest.paths)
             if any(a.dtype != np.int32 or not a.flags.c_contiguous for a in parts) or len(forest.path_offsets) != tokens + 1:
                 raise ValueError("the arrays of a Forest must be contiguous int32, with a path for every token of the index")
+            contexts = forest.contexts
+            if contexts is not None and (
+                contexts.dtype != np.uint8 or contexts.shape != (len(forest.nodes),) or not contexts.flags.c_contiguous
+            ):
+                raise ValueError("the contexts of a Forest must be contiguous uint8, one for every node")
             packed_forest = ctypes.create_string_buffer(
-                native.FOREST(*(a.ctypes.data for a in parts), len(forest.nodes), len(forest.tasks))
+                native.FOREST(
+                    *(a.ctypes.data for a in parts),
+                    *(len(forest.nodes), len(forest.tasks)),
+                    0 if contexts is None else contexts.ctypes.data,
+                    *(forest.temperature, forest.scale),
+                )
             )
         self.tokens, self.groups = tokens, groups
         self.block_end, self.slot_end = ends.tolist()

@@ -64,6 +64,7 @@ void lay_out(const Call &call, Plan &plan) {
         Job job{};
         read_view(index, node.span, 0, job);
         bool leaf = node.entries < 0;
+        if (forest.contexts && forest.contexts[n]) job.sharper = 1 / forest.temperature;
         if (!leaf) job.end = job.run + 4 * node.end_run, job.own = 0;
         job.run += 4 * node.first_run;
         job.length = leaf ? job.length - node.first_entry : node.entries;
@@ -91,7 +92,8 @@ void lay_out(const Call &call, Plan &plan) {
     plan.kept = floats ? (float *)plan.memory.take(floats * sizeof(float)) : nullptr;
 }
 
-// The rows of one token and KV head, merged from the tasks on its path.
+// The rows of one token and KV head, merged from the tasks on its path. What the context nodes of the path give together counts with
+// its log-sum-exp multiplied by the forest's scale: their maxima are shifted by what that changes.
 template <class E> void merge_path(const Call &call, const Plan &plan, int64_t token, int head) {
     const Forest &forest = *call.index->forest;
     auto path = (const Step *)forest.paths + forest.path_offsets[token], end = (const Step *)forest.paths + forest.path_offsets[token + 1];
@@ -100,22 +102,29 @@ template <class E> void merge_path(const Call &call, const Plan &plan, int64_t t
     auto sum = (float *)kept_scratch.take(width * sizeof(float));
     auto each = [&](int row, auto use) {
         for (auto step = path; step != end; step++) {
+            bool context = forest.contexts && forest.contexts[step->node];
             const Kept &kept = plan.nodes[step->node];
             const Job &job = plan.jobs[int64_t(step->node) * heads];
             int64_t rows = int64_t(job.to - job.from) * group, at = int64_t(step->row) * group + row;
             for (int part = 0; part < kept.parts; part++) {
                 const float *o = plan.kept + kept.at + kept.size * (int64_t(part) * heads + head), *m = o + rows * width + at;
-                use(o + at * width, m[0], m[rows]);
+                use(o + at * width, m[0], m[rows], context);
             }
         }
     };
     for (int row = 0; row < group; row++) {
-        float top = -INF, mass = 0;
-        each(row, [&](const float *, float m, float) { top = std::max(top, m); });
+        float top = -INF, mass = 0, shift = 0;
+        if (forest.contexts) {
+            each(row, [&](const float *, float m, float, bool context) { top = context ? std::max(top, m) : top; });
+            each(row, [&](const float *, float m, float l, bool context) { mass += context && m > -INF ? std::exp2(m - top) * l : 0; });
+            if (mass > 0) shift = float(forest.scale - 1) * (top + std::log2(mass));
+            top = -INF, mass = 0;
+        }
+        each(row, [&](const float *, float m, float, bool context) { top = std::max(top, context ? m + shift : m); });
         std::fill(sum, sum + width, 0.0f);
-        each(row, [&](const float *o, float m, float l) {
+        each(row, [&](const float *o, float m, float l, bool context) {
             if (m == -INF) return;
-            float share = std::exp2(m - top);
+            float share = std::exp2((context ? m + shift : m) - top);
             mass += share * l;
             vf shares = set1(share);
             for (int d = 0; d < width; d += W) store(sum + d, fma(load(o + d), shares, load(sum + d)));

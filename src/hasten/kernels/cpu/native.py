@@ -26,9 +26,9 @@ NEEDS: dict[str, set[str]] = {
 # Every function of the libraries takes one pointer to its arguments: packed into bytes they cross in a fifth of the time that
 # ctypes needs for a dozen arguments. Each field is eight bytes, q for pointers and integers, d for real numbers, in the order
 # of the C++ struct of the same name.
-INTERFACE = 7
+INTERFACE = 8
 INDEX = Struct("11q").pack
-FOREST = Struct("7q").pack
+FOREST = Struct("8q2d").pack
 CHECK_FOREST = Struct("3q").pack
 ATTENTION = Struct("16qd3q").pack
 MEASURE_VIEWS = Struct("11q").pack

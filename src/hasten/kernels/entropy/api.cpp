@@ -3,18 +3,21 @@
 
 #include "tables.h"
 
-namespace plain { int64_t decode(const Decode *); }
+namespace plain { int64_t decode(const Decode *); int64_t place(const Place *); }
 #if defined(__x86_64__)
-namespace avx2 { int64_t decode(const Decode *); }
-namespace avx512 { int64_t decode(const Decode *); }
+namespace avx2 { int64_t decode(const Decode *); int64_t place(const Place *); }
+namespace avx512 { int64_t decode(const Decode *); int64_t place(const Place *); }
 #endif
 
 namespace {
 
-using Decoder = int64_t (*)(const Decode *);
+struct Variant {
+    int64_t (*decode)(const Decode *);
+    int64_t (*place)(const Place *);
+};
 
 struct Variants {
-    Decoder all[3];
+    Variant all[3];
     int count = 0;
     Variants() {
 #if defined(__x86_64__)
@@ -22,19 +25,21 @@ struct Variants {
         const bool vectors = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         if (vectors && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512dq"))
-            all[count++] = avx512::decode;
-        if (vectors) all[count++] = avx2::decode;
+            all[count++] = {avx512::decode, avx512::place};
+        if (vectors) all[count++] = {avx2::decode, avx2::place};
 #endif
-        all[count++] = plain::decode;
+        all[count++] = {plain::decode, plain::place};
     }
 };
 
 const Variants variants;
 std::atomic<int> chosen{0};
 
+const Variant &variant() { return variants.all[chosen.load(std::memory_order_relaxed)]; }
+
 }  // namespace
 
-int32_t hasten_entropy_interface() { return 1; }  // raise it here and in native.py whenever api.h changes
+int32_t hasten_entropy_interface() { return 2; }  // raise it here and in native.py whenever api.h changes
 
 int32_t hasten_entropy_variants() { return variants.count; }
 
@@ -46,7 +51,9 @@ int32_t hasten_entropy_use(int32_t variant) {
 
 int64_t hasten_entropy_decode(const Decode *a) {
     if (!sizes_fit(a->rows, a->channels, a->alphabet) || a->bytes < 0 || a->escape_count < 0 || a->escape >= a->alphabet ||
-        (a->base && a->base_rows <= 0))
+        (a->base && a->base_rows <= 0) || (a->place && (a->place->rows != a->rows || a->place->heads * a->place->dim != a->channels)))
         return BAD_ARGUMENT;
-    return variants.all[chosen.load(std::memory_order_relaxed)](a);
+    return variant().decode(a);
 }
+
+int64_t hasten_entropy_place(const Place *a) { return variant().place(a); }

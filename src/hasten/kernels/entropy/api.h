@@ -19,6 +19,18 @@ struct Encode {
     int64_t capacity;  // bytes
 };
 
+struct Place {
+    const float *values;     // [rows, heads, dim]
+    const float *cos_sin;    // [positions, 2, rotary / 2], or null: nothing is rotated
+    const int32_t *at;       // [rows] positions
+    const int64_t *offsets;  // [rows] where a row's first head goes in `out`, in elements
+    int64_t rows, heads, dim, rotary, positions;
+    int64_t head_stride;  // elements
+    int64_t kind;         // of `out`: 0 float32, 1 bfloat16, 2 float16
+    void *out;
+    int64_t elements;  // that `out` has
+};
+
 struct Decode {
     const uint8_t *stream;
     int64_t bytes;
@@ -32,19 +44,8 @@ struct Decode {
     const float *scale;   // [rows] or null: 1
     const float *base;    // [ceil(rows / base_rows), channels] or null: 0
     int64_t base_rows;    // rows that share a row of `base`
-    float *out;           // [rows, channels] base + scale * step * (low + symbol)
-};
-
-struct Place {
-    const float *values;     // [rows, heads, dim]
-    const float *cos_sin;    // [positions, 2, rotary / 2], or null: nothing is rotated
-    const int32_t *at;       // [rows] positions
-    const int64_t *offsets;  // [rows] where a row's first head goes in `out`, in elements
-    int64_t rows, heads, dim, rotary, positions;
-    int64_t head_stride;  // elements
-    int64_t kind;         // of `out`: 0 float32, 1 bfloat16, 2 float16
-    void *out;
-    int64_t elements;  // that `out` has
+    float *out;           // [rows, channels] base + scale * step * (low + symbol), unless `place` says where they go
+    const Place *place;   // or null; its `values` are not read
 };
 
 extern "C" {

@@ -7,6 +7,8 @@
 
 #include "api.h"
 
+namespace {  // each instruction set has its own: the linker must not give one's to another
+
 struct Free {
     void operator()(void *memory) const { std::free(memory); }
 };
@@ -37,3 +39,5 @@ inline bool sizes_fit(int64_t rows, int64_t channels, int64_t alphabet) {
     constexpr int64_t most = int64_t(1) << 40;
     return rows >= 0 && channels > 0 && channels <= (1 << 20) && alphabet >= 2 && alphabet <= MOST_SYMBOLS && rows <= most / channels;
 }
+
+}  // namespace

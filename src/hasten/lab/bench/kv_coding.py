@@ -61,9 +61,7 @@ def rates(level: int = levels.DEFAULT, *, rounds: int = 5, seed: int = 0) -> Rat
                 data = chunk.encode(list(zip(rows[::2], rows[1::2], strict=True)), 0, level, executor=pool)
 
             def decode() -> None:
-                _, sites = chunk.decode(data, pool)
-                given = [rows for site in sites for rows in site]
-                list(pool.map(lambda plane, rows, turn: fill(plane, rows, turn), out, given, [table, None] * SITES))
+                chunk.decode_into(data, chunk.head(data), out, [table] * SITES, pool)
 
             encode_s[threads] = _median(encode, rounds)
             decode_s[threads] = _median(decode, rounds)

@@ -108,11 +108,8 @@ class StoredPrompt:
             planes = _from_int8(payload, like)
         else:
             planes = [np.empty_like(plane) for plane in like]
-            table = self._table(index)
-            _, sites = chunks.decode(payload, self._pool)
-            for site, (keys, values) in enumerate(sites):
-                fill(planes[2 * site], keys, table)
-                fill(planes[2 * site + 1], values)
+            tables = [self._table(index)] * (len(planes) // 2)
+            chunks.decode_into(payload, chunks.head(payload), planes, tables, self._pool)
         self._lab.plant(self._tokens[: self.ends[index]], planes, self.starts[index])
 
     def _compute(self, index: int) -> None:

@@ -40,7 +40,7 @@ async def prepare(service: Service, raw: bytes, headers: Mapping[str, str]) -> J
     sampling = body.sampling(constraint=await _constraint(service, body, wanted, thinking))
     # The template has already written what the model wants before a text.
     tokens, chunks = await tokenised(pieces, service.encode_piece)
-    service.check_length(tokens, "messages")
+    service.check_length(tokens, "messages", chunks)
     id = f"chatcmpl-{uuid.uuid4().hex}"
     request = Request(
         id=id,

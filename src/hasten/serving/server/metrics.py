@@ -32,12 +32,16 @@ class _EngineState(Collector):
         ("hasten_requests_waiting", "Sequences waiting to be scheduled", "waiting"),
         ("hasten_kv_blocks_total", "KV blocks of the pool", "total_blocks"),
         ("hasten_kv_blocks_free", "KV blocks free or evictable", "free_blocks"),
+        ("hasten_chunk_blocks", "KV blocks that hold chunks for reuse at any position", "chunk_blocks"),
     )
     counters = (
         ("hasten_engine_steps", "Steps the engine ran", "steps_total"),
         ("hasten_engine_tokens", "Output tokens the engine committed", "tokens_total"),
         ("hasten_prefix_hit_tokens", "Prompt tokens whose KV was found in the cache", "prefix_hit_tokens"),
         ("hasten_preemptions", "Sequences that lost their KV for others", "preempted_total"),
+        ("hasten_chunks_computed", "Marked chunks that were computed to be kept", "chunks_computed"),
+        ("hasten_chunks_linked", "Marked chunks that were found and linked", "chunks_linked"),
+        ("hasten_chunks_evicted", "Marked chunks that had to go", "chunks_evicted"),
         ("hasten_kv_chunks_loaded", "Chunks of KV brought back from slower tiers", "chunks_found"),
         ("hasten_kv_chunks_from_stores", "Those of them that came from disk or a peer", "chunks_from_stores"),
         ("hasten_kv_loads_failed", "Chunks that were to be loaded and had to be computed", "loads_failed"),

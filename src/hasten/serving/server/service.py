@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hasten.engine.decoding.constraints.tools import format_of
+from hasten.engine.kv.parallel import positions_saved
 from hasten.engine.request import BadRequest
 from hasten.serving.server.errors import too_long, unavailable, unknown_model
 from hasten.serving.server.grammars import Grammars
@@ -61,10 +63,11 @@ class Service:
             return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
         return tokenizer.encode(text, add_special_tokens=special)
 
-    def check_length(self, tokens: list[int], param: str) -> None:
+    def check_length(self, tokens: list[int], param: str, chunks: Sequence[tuple[int, int]] = ()) -> None:
         if not tokens:
             raise BadRequest("the prompt must hold at least one token", param)
-        if len(tokens) >= self.max_length:
+        saved = positions_saved(chunks) if self.engine.info.get("contexts_beside") else 0
+        if len(tokens) - saved >= self.max_length:
             raise too_long(len(tokens), self.max_length, param)
 
     def model_card(self) -> dict[str, Any]:

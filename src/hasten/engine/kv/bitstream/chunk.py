@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from hasten.engine.kv.bitstream import levels, stream
+from hasten.engine.kv.bitstream import levels, planes, stream
 from hasten.engine.kv.bitstream.entropy import CorruptStream
+from hasten.engine.kv.bitstream.planes import Plane
 
 Floats = npt.NDArray[np.float32]
 Site = tuple[Floats, Floats]
@@ -105,13 +106,40 @@ def head(data: bytes | memoryview) -> Head:
 def decode(data: bytes | memoryview, executor: Executor | None = None) -> tuple[Head, list[Site]]:
     """The sites of a chunk, keys not rotated, with its head. Raises CorruptStream."""
     found = head(data)
+    nowhere = [None] * len(found.ends)
+    values = _streams(data, found, nowhere, nowhere, executor)
+    return found, list(zip(values[::2], values[1::2], strict=True))
+
+
+def decode_into(
+    data: bytes | memoryview,
+    found: Head,
+    out: Sequence[Plane],
+    tables: Sequence[Floats] | None = None,
+    executor: Executor | None = None,
+) -> None:
+    """Decode a chunk with the head `found` into contiguous planes `out` [blocks, heads, block size, dim], keys and values site
+    by site, of as many slots as it has tokens. `tables` float32 [tokens, 2, rotary / 2] rotate each site's keys. Raises
+    CorruptStream, with planes partly written."""
+    turns: list[Floats | None] = [None] * len(out)
+    if tables is not None:
+        turns[::2] = tables
+    _streams(data, found, out, turns, executor)
+
+
+def _streams(
+    data: bytes | memoryview,
+    found: Head,
+    out: Sequence[Plane | None],
+    turns: Sequence[Floats | None],
+    executor: Executor | None,
+) -> list[Floats]:
     view = memoryview(data)
     begins = (found.start, *found.ends[:-1])
     pieces = [view[begin:end] for begin, end in zip(begins, found.ends, strict=True)]
     shapes = [shape for shape in found.shapes for _ in range(2)]
-    jobs = (pieces, shapes, [found.tokens] * len(pieces), [found.form] * len(pieces))
-    values = list(executor.map(decode_stream, *jobs) if executor is not None else map(decode_stream, *jobs))
-    return found, list(zip(values[::2], values[1::2], strict=True))
+    jobs = (pieces, shapes, [found.tokens] * len(pieces), [found.form] * len(pieces), out, turns)
+    return list(executor.map(_decode, *jobs) if executor is not None else map(_decode, *jobs))
 
 
 def _encode(values: Floats, bins: float, form: str) -> bytes:
@@ -147,12 +175,15 @@ def _spread(rows: Floats, heads: int) -> Floats:
     return spread
 
 
-def decode_stream(data: memoryview, shape: tuple[int, int], tokens: int, form: str) -> Floats:
-    """Values float32 [tokens, heads, dim] of one stream of a chunk. Raises CorruptStream."""
+def _decode(
+    data: memoryview, shape: tuple[int, int], tokens: int, form: str, plane: Plane | None, turn: Floats | None
+) -> Floats:
+    """Values float32 [tokens, heads, dim] of one stream of a chunk; none where they went into `plane`. Raises CorruptStream."""
     heads, dim = shape
     channels = heads * dim
     if form == "channel":
-        values, end = stream.decode(data, 0, tokens, channels, heads)
+        into = None if plane is None else planes.slots(plane, turn)
+        values, end = stream.decode(data, 0, tokens, channels, heads, into=into)
     elif form == "anchor":
         count = -(-tokens // GROUP)
         values = np.empty((tokens, channels), np.float32)
@@ -167,4 +198,6 @@ def decode_stream(data: memoryview, shape: tuple[int, int], tokens: int, form: s
         values, end = stream.decode(data, 2 * tokens, tokens, channels, heads, scale=scale)
     if end != len(data):
         raise CorruptStream("a stream is longer than what it holds")
-    return values.reshape(tokens, heads, dim)
+    if plane is not None and len(values):
+        planes.fill(plane, values.reshape(tokens, heads, dim), turn)
+    return values.reshape(-1, heads, dim)

@@ -8,6 +8,7 @@ hold its shape or its distributions. `reference.py` is the same in numpy. No tor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from hasten.engine.kv.bitstream.native import CorruptStream, check, library
 
-__all__ = ["KINDS", "LANES", "PRECISION", "TOTAL", "CorruptStream", "cumulative", "decode", "encode", "place"]
+__all__ = ["KINDS", "LANES", "PRECISION", "TOTAL", "CorruptStream", "Slots", "cumulative", "decode", "encode", "place"]
 
 LANES = 32
 PRECISION = 14
@@ -29,7 +30,21 @@ Counts = npt.NDArray[np.uint16]
 Number = TypeVar("Number", bound=np.generic)
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 
-_ENCODE, _DECODE, _PLACE = Struct("7q").pack, Struct("15q").pack, Struct("13q").pack
+_ENCODE, _DECODE, _PLACE = Struct("7q").pack, Struct("16q").pack, Struct("13q").pack
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where rows [heads, dim] go in the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or float16: head h of row
+    r from element offsets[r] + h * head_stride on, `offsets` int64 [rows]. With `cos_sin` float32 [positions, 2, rotary / 2]
+    the first `rotary` of dim are rotated to `positions` int32 [rows] on the way, halves against each other."""
+
+    out: npt.NDArray[np.float32 | np.uint16]
+    offsets: npt.NDArray[np.int64]
+    head_stride: int
+    kind: str
+    cos_sin: Floats | None = None
+    positions: npt.NDArray[np.int32] | None = None
 
 
 def cumulative(probabilities: npt.NDArray[np.floating]) -> Counts:
@@ -70,8 +85,11 @@ def decode(
     scale: Floats | None = None,
     base: Floats | None = None,
     base_rows: int = 1,
+    into: Slots | None = None,
+    heads: int = 1,
 ) -> Floats:
-    """Values float32 [rows, channels]: base + scale * step * (low + symbol).
+    """Values float32 [rows, channels]: base + scale * step * (low + symbol). With `into` they go there, row by row, each of
+    `heads` heads, and none are returned: [0, channels].
 
     `low` int16 and `step` float32 [channels]; `scale` float32 [rows] (absent: 1); `base` float32 [ceil(rows / base_rows),
     channels] (absent: 0), a row of which serves `base_rows` rows. With `escapes` int16 [e] the last symbol of the alphabet
@@ -91,46 +109,44 @@ def decode(
         _shape("base", base, (-(-rows // base_rows), channels))
     far = None if escapes is None else _contiguous(escapes, np.int16)
     raw = np.frombuffer(stream, dtype=np.uint8)
-    out = np.empty((rows, channels), dtype=np.float32)
+    where = None if into is None else _place(into, rows, heads, channels // heads)
+    out = np.empty((rows if where is None else 0, channels), dtype=np.float32)
     packed = _DECODE(
         raw.ctypes.data, raw.nbytes, counts.ctypes.data, rows, channels, alphabet,
         -1 if far is None else alphabet - 1, _address(far), 0 if far is None else far.size,
         low.ctypes.data, step.ctypes.data, _address(scale), _address(base), base_rows, out.ctypes.data,
+        0 if where is None else np.frombuffer(where, np.uint8).ctypes.data,
     )  # fmt: skip
     check(library().hasten_entropy_decode(packed))
     return out
 
 
-def place(
-    values: Floats,
-    out: npt.NDArray[np.float32 | np.uint16],
-    offsets: npt.NDArray[np.int64],
-    head_stride: int,
-    *,
-    kind: str,
-    cos_sin: Floats | None = None,
-    positions: npt.NDArray[np.int32] | None = None,
-) -> None:
-    """Write `values` float32 [rows, heads, dim] into the flat array `out`, float32, or uint16 for a `kind` of bfloat16 or
-    float16: head h of row r from element offsets[r] + h * head_stride on. With `cos_sin` float32 [positions, 2, rotary / 2] the
-    first `rotary` of dim are rotated to `positions` int32 [rows] on the way, halves against each other. Raises ValueError."""
-    values, offsets = _contiguous(values, np.float32), _contiguous(offsets, np.int64)
+def place(values: Floats, into: Slots) -> None:
+    """Write `values` float32 [rows, heads, dim] where `into` says. Raises ValueError."""
+    values = _contiguous(values, np.float32)
     rows, heads, dim = values.shape
-    _shape("offsets", offsets, (rows,))
-    if not out.flags.c_contiguous or out.dtype != (np.float32 if kind == "float32" else np.uint16):
-        raise ValueError(f"out must be contiguous and hold {kind}, not {out.dtype}")
+    check(library().hasten_entropy_place(_place(into, rows, heads, dim, values)))
+
+
+def _place(into: Slots, rows: int, heads: int, dim: int, values: Floats | None = None) -> bytes:
+    """The arguments that `into` is for the library. Its arrays are contiguous, or ValueError: they must outlive the call."""
+    out, cos_sin, positions = into.out, into.cos_sin, into.positions
+    if not out.flags.c_contiguous or out.dtype != (np.float32 if into.kind == "float32" else np.uint16):
+        raise ValueError(f"out must be contiguous and hold {into.kind}, not {out.dtype}")
+    _shape("offsets", into.offsets, (rows,))
     rotary = length = 0
     if cos_sin is not None:
         if positions is None:
             raise ValueError("what is to be rotated needs positions")
-        cos_sin, positions = _contiguous(cos_sin, np.float32), _contiguous(positions, np.int32)
         _shape("positions", positions, (rows,))
         length, rotary = cos_sin.shape[0], 2 * cos_sin.shape[2]
-    packed = _PLACE(
-        values.ctypes.data, _address(cos_sin), _address(positions), offsets.ctypes.data, rows, heads, dim, rotary, length,
-        head_stride, KINDS[kind], out.ctypes.data, out.size,
+    for array, dtype in ((into.offsets, np.int64), (cos_sin, np.float32), (positions, np.int32)):
+        if array is not None and not (array.flags.c_contiguous and array.dtype == dtype):
+            raise ValueError(f"a contiguous array of {np.dtype(dtype)} is needed, not one of {array.dtype}")
+    return _PLACE(
+        _address(values), _address(cos_sin), _address(positions), into.offsets.ctypes.data, rows, heads, dim, rotary, length,
+        into.head_stride, KINDS[into.kind], out.ctypes.data, out.size,
     )  # fmt: skip
-    check(library().hasten_entropy_place(packed))
 
 
 def _contiguous(array: npt.NDArray[Number], dtype: type[Number]) -> npt.NDArray[Number]:

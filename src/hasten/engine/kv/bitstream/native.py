@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hasten  # not hasten.kernels, which imports torch
 
-INTERFACE = 1
+INTERFACE = 2
 PATH = Path(hasten.__path__[0], "kernels", "entropy", "libhasten_entropy.so")
 _FAULTS = {
     -1: "counts must begin with 0, rise in every channel and end with their total",

@@ -32,14 +32,23 @@ def unrotate(rows: Floats, cos_sin: Floats) -> None:
     rows[..., half : 2 * half] = (two * cos - one * sin) * scale
 
 
-def fill(plane: Plane, rows: Floats, cos_sin: Floats | None = None) -> None:
-    """Write rows [blocks * block size, heads, dim] into a contiguous plane; `cos_sin` [tokens, 2, rotary / 2] rotates."""
+def slots(plane: Plane, cos_sin: Floats | None = None) -> entropy.Slots:
+    """Where rows [blocks * block size, heads, dim] go in a contiguous plane; `cos_sin` [tokens, 2, rotary / 2] rotates them."""
     blocks, heads, size, dim = plane.shape
     token = np.arange(blocks * size, dtype=np.int64)
     offsets = token // size * (heads * size * dim) + token % size * dim
     kind = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}[plane.dtype.name]
     flat = plane.reshape(-1)
-    entropy.place(
-        rows, flat.view(np.uint16) if kind == "float16" else flat, offsets, size * dim, kind=kind, cos_sin=cos_sin,
-        positions=None if cos_sin is None else token.astype(np.int32),
-    )  # fmt: skip
+    return entropy.Slots(
+        flat.view(np.uint16) if kind == "float16" else flat,
+        offsets,
+        size * dim,
+        kind,
+        None if cos_sin is None else np.ascontiguousarray(cos_sin, np.float32),
+        None if cos_sin is None else token.astype(np.int32),
+    )
+
+
+def fill(plane: Plane, rows: Floats, cos_sin: Floats | None = None) -> None:
+    """Write rows [blocks * block size, heads, dim] into a contiguous plane; `cos_sin` [tokens, 2, rotary / 2] rotates."""
+    entropy.place(rows, slots(plane, cos_sin))

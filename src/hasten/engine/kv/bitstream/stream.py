@@ -7,6 +7,7 @@ once for a model (docs/techniques/cachegen.md has the figures), and nothing abou
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +52,9 @@ def encode(values: Floats, steps: Floats, most_symbols: int = MOST_SYMBOLS) -> b
     return b"".join((head, steps.astype("<f4").tobytes(), means.tobytes(), codes.tobytes(), escapes.tobytes(), coded))
 
 
-def decode(data: memoryview, at: int, rows: int, channels: int, groups: int, **scheme: object) -> tuple[Floats, int]:
-    """Values float32 [rows, channels] of the stream that begins at byte `at`, and where it ends. `scheme`: as `entropy.decode`.
-    Raises CorruptStream."""
+def decode(data: memoryview, at: int, rows: int, channels: int, groups: int, **scheme: Any) -> tuple[Floats, int]:
+    """Values float32 [rows, channels] of the stream that begins at byte `at`, and where it ends. `scheme`: as `entropy.decode`,
+    the groups are its heads. Raises CorruptStream."""
     if len(data) - at < _HEAD.size:
         raise CorruptStream("the stream ends too early")
     alphabet, unit, held, escaped, coded = _HEAD.unpack_from(data, at)
@@ -68,7 +69,7 @@ def decode(data: memoryview, at: int, rows: int, channels: int, groups: int, **s
         raise CorruptStream("a stream's bins are not finite")
     low, counts = _tables(np.frombuffer(means, np.int8), np.float32(unit), np.frombuffer(codes, np.uint8), alphabet)
     far = np.frombuffer(escapes, "<i2").astype(np.int16, copy=False)
-    values = entropy.decode(symbols, counts, rows, low, step, escapes=far, **scheme)  # type: ignore[arg-type]
+    values = entropy.decode(symbols, counts, rows, low, step, escapes=far, heads=groups, **scheme)
     return values, int(ends[-1])
 
 

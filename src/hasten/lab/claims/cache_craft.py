@@ -1,0 +1,104 @@
+"""`cache-craft`: pieces of text reused in new company, as much of them computed again as was measured to matter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from hasten.lab.claims import chunk_reuse as reuse
+from hasten.lab.claims import chunk_stream
+from hasten.lab.claims.base import Claim, Outcome, Requirement, Setting
+from hasten.lab.claims.chunk_reuse import ALL, FEW, NONE, PLAIN, SMALL
+from hasten.lab.claims.sides import Side, share
+
+OURS = Side("cache-craft", ("cache-craft",))
+CHANCE = Side("random", ("cache-craft:pick=random",))
+SHARES = (0.1, 0.3, 0.6)
+FIXED = tuple(Side(f"share {part}", (f"cache-craft:share={part}",)) for part in SHARES)
+FIRSTS = tuple(Side(f"first {first}", (f"mpic:first={first}",)) for first in (8, 32, 64))
+TOKENS = tuple(Side(f"any {count}", (f"plain-chunks:recompute=random:tokens={count}",)) for count in (32, 64))
+MAIN = (PLAIN, OURS, NONE, CHANCE)
+MPIC = Side("mpic", ("mpic",))
+AGEING = Side("mpic, cost-aware", ("mpic",), ("kv.chunk_retention=cost-aware",))
+
+
+def run(setting: Setting) -> Outcome:
+    from hasten.lab.bench.rag_runs import Ways
+
+    rounds, queries, prompts, asked = (2, 3, 3, 16) if setting.quick else (5, 8, 8, 120)
+    sides = MAIN if setting.quick else (*MAIN, *FIXED, *FIRSTS, *TOKENS, ALL)
+    setting.progress("engines", 0.0)
+    ways = Ways(sides, reuse.COMMON)
+    names, main = [side.name for side in sides], [side.name for side in MAIN]
+    answers = reuse.ask(
+        ways, FEW, main, rounds=rounds, queries=queries, questions=3, seed=setting.seed,
+        seen=True, progress=share(setting.progress, 0.05, 0.4),
+    )  # fmt: skip
+    sweep = answers if setting.quick else reuse.ask(
+        ways, FEW, names, rounds=1, queries=queries, questions=3, seed=setting.seed + 100,
+        seen=True, progress=share(setting.progress, 0.4, 0.6),
+    )  # fmt: skip
+    firsts = reuse.speed(
+        ways, FEW, names, rounds=2 if setting.quick else 3, queries=prompts, seed=setting.seed + 200,
+        progress=share(setting.progress, 0.6, 0.75),
+    )  # fmt: skip
+    ways.close()
+    flow = chunk_stream.stream((PLAIN, OURS, MPIC, AGEING), asked, setting.seed + 300, share(setting.progress, 0.75, 1.0))
+    before, ours = flow[PLAIN.name], flow[OURS.name]
+    found = reuse.points(
+        sweep, firsts, {"cache-craft": [OURS.name], "cache-craft, fixed share": [side.name for side in FIXED],
+                        "cache-craft, at random": [CHANCE.name], "mpic": [side.name for side in FIRSTS],
+                        "any tokens": [side.name for side in TOKENS], "nothing": [NONE.name],
+                        "everything": [ALL.name], "prefix cache": [PLAIN.name]},
+    )  # fmt: skip
+    return Outcome(
+        samples={
+            "ttft": reuse.ttft_ratios(firsts, OURS.name),
+            "saved": reuse.saved(firsts, OURS.name),
+            "lost": [reuse.lost(answers, OURS.name)],
+            "lost-none": [reuse.lost(answers, NONE.name)],
+            "lost-random": [reuse.lost(answers, CHANCE.name)],
+            "stream-found": [ours.found],
+            "stream-saved": [100 * (1 - ours.computed / before.computed)],
+            "stream-p50": [before.wait(50) / ours.wait(50)],
+            "stream-p99": [before.wait(99) / ours.wait(99)],
+            "lru-found": [flow[MPIC.name].found],
+            "cost-aware-found": [flow[AGEING.name].found],
+        },
+        guards=reuse.controls(answers, OURS.name, NONE.name, CHANCE.name),
+        notes=[*reuse.in_words(answers, main), *chunk_stream.in_words(flow)],
+        details={"points": [asdict(point) for point in found]},
+        pictures={"cache-craft": reuse.picture(found)},
+    )
+
+
+CLAIM = Claim(
+    name="cache-craft",
+    title="Chunks reused in new company, mended by what was measured of them",
+    paper="Cache-Craft: Managing Chunk-Caches for Efficient Retrieval-Augmented Generation (2025)",
+    workload=f"built-in model, bfloat16; texts with facts in pieces of 128 tokens, 5 in a prompt, wanted by Zipf's law, of "
+    f"{FEW.pieces} that were seen once in other company; a stream over {SMALL.pieces} with KV memory of "
+    f"{chunk_stream.POOL >> 20} MiB; questions about facts within a piece, facts that the cut between two pieces went through, "
+    "and names that another piece explains",
+    baseline="the plain engine with its prefix cache, on the same prompts in turn; for answers that is full computation",
+    technique="cache-craft; in the stream also mpic with two ways of giving up chunks",
+    requirements=(
+        Requirement(
+            name="ttft", what="time to first token, prefix cache over cache-craft", paper="2x lower latency in batches",
+            unit="x", at_least=1.5,
+        ),
+        Requirement(
+            name="saved", what="tokens that the prefix cache computes, saved", paper="51 % less redundant computing", unit="%",
+            at_least=50.0,
+        ),
+        Requirement(name="lost", what="points of all questions below full computation", unit="points", at_most=2.0),
+        Requirement(name="lost-none", what="the same, chunks computed alone and nothing of them again", unit="points"),
+        Requirement(name="lost-random", what="the same, as many tokens as cache-craft at random", unit="points"),
+        Requirement(name="stream-found", what="stream: pieces found", unit="%"),
+        Requirement(name="stream-saved", what="stream: tokens that the prefix cache computes, saved", unit="%"),
+        Requirement(name="stream-p50", what="stream: median of time to first token, prefix cache over cache-craft", unit="x"),
+        Requirement(name="stream-p99", what="stream: 99th percentile of it", unit="x"),
+        Requirement(name="lru-found", what="stream: pieces found by mpic, the one used least recently goes", unit="%"),
+        Requirement(name="cost-aware-found", what="stream: the same, the one that saves least goes", unit="%"),
+    ),
+    run=run,
+)  # fmt: skip
