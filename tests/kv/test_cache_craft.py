@@ -139,7 +139,7 @@ def test_controls_take_as_many_tokens_as_they_are_told() -> None:
     assert again is not None and drawn[7] is not None and (again[1] == drawn[7][1]).all()
     for options, why in (({"alpha": -1.0}, "alpha"), ({"variants": 0}, "variants"), ({"share": 1.2}, "share")):
         with pytest.raises(ValueError, match=why):
-            CacheCraft(Options(**options))  # type: ignore[arg-type]
+            CacheCraft(Options(**options))
 
 
 # -- the engine -----------------------------------------------------------------------------------------------------------
