@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.engine import tiny
 from tests.kv.marked import marked
 from torch import Tensor
 
+from hasten import LLM, SamplingParams, Segment
 from hasten.engine.attention.base import StatelessAttention
 from hasten.engine.config import EngineConfig
 from hasten.engine.events import Kind
@@ -241,3 +243,46 @@ def test_marks_change_nothing_in_an_engine_without_a_repair(tmp_path: Path) -> N
     one, other = tiny.engine(path, **settings), tiny.engine(path, **settings)
     assert answers(one, requests()) == answers(other, unmarked)
     assert list(one.engine.events.columns()["kind"]) == list(other.engine.events.columns()["kind"])
+
+
+FACTS = [" ".join(f"The number of the {colour} {thing} is {n + i}." for i, thing in enumerate(("river", "kettle", "harp")))
+         for n, colour in ((4821, "quiet"), (7350, "golden"), (1964, "blue"))]  # fmt: skip
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["quiet", "golden", "blue"]},
+        "numbers": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+    },
+    "required": ["colour", "numbers"],
+}
+
+
+@pytest.mark.parametrize("policy", ["mpic:first=8", "plain-chunks:recompute=all", "cache-craft", "ape"])
+def test_grammars_drafts_and_cut_prompts_change_no_answer(policy: str) -> None:
+    """Twice, so that chunks are computed and found."""
+    settings = ("model.dtype=float32", "kv.memory_bytes=30000000")
+    plain = LLM(with_=[policy], set_=settings)
+    busy = LLM(
+        with_=[policy, "prompt-lookup", "forced-tokens", "stall-free:chunk=24", "newest-yields"],
+        set_=(*settings, "scheduling.max_tokens=40"),
+    )
+    orders = ((0, 1, 2), (2, 0), (1, 2, 0))
+    prompts = [
+        [
+            Segment("<|im_start|>user\n"),
+            *(Segment(FACTS[i], cache=True) for i in order),
+            Segment(" All of one colour as JSON.\n"),
+        ]
+        for order in orders
+    ]
+    sampling = SamplingParams(max_tokens=60, temperature=0, constraint=SCHEMA)
+    for _ in range(2):
+        for prompt in prompts:  # one after the other, as what is found must be the same
+            (wanted,), (found,) = (llm.generate([prompt], sampling) for llm in (plain, busy))
+            assert found.text == wanted.text
+            if wanted.choices[0].finish == "stop":
+                assert json.loads(found.text)["colour"] in ("quiet", "golden", "blue")
+    assert sum(llm.engine.stats()["chunks_linked"] for llm in (plain, busy)) >= 2 * 8
+    assert found.drafted
+    for llm in (plain, busy):
+        llm.engine.ledger.audit()

@@ -295,6 +295,7 @@ def test_memory_too_short_for_chunks_is_enough_for_the_prompt() -> None:
     one = request("a", [1], 6, [2])
     got = run(engine, one)
     assert not linker_of(engine).taken["a"]
+    assert linker_of(engine).counts()["chunk_prompts_left"] == 1
     assert got[("a", 0)] == expected(one, None)[0]
 
 

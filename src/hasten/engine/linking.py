@@ -61,6 +61,8 @@ class Linker:
     """Chunks found and linked so far."""
     computed: int = 0
     """Chunks computed by themselves so far."""
+    left: int = 0
+    """Prompts whose chunks were left alone so far, for want of memory."""
     _root: Callable[..., bytes] = field(default_factory=lambda: lru_cache(maxsize=1024)(root))
     how: ClassVar[str] = "alone"
     """How chunks are computed: a part of their names."""
@@ -77,6 +79,19 @@ class Linker:
             chunks = self.boundaries.chunks(self._root(seq.reuse_key, "pieces"), seq, self.books)
         if chunks and self.fits(seq.request, chunks):
             self._note(seq, chunks, self._root(seq.reuse_key, f"{self.context} {self.how}"))
+        elif chunks:
+            self._leave(seq)
+
+    def _leave(self, seq: Sequence) -> None:
+        """It is computed as if it had no chunks."""
+        self.left += 1
+        if self.left == 1:
+            pool = self.books.pool
+            _log.warning(
+                "a prompt of %d tokens has chunks that are not reused: with all of its answer (max_tokens: %s) it could need "
+                "more than the %d tokens of KV memory; max_tokens, or more kv.memory_bytes, would help (said once)",
+                seq.length, seq.request.sampling.max_tokens, pool.blocks * pool.block_size,
+            )  # fmt: skip
 
     def saves(self, request: Request) -> int:
         """How many positions fewer than tokens its prompt takes here."""
@@ -257,6 +272,7 @@ class Linker:
             "chunks_linked": self.linked,
             "chunks_computed": self.computed,
             "chunks_evicted": self.store.gone,
+            "chunk_prompts_left": self.left,
             "chunk_blocks": self.store.blocks,
         }
 

@@ -57,6 +57,7 @@ class ParallelLinker(Linker):
         chunks = seq.request.chunks
         saved = positions_saved(chunks)
         if not self.fits(seq.request, chunks, saved):
+            self._leave(seq)
             return
         front = chunks[0][0]
         positions, behind = positions_beside(seq.length, chunks)
