@@ -41,7 +41,8 @@ class Shared:
 
         rows = len(self.lengths)
         last = self.runs[self.offsets[1:] - 1]
-        spans: list[Any] = [SimpleNamespace(sequence=None, count=1, logits=(0,), parents=None) for _ in range(rows)]
+        one = {"sequence": None, "count": 1, "logits": (0,), "parents": None, "measure": None}
+        spans: list[Any] = [SimpleNamespace(**one) for _ in range(rows)]
         return Batch(
             spans,
             (np.arange(rows) * 97 + 1) % vocabulary,
