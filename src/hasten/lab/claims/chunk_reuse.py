@@ -198,9 +198,10 @@ def picture(found: Sequence[Point]) -> bytes:
             [p.computed for p in of], [p.right for p in of], marker="o", linestyle="-" if len(of) > 1 else "", label=label
         )
         for point in of:
-            plot.annotate(point.name, (point.computed, point.right), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            below = -8 - 8 * (len(plot.texts) % 3)  # names of points of nearly one place
+            plot.annotate(point.name, (point.computed, point.right), fontsize=6, xytext=(3, below), textcoords="offset points")
     plot.set(xlabel="tokens of a prompt that are computed, %", ylabel="right answers, %")
-    plot.legend(frameon=False)
+    plot.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=3)
     return png(figure)
 
 
