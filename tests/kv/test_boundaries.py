@@ -84,6 +84,13 @@ def test_pieces_are_about_as_long_as_asked() -> None:
         assert 0.8 * mean < sizes.mean() < 1.2 * mean
 
 
+def test_text_that_gives_no_cut_is_cut_at_the_greatest_length() -> None:
+    """Of one token all places hash alike: all cut, or none."""
+    boundaries = Boundaries(64)
+    found = {tuple(boundaries.cut(np.full(1000, token, np.int32))) for token in range(200)}
+    assert found == {tuple(range(0, 1001, 16)), tuple(range(0, 1001, 256))}
+
+
 def test_only_what_stood_behind_something_else_is_met_again() -> None:
     one, text = Boundaries(64), words(1, 600)
     size = len(text)

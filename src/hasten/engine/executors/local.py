@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.attention.base import AttentionPolicy
-from hasten.engine.attention.mass import measures
+from hasten.engine.attention.mass import MeasuredAttention, measures
 from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import NORMED, StepResult
@@ -160,7 +160,8 @@ class LocalExecutor:
                 watcher(Look(done, batch, lambda wanted, tokens: self._early(step, rows[list(wanted)], tokens)))
 
         # What is recorded measures nothing.
-        planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS and not measures(batch) else None
+        measured = isinstance(self._attention, MeasuredAttention) and measures(batch)
+        planned = self._plan(program) if not taps - {NORMED} and len(x) <= ROWS and not measured else None
         if 0 in self._pauses:
             pause(0)
         if planned is not None:
