@@ -142,10 +142,19 @@ def test_of_equal_pairs_the_one_that_changes_least_is_chosen() -> None:
     assert ape.best(sides, even) is sides[4] and ape.GRID[4] == (0.9, 0.9)
 
 
+@pytest.mark.parametrize(("right", "alpha"), [((4, 4, 4), 0.5), ((4, 3, 4), 1.0), ((3, 4, 4), 1.0), ((5, 4, 3), 0.75)], ids=str)
+def test_the_least_alpha_is_chosen_above_which_nothing_is_lost(right: tuple[int, ...], alpha: float) -> None:
+    sides = {alpha: cache_craft.at(alpha) for alpha in (0.5, 1.0, 0.75)}
+    of = {cache_craft.at(one).name: answers(*(i < n for i in range(5))) for one, n in zip((1.0, 0.75, 0.5), right, strict=True)}
+    assert cache_craft.least(sides, [{"plain": answers(*(i < 4 for i in range(5))), **of}]) == alpha
+
+
 @pytest.mark.parametrize("claim", [mpic, cache_craft, ape])
 def test_sides_have_names_of_their_own_and_can_be_built(claim: Any) -> None:
     sides = [value for value in vars(claim).values() if isinstance(value, Side)]
     sides += [side for value in vars(claim).values() if isinstance(value, tuple) for side in value if isinstance(side, Side)]
+    if claim is cache_craft:
+        sides += [*map(cache_craft.at, cache_craft.ALPHAS), cache_craft.at_random(0.5)]
     by_name: dict[str, set[Side]] = {}
     for side in sides:
         by_name.setdefault(side.name, set()).add(side)

@@ -25,8 +25,6 @@ GRID = tuple((temperature, scale) for temperature in (1.0, 0.9, 0.8) for scale i
 QUICK_GRID = ((1.0, 1.0), (0.9, 0.9), (0.8, 0.9))
 TWO: tuple[Kind, ...] = ("cut", "linked")
 """Questions that need two contexts."""
-TUNING = 10_000
-"""Added to the seed: libraries that are tuned on are asked about nowhere else."""
 EXACT = 1e-4
 
 
@@ -47,7 +45,8 @@ def run(setting: Setting) -> Outcome:
     for number, side in enumerate(candidates):  # one at a time, for the memory
         ways = Ways((side,), reuse.COMMON, material=base.material)
         tuning += reuse.ask(
-            ways, OWN, [side.name], rounds=1 if setting.quick else 2, queries=1, questions=asked, seed=setting.seed + TUNING,
+            ways, OWN, [side.name], rounds=1 if setting.quick else 2, queries=1, questions=asked,
+            seed=setting.seed + reuse.TUNING,
             progress=share(setting.progress, 0.05 + 0.35 * number / len(grid), 0.05 + 0.35 * (number + 1) / len(grid)),
         )  # fmt: skip
         ways.close()

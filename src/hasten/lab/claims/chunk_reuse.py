@@ -21,6 +21,8 @@ PLAIN = Side("plain")
 NONE = Side("none", ("plain-chunks:recompute=none",))
 ALL = Side("all", ("plain-chunks:recompute=all",))
 SKEW = 1.0
+TUNING = 10_000
+"""Added to the seed: libraries that are tuned on are asked about nowhere else."""
 LEAST_LOSS = 5.0
 """Points that a control must lose for the task to tell it apart."""
 
