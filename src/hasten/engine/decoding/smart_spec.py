@@ -90,7 +90,10 @@ class SmartSpec:
         self._balance_s = 0.0
         """Seconds gained by drafts, or lost if negative."""
         self._resting = 0
+        """Steps in which nothing is looked up."""
         self._rest = 1
+        self._probe_at = 0
+        """The step from which on guesses that do not pay are tried again. That a try turned out well does not hasten the next."""
 
     # -- before a step --------------------------------------------------------------------------------------------------
 
@@ -114,12 +117,15 @@ class SmartSpec:
         self._decoding = base.decoding
         self._plain_s = self.times.predict(base.shape(), view.price)
         affordable = self._balance_s >= -self._allowed_s
-        counts = choose(gains, base.decoding, lambda: _Step(self, base, offers, view.price))
+        counts = choose(gains, base.soon, lambda: _Step(self, base, offers, view.price))
         if not base.beside and self._measure_plain(base.decoding):
             counts = [0] * len(offers)
         elif not affordable or not (any(counts) or any(preparing)):
-            counts = self._probe(offers, kinds) if affordable else [0] * len(offers)
-            self._resting, self._rest = self._rest, min(2 * self._rest, LONGEST_REST)
+            due = self.times.steps >= self._probe_at
+            counts = self._probe(offers, kinds) if affordable and due else [0] * len(offers)
+            if due:
+                self._probe_at, self._rest = self.times.steps + self._rest + 1, min(2 * self._rest, LONGEST_REST)
+            self._resting = self._probe_at - self.times.steps - 1
         else:
             counts = [1 if prepares else count for prepares, count in zip(preparing, counts, strict=True)]
             self._rest = 1
@@ -183,7 +189,7 @@ class SmartSpec:
             asked = self._asked.pop(event.sequence, None)
             if asked is not None:
                 self._accepted += int(event.b)
-                if event.a == event.b:  # where all is right nothing is rested from
+                if event.a == event.b:  # where all is right it may pay again
                     self._resting = 0
                 self.acceptance.learn(event.sequence, asked.kind, int(event.a), int(event.b), asked.odds)
         else:
@@ -205,23 +211,32 @@ class SmartSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """The step being planned without drafts: `decoding` sequences with `held` tokens, and `beside` tokens of prompts."""
+    """The step being planned without drafts: `decoding` sequences with `held` tokens, and `beside` tokens of prompts. `soon`:
+    sequences that decode once these prompts and those that wait are done, as far as a step has rows; `to_hold`: their tokens."""
 
     decoding: int
     held: int
     beside: int
+    soon: int
+    to_hold: int
 
     @classmethod
     def of(cls, view: View) -> _Base:
-        running = view.in_state(State.RUNNING)
+        running, waiting = view.in_state(State.RUNNING), view.in_state(State.WAITING)
         decoding = [seq for seq in running if seq.decoding]
+        held = sum(seq.view.length for seq in decoding)
         room = max(0, view.limits.tokens - len(decoding))
-        prompts = sum(seq.remaining for seq in running) - len(decoding)
-        for seq in view.in_state(State.WAITING):
-            if prompts >= room:  # thousands may wait
+        coming = [seq for seq in running if not seq.decoding]
+        coming += waiting[: max(0, view.limits.rows - len(running))]
+        beside = 0
+        for seen, seq in enumerate(coming):
+            if beside >= room:  # thousands may wait: the others are taken to be like these
                 break
-            prompts += seq.remaining
-        return cls(len(decoding), sum(seq.view.length for seq in decoding), min(prompts, room))
+            beside += seq.remaining
+        else:
+            seen = len(coming)
+        to_hold = sum(seq.length for seq in coming[:seen]) * len(coming) // max(seen, 1)
+        return cls(len(decoding), held, min(beside, room), len(decoding) + len(coming), held + to_hold)
 
     def shape(self, drafts: int = 0, more_pairs: int = 0) -> StepShape:
         """With so many drafted tokens, which attend to so many."""
@@ -229,6 +244,11 @@ class _Base:
         tokens = heads + self.beside
         pairs = self.held + self.decoding + span_pairs(self.beside, 0)
         return StepShape(tokens, self.decoding + (self.beside > 0), heads, self.held + tokens, pairs + more_pairs)
+
+    @property
+    def then(self) -> StepShape:
+        """A step in which all that are in sight decode, and nothing is drafted."""
+        return StepShape(self.soon, self.soon, self.soon, self.to_hold + self.soon, self.to_hold + self.soon)
 
 
 class _Step:
@@ -266,8 +286,17 @@ class _Step:
         return found
 
     def seconds(self) -> float:
-        shape = self._base.shape(self._drafts, self._pairs)
-        return self._spec.times.predict(shape, self._price) + sum(self.drafting().values())
+        """What decoding takes of the step. Prompts beside it have to be computed whatever is drafted: if their time were shared
+        by the tokens of decodes, one more of those would always seem to pay. A token that is not drafted now is decoded later,
+        beside the sequences that these prompts become. So their step is taken, and of drafts what they add to the one as it is."""
+        times, price, base = self._spec.times, self._price, self._base
+        drafting = sum(self.drafting().values())
+        drafted = base.shape(self._drafts, self._pairs)
+        if not base.beside:
+            return times.predict(drafted, price) + drafting
+        plain = base.shape()
+        added = times.predict(plain, price) * (price(drafted) / max(price(plain), 1e-12) - 1)
+        return times.predict(base.then, price) + added + drafting
 
 
 def _kind(offer: Offer) -> tuple[type, Hashable]:

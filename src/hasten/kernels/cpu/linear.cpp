@@ -33,6 +33,16 @@ template <class E, int M, int N, bool FETCH> void block(const Linear<E> &a, int6
                 if (FETCH) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
                 for (int m = 0; m < M; m++) acc[m][n] = step(acc[m][n], x + m * a.x_stride + i, w + n * a.w_stride + i);
             }
+        } else if constexpr (M == 5) {  // too many for whole steps: their parts after one another
+            for (int n = 0; FETCH && n < N; n++) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
+            for (int p = 0; p < parts_of<E>(); p++) {
+                vf of_w[N];
+                for (int n = 0; n < N; n++) of_w[n] = part(w + n * a.w_stride + i, p);
+                for (int m = 0; m < M; m++) {
+                    vf of_x = part(x + m * a.x_stride + i, p);
+                    for (int n = 0; n < N; n++) acc[m][n] = fma(of_x, of_w[n], acc[m][n]);
+                }
+            }
         } else {  // with few registers those of w are kept, of which there are fewer
             for (int n = 0; FETCH && n < N; n++) __builtin_prefetch(w + (n + N) * a.w_stride + i, 0, 2);
             for (int m = 0; m < M; m++)
@@ -79,16 +89,25 @@ template <class E> void linear(const Linear<E> &a, Team &team) {
     int64_t across = (a.outputs + width - 1) / width, down = (a.rows + ROWS - 1) / ROWS;
     team.share(across * down, worth_sharing(a), [&](int64_t job) {
         int64_t from = job % across * width, to = from + width < a.outputs ? from + width : a.outputs;
-        int64_t first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows;
-        if (last - first == 1) {
+        int64_t first = job / across * ROWS, last = first + ROWS < a.rows ? first + ROWS : a.rows, rows = last - first;
+        if (rows == 1) {
             strip<E, 1, 8, true>(a, first, from, to);
-        } else if (last - first == 2) {
+        } else if (rows == 2) {
             strip<E, 2, W == 16 ? 8 : 4, true>(a, first, from, to);
         } else {
             for (int64_t output = from; output < to; output += N) {  // the outputs' weights stay in the first-level cache
                 int64_t end = output + N < to ? output + N : to, row = first;
-                if (row + M <= last) strip<E, M, N, true>(a, row, output, end), row += M;
-                for (; row + M <= last; row += M) strip<E, M, N, false>(a, row, output, end);
+                // A lone row behind others takes about as long as four: with few registers it is made one of five.
+                bool five = W == 8 && rows % M == 1;
+                int64_t whole = five ? last - 5 : last;
+                if (row + M <= whole) strip<E, M, N, true>(a, row, output, end), row += M;
+                for (; row + M <= whole; row += M) strip<E, M, N, false>(a, row, output, end);
+                if constexpr (W == 8) {
+                    if (five) {
+                        strip<E, 5, N, true>(a, row, output, end);
+                        continue;
+                    }
+                }
                 if (last - row == 3) strip<E, 3, N, true>(a, row, output, end);
                 if (last - row == 2) strip<E, 2, N, false>(a, row, output, end);
                 if (last - row == 1) strip<E, 1, N, false>(a, row, output, end);
