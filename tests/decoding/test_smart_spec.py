@@ -253,6 +253,33 @@ def test_the_loss_is_bounded_by_the_knob() -> None:
     assert took(0.05) > took(0.002)
 
 
+def test_time_that_prompts_take_does_not_make_drafts_pay() -> None:
+    """Arithmetic bounds every step: a drafted token costs what a decoded one does, also beside hundreds of prompt tokens."""
+    rng, tokens, sequences = np.random.default_rng(2), 40, 60
+    said = {f"r{i}": rng.integers(0, 1000, tokens + 40).astype(np.int32) for i in range(sequences)}
+    recording = Recording(said, {id: rng.random(tokens + 40) < 0.6 for id in said}, DRAFT, 4)
+    config = EngineConfig.build(with_=["smart-spec"], set_=["scheduling.max_tokens=256"])
+    engine = simulated_engine(config, MODEL, ARITHMETIC, blocks=4000, recording=recording, single_steps=True)
+    for id in said:
+        engine.add(Request(id=id, prompt=np.arange(300), sampling=SamplingParams(max_tokens=tokens, ignore_eos=True)))
+    engine.run()
+    assert engine.events.sums[Kind.DRAFTED] < 0.02 * tokens * sequences, "tries only"
+
+
+def test_tries_are_not_hastened_by_their_own_success() -> None:
+    """Guesses that are always right and never pay."""
+    dear = CostModel(knots=(1, 2), knot_s=(0.1, 0.1))
+    rng, tokens = np.random.default_rng(1), 600
+    said = {"r": rng.integers(0, 1000, tokens + 40).astype(np.int32)}
+    engine = simulated_engine(
+        EngineConfig.build(with_=["smart-spec:loss=1"]), MODEL, MEMORY, blocks=2000,
+        recording=Recording(said, {"r": np.ones(tokens + 40, dtype=bool)}, dear, 2), single_steps=True,
+    )  # fmt: skip
+    engine.add(Request(id="r", prompt=np.arange(8), sampling=SamplingParams(max_tokens=tokens, ignore_eos=True)))
+    engine.run()
+    assert 0 < engine.events.counts[Kind.DRAFTED] < 25
+
+
 def test_it_needs_somebody_who_drafts() -> None:
     with pytest.raises(ConfigError, match="nothing drafts"):
         simulated_engine(EngineConfig.build(with_=["smart-spec"]), MODEL, MEMORY, blocks=10)

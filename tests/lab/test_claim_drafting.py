@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from hasten.lab.claims import drafting, prompt_lookup, suffix_tree
+from hasten.lab.claims import drafting, prompt_lookup, rewrites, suffix_tree
 from hasten.lab.claims.drafting import OFF, in_turns, questions, same_tokens, teach
+from hasten.lab.testbed.document import Document
 from hasten.lab.testbed.material import Material
 
 
@@ -17,7 +20,7 @@ from hasten.lab.testbed.material import Material
 def few_texts() -> Iterator[None]:
     """Questions that need no text do not wait for all there is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafting, "_texts", lambda: Material(lambda text: len(text) // 4))
+        patch.setattr(drafting, "texts", lambda: Material(lambda text: len(text) // 4))
         yield
 
 
@@ -49,3 +52,33 @@ def test_unequal_tokens_are_told(asked: list[Any], monkeypatch: pytest.MonkeyPat
     assert "0 of " in guard.detail and guard.held
     monkeypatch.setattr("hasten.engine.speculate.accept", lambda span, drawn, first: ([0], [0, 1]) if span.draft else ([], [0]))
     assert not same_tokens(prompt_lookup.ON, asked).held
+
+
+def test_rewrites_repeat_their_prompt_but_for_one_place() -> None:
+    source = "def f(a):\n    total = 0\n" + "    total = total + a\n" * 12 + "    return total\n"
+    texts = Material(len, held_out=[Document("python", "m", source)])
+    for seed in range(5):
+        rng = random.Random(seed)
+        code, records = rewrites.code_edit(rng, texts), rewrites.json_rewrite(rng)
+        assert code.answer.count("total_of_") == 26 and "return total_of_" in code.answer and code.answer.startswith("def f")
+        before = json.loads(records.prompt.split("```")[1].removeprefix("json"))
+        after = json.loads(records.answer.split("```")[0])
+        changed = [
+            (old, new)
+            for one, other in zip(before, after, strict=True)
+            for old, new in zip(one.items(), other.items(), strict=True)
+            if old != new
+        ]
+        assert len(changed) == 1 and changed[0][0][0] == changed[0][1][0], "another value under the same name"
+
+
+def test_a_large_shape_says_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 32}
+    monkeypatch.setattr(rewrites, "SERVED", {**rewrites.SERVED, **small, "num_key_value_heads": 1, "vocab_size": 20_000})
+    one = rewrites.Rewrite(
+        "one two three four five six seven eight nine ten. " * 3, "one two three four five six seven eight. " * 4
+    )
+    found = rewrites.large(prompt_lookup.ON, [{"counting": one}] * 2, drafting.encode, lambda what, done: None)
+    off, on = found["counting"]["off"], found["counting"]["prompt-lookup"]
+    assert off.tokens == [1.0, 1.0] and off.drafted == 0
+    assert len(on.tokens) == 2 and min(on.tokens) > 2 and on.accepted > 20

@@ -18,7 +18,7 @@ from hasten.lab.testbed.material import Material
 @pytest.fixture(autouse=True)
 def few_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafting, "_texts", lambda: Material(lambda text: len(text) // 4))
+        patch.setattr(drafting, "texts", lambda: Material(lambda text: len(text) // 4))
         yield
 
 

@@ -93,7 +93,7 @@ class SmartSpec:
         """Steps in which nothing is looked up."""
         self._rest = 1
         self._probe_at = 0
-        """The step from which on guesses that do not pay are tried again. That a try turned out well does not hasten the next."""
+        """The step from which on guesses that do not pay are tried again. That tries turn out well does not hasten it."""
 
     # -- before a step --------------------------------------------------------------------------------------------------
 
@@ -211,8 +211,8 @@ class SmartSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """The step being planned without drafts: `decoding` sequences with `held` tokens, and `beside` tokens of prompts. `soon`:
-    sequences that decode once these prompts and those that wait are done, as far as a step has rows; `to_hold`: their tokens."""
+    """The step being planned without drafts: `decoding` sequences with `held` tokens, and `beside` tokens of prompts. Once
+    these prompts and those that wait are done, `soon` sequences decode, as far as steps have rows, with `to_hold` tokens."""
 
     decoding: int
     held: int
@@ -228,13 +228,11 @@ class _Base:
         room = max(0, view.limits.tokens - len(decoding))
         coming = [seq for seq in running if not seq.decoding]
         coming += waiting[: max(0, view.limits.rows - len(running))]
-        beside = 0
-        for seen, seq in enumerate(coming):
-            if beside >= room:  # thousands may wait: the others are taken to be like these
-                break
-            beside += seq.remaining
-        else:
-            seen = len(coming)
+        beside, seen = 0, 0
+        while seen < len(coming) and beside < room:
+            beside += coming[seen].remaining
+            seen += 1
+        # Thousands may wait: those not looked at are taken to be like the others.
         to_hold = sum(seq.length for seq in coming[:seen]) * len(coming) // max(seen, 1)
         return cls(len(decoding), held, min(beside, room), len(decoding) + len(coming), held + to_hold)
 
@@ -288,7 +286,7 @@ class _Step:
     def seconds(self) -> float:
         """What decoding takes of the step. Prompts beside it have to be computed whatever is drafted: if their time were shared
         by the tokens of decodes, one more of those would always seem to pay. A token that is not drafted now is decoded later,
-        beside the sequences that these prompts become. So their step is taken, and of drafts what they add to the one as it is."""
+        beside the sequences that these prompts become: what that step takes, and what drafts add to this one."""
         times, price, base = self._spec.times, self._price, self._base
         drafting = sum(self.drafting().values())
         drafted = base.shape(self._drafts, self._pairs)

@@ -42,7 +42,7 @@ def run(setting: Setting) -> Outcome:
         name: [accepted for drafted, accepted in drafting[name].drafts if drafted == LENGTH] for name in (TEXT, CODE, SAMPLED)
     }
     shape = large(
-        technique, traces, rounds=of_large, turns=1 if setting.quick else 3, progress=share(setting.progress, 0.6, 1.0)
+        technique, traces, rounds=of_large, turns=1 if setting.quick else 6, progress=share(setting.progress, 0.6, 1.0)
     )
     samples: dict[str, list[float]] = {}
     for name, said in drafting.items():

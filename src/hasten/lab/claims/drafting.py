@@ -51,16 +51,16 @@ def _tokenizer() -> Any:
     return load_text(EngineConfig.build(None).model)[0]
 
 
-def _encode(text: str) -> list[int]:
+def encode(text: str) -> list[int]:
     return list(_tokenizer().encode(text, add_special_tokens=False))
 
 
 @cache
-def _texts() -> Any:
+def texts() -> Any:
     """What questions are made of."""
     from hasten.lab.testbed import material
 
-    return material.load(lambda text: len(_encode(text)))
+    return material.load(lambda text: len(encode(text)))
 
 
 def built(side: Side, common: Sequence[str] = ()) -> Built:
@@ -81,8 +81,8 @@ def questions(task: str, count: int, seed: Any) -> list[Request]:
 
     asked, kind = [], find(task)
     for number in range(count):
-        one = kind.example(random.Random(f"{seed}/{task}/{number}"), "held-out", _texts())
-        tokens = _encode(one.prompt + one.answer)[:BEGINNING] if kind.likelihood else _encode(one.prompt)
+        one = kind.example(random.Random(f"{seed}/{task}/{number}"), "held-out", texts())
+        tokens = encode(one.prompt + one.answer)[:BEGINNING] if kind.likelihood else encode(one.prompt)
         sampling = SamplingParams(max_tokens=one.max_tokens or BEGINNING, temperature=0.0, seed=number)
         prompt = np.asarray(tokens, dtype=np.int32)
         asked.append(Request(id=f"{task}-{seed}-{number}", prompt=prompt, sampling=sampling, app=AppContext(application=task)))
@@ -97,7 +97,7 @@ def in_turns(engines: Mapping[str, Built], rounds: Sequence[Sequence[Request]], 
         spent = dict.fromkeys(engines, (0.0, 0, 0))
         for number, request in enumerate(asked):
             for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
-                seconds, tokens, steps = _answer(engines[name], request, found[name])
+                seconds, tokens, steps = answer(engines[name], request, found[name])
                 before = spent[name]
                 spent[name] = (before[0] + seconds, before[1] + tokens, before[2] + steps)
         for name, (seconds, tokens, steps) in spent.items():
@@ -118,8 +118,8 @@ def faster(times: Mapping[str, Times], name: str) -> list[float]:
     return [off / on for off, on in zip(times[OFF.name].seconds, times[name].seconds, strict=True)]
 
 
-def _answer(built: Built, request: Request, into: Times) -> tuple[float, int, int]:
-    """Seconds, tokens and steps after the first one."""
+def answer(built: Built, request: Request, into: Times) -> tuple[float, int, int]:
+    """One request alone: seconds, tokens and steps after the first one. What is drafted is counted in `into`."""
     engine = built.engine
     engine.add(request)
     seconds, tokens, steps = 0.0, 0, 0

@@ -32,8 +32,8 @@ def texts(task: str, count: int, seed: Any, output: int = OUTPUT) -> list[Reques
 
     asked = []
     for number in range(count):
-        one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", drafting._texts())
-        prompt = np.asarray(drafting._encode(one.prompt + one.answer)[:PROMPT], dtype=np.int32)
+        one = find(task).example(random.Random(f"{seed}/{task}/{number}"), "held-out", drafting.texts())
+        prompt = np.asarray(drafting.encode(one.prompt + one.answer)[:PROMPT], dtype=np.int32)
         sampling = SamplingParams(max_tokens=output, temperature=0.0, seed=number, ignore_eos=True)
         asked.append(Request(id=f"{task}-{seed}-{number}", prompt=prompt, sampling=sampling, app=AppContext(application=task)))
     return asked
