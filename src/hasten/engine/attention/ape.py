@@ -35,8 +35,9 @@ from hasten.kernels import ViewIndex
 class Options:
     temperature: float = field(default=0.9, metadata={"search": (0.8, 0.9, 1.0)})
     """What scores of keys in contexts are divided by: below 1 makes attention among them sharper."""
-    scale: float = field(default=0.9, metadata={"search": (0.8, 0.9, 1.0)})
-    """What the log-sum-exp of all contexts together is multiplied by: below 1 gives them less weight, where it is positive."""
+    scale: float = field(default=0.8, metadata={"search": (0.8, 0.9, 1.0)})
+    """What the log-sum-exp of all contexts together is multiplied by: below 1 gives them less weight, where it is positive. It
+    takes back what a temperature below 1 adds."""
 
 
 class ApeAttention(FlashForgeAttention):
