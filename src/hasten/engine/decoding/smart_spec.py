@@ -10,9 +10,10 @@ Exact: it decides how much is drafted, never what is kept. O(n log n) a step for
 Where it differs: acceptance is kept for each depth, so that a copy that goes on for long is not taken for luck, and apart for
 each kind of evidence (`Evidenced`; prompt lookup: the length of the match), mixed with the request's own; trees are judged by
 their proposer's odds, corrected by what came true (`Treelike`). Step times need no fitting beforehand: the cost model's are
-corrected by measured steps of about that size. Length 0 is left again by probing: a few tokens now and then. What probing and
-misjudged drafts have lost against plain steps is booked, and beyond a small share of the time spent nothing is drafted until
-that share has grown again; so the loss is bounded whatever the guesses are like.
+corrected by measured steps of about that size. Prompts beside are taken as given (`_Step.seconds`). Length 0 is left again by
+probing: a few tokens now and then. What probing and misjudged drafts have lost against plain steps is booked, and beyond a
+small share of the time spent nothing is drafted until that share has grown again; so the loss is bounded whatever the guesses
+are like.
 """
 
 from __future__ import annotations

@@ -49,17 +49,14 @@ def run(setting: Setting) -> Outcome:
             tell(f"{name}, round {number + 1} of {rounds}", 0.4 + 0.6 * (at + number / rounds) / len(WORKS))
             sides.round(asked[name][number], number, heat, told[name])
     sides.close()
-    shapes = {
-        task: large(
-            MIRRORS,
-            SERIAL,
-            steps[task],
-            rounds=of_large,
-            turns=1 if setting.quick else 2,
-            progress=share(setting.progress, 0.6 + 0.2 * at, 0.8 + 0.2 * at),
-        )
-        for at, task in enumerate((TEXT, CODE))
-    }
+    shapes = large(
+        MIRRORS,
+        SERIAL,
+        {task: steps[task] for task in (TEXT, CODE)},
+        rounds=of_large,
+        turns=1 if setting.quick else 2,
+        progress=share(setting.progress, 0.6, 1.0),
+    )
     samples: dict[str, list[float]] = {}
     for task, shape in shapes.items():
         for name in MIRRORS:

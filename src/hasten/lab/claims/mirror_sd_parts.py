@@ -3,11 +3,10 @@ draft that runs, where what is accepted and what is hit is replayed from the bui
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -256,13 +255,19 @@ class Large:
 
 
 def large(
-    mirrors: dict[str, str], serial: str, traces: dict[str, list[Step]], *, rounds: int, turns: int, progress: Progress
-) -> Large:
-    """Decode at batch 1 with random weights and a draft that runs; all sides take `turns` in a round. `mirrors`, `traces`: of
-    each mirroring side its technique, and what is accepted and hit. The baseline accepts as the first of them."""
+    mirrors: dict[str, str],
+    serial: str,
+    traces: dict[str, dict[str, list[Step]]],
+    *,
+    rounds: int,
+    turns: int,
+    progress: Progress,
+) -> dict[str, Large]:
+    """Decode at batch 1 with random weights and a draft that runs; all sides take `turns` in a round, for one task after the
+    other. `mirrors`: of each mirroring side its technique; `traces`: by task and such side what is accepted and hit. The
+    baseline accepts as the first of them. One set of engines, since it holds four copies of the weights."""
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
-    from hasten.kernels.cpu.native import use_threads
 
     built: dict[str, Built] = {}
     with TemporaryDirectory(prefix="hasten-") as folder:
@@ -279,18 +284,39 @@ def large(
     replayed = {name: Replayed(one) for name, one in built.items()}
     for one in built.values():
         begin(one)
-    for name, replay in replayed.items():
-        replay.trace = cycle(traces[name if name in traces else next(iter(traces))])
+    clock = _Drafting(built["serial"])
+    found = {}
+    for place, (task, of) in enumerate(traces.items()):
+        for name, replay in replayed.items():
+            replay.trace = cycle(of[name if name in of else next(iter(of))])
+
+        def tell(number: int, task: str = task, place: int = place) -> None:
+            done = (place + number / rounds) / len(traces)
+            progress(f"1B shape, {task}, round {number + 1} of {rounds}", 0.2 + 0.8 * done)
+
+        found[task] = _measured(built, mirrors, clock, rounds, turns, tell)
+    for one in built.values():
+        one.engine.cancel("large")
+        one.engine.run()
+        one.engine.executor.close()
+    return found
+
+
+def _measured(
+    built: dict[str, Built], mirrors: Iterable[str], clock: _Drafting, rounds: int, turns: int, tell: Callable[[int], None]
+) -> Large:
+    from hasten.kernels.cpu.native import use_threads
+
+    proposers: dict[str, Any] = {name: built[name].engine.decoding.proposer for name in mirrors}
     for proposer in proposers.values():
         proposer.counts.clear()
         proposer.seconds = dict.fromkeys(proposer.seconds, 0.0)
-    clock = _Drafting(built["serial"])
     sides = {"serial 1": ("serial", 1), "serial 2": ("serial", 2), **{name: (name, CORES) for name in mirrors}}
     found = Large({name: [] for name in sides}, draft_weights=built["serial"].parts.facts["draft_weights"])
     drafts, spent, said = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0)
     steps = rounds * turns * STEPS
     for number in range(rounds):
-        progress(f"1B shape, round {number + 1} of {rounds}", 0.2 + 0.8 * number / rounds)
+        tell(number)
         took = {name: [0.0, 0.0] for name in sides}
         for turn in range(turns):
             for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
@@ -320,12 +346,6 @@ def large(
             hit=counts["hits"] / max(1, counts["hits"] + counts["misses"]),
             tokens=said[name] / steps,
         )
-    for one in built.values():
-        one.engine.cancel("large")
-        one.engine.run()
-        one.engine.executor.close()
-    del built, proposers, replayed, clock
-    gc.collect()  # four copies of the weights
     return found
 
 
