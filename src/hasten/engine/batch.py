@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,40 @@ class Batch:
     @property
     def size(self) -> int:
         return len(self.tokens)
+
+    def keep(self, rows: Array) -> Batch:
+        """What is left when only `rows` int64 [n], ascending, go on, in memory of its own. A span of which nothing goes on is
+        no longer there. Raises ValueError where none goes on, where one does not whose logits are wanted, and for part of a
+        tree, whose rows its view counts from its end."""
+        held = np.diff(self.span_offsets)
+        counts = np.bincount(np.repeat(np.arange(len(held)), held)[rows], minlength=len(held))
+        spans = np.flatnonzero(counts)
+        place = np.full(self.size, -1)
+        place[rows] = np.arange(len(rows))
+        wanted = place[self.logits_rows]
+        if not len(rows) or (wanted < 0).any():
+            raise ValueError("no row is left, or one whose logits are wanted would go")
+        if self.is_tree is not None and ((counts > 0) & (counts < held) & (self.is_tree > 0)).any():
+            raise ValueError("part of a tree would go")
+        views = [self.runs[start:stop] for start, stop in pairwise(self.run_offsets.tolist())]
+        return Batch(
+            [self.spans[i] for i in spans],
+            self.tokens[rows],
+            self.positions[rows],
+            self.segments[rows],
+            self.slots[rows],
+            _offsets(counts[spans]),
+            np.concatenate([views[i] for i in spans]),
+            _offsets([len(views[i]) for i in spans]),
+            wanted,
+            None if self.ancestors is None else self.ancestors[rows],
+            None if self.is_tree is None else self.is_tree[spans],
+            None if self.contexts is None else self.contexts[spans],
+        )
+
+
+def _offsets(counts: Any) -> Array:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
 
 class BatchBuilder:

@@ -8,6 +8,12 @@ or in many, their attention mass on every chunk before it and on their own is me
 A chunk of which variants are kept, each with its notes, is shown to the policy (`ContextRepair`): which of them to link, and
 which of its tokens to compute again. Where it wants none of them, the chunk is computed as if it were new and becomes another
 variant. A chunk that is mended in part is not kept: its notes would be those of two contexts.
+
+Where the policy says that mending may end before the last layer (`ContextRepair.low`), a step that computes all of the text
+behind the last chunk has that text's mass on each chunk measured too, layer by layer, and rows that mend chunks ranked low
+leave it. Their slots then hold the variant's KV in the layers that they did not go through: so what is linked is brought into
+its blocks even where all of a block is to be written. New chunks, text and what gives logits go through all layers; a chunk
+that is new reads in each layer what is there. Where a prompt is cut between the two, mended rows go through all layers.
 """
 
 from __future__ import annotations
@@ -20,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from hasten.engine.kv.base import ContextRepair
+from hasten.engine.kv.base import ContextRepair, Ints
 from hasten.engine.kv.chunks import Chunk
 from hasten.engine.kv.retention import Facts
-from hasten.engine.kv.variants import Floats, Measure, Notes
+from hasten.engine.kv.variants import Floats, Measure, Mending, Notes
 from hasten.engine.linking import Linker
 from hasten.engine.links import Links, Mask, Piece, ranges_of
 from hasten.engine.sequence import Sequence, Span
@@ -103,7 +109,7 @@ class ContextLinker(Linker):
         links = seq.links
         if not isinstance(links, ContextLinks) or not links.mass:
             return None
-        tokens = np.concatenate([np.arange(start, stop, dtype=np.int32) for start, stop in ranges])
+        tokens = _tokens(ranges)
         wanted = np.zeros(len(tokens), dtype=bool)
         for number in links.mass:
             wanted |= (tokens >= seq.chunks[number].start) & (tokens < seq.chunks[number].stop)
@@ -112,6 +118,27 @@ class ContextLinker(Linker):
         rows = np.flatnonzero(wanted).astype(np.int32)
         last = int(tokens[rows[-1]])
         return Measure(rows, tokens[rows], tuple((piece.start, piece.stop) for piece in seq.chunks if piece.start <= last))
+
+    @property
+    def keeps_under(self) -> bool:
+        return self._policy.stop_after is not None
+
+    def mending(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Mending | None:
+        links, window, end = seq.links, self._policy.stop_after, seq.chunks[-1].stop
+        # All of the question or nothing: who sees half of it does not know what is asked.
+        if window is None or links is None or ranges[-1][1] != seq.length or not any(a <= end < b for a, b in ranges):
+            return None
+        tokens = _tokens(ranges)
+        rows = {}
+        for number, (piece, chunk) in enumerate(zip(seq.chunks, links.found, strict=True)):
+            mine = np.flatnonzero((tokens >= piece.start) & (tokens < piece.stop)).astype(np.int32)
+            if chunk is not None and len(mine):
+                rows[number] = mine
+        if not rows:
+            return None
+        question = np.flatnonzero(tokens >= end).astype(np.int32)
+        measure = Measure(question, tokens[question], tuple((piece.start, piece.stop) for piece in seq.chunks))
+        return Mending(measure, rows, self._policy.low, window)
 
     def measured(self, spans: Seq[Span], mass: Mapping[int, Any]) -> None:
         for index, of_rows in mass.items():
@@ -157,6 +184,10 @@ class ContextLinker(Linker):
             "chunk_tokens_reused": self.reused_tokens,
             "chunk_tokens_mended": self.mended_tokens,
         }
+
+
+def _tokens(ranges: Seq[tuple[int, int]]) -> Ints:
+    return np.concatenate([np.arange(start, stop, dtype=np.int32) for start, stop in ranges])
 
 
 def names(chunks: Seq[Piece]) -> tuple[bytes, ...]:

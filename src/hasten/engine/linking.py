@@ -37,7 +37,7 @@ from hasten.engine.kv.books import Books
 from hasten.engine.kv.boundaries import Boundaries
 from hasten.engine.kv.chunks import Chunk, ChunkStore
 from hasten.engine.kv.retention import Facts
-from hasten.engine.kv.variants import Measure
+from hasten.engine.kv.variants import Measure, Mending
 from hasten.engine.links import Links, Mask, Piece, fresh_blocks, pieces_of, ranges_of
 from hasten.engine.request import Request
 from hasten.engine.sequence import Sequence, Span
@@ -68,6 +68,11 @@ class Linker:
     """How chunks are computed: a part of their names."""
     copies: ClassVar[bool] = True
     """Chunks may be copied when they are linked or repaired."""
+
+    @property
+    def keeps_under(self) -> bool:
+        """What is computed again may end before the last layer, whose slots must then hold what was found."""
+        return False
 
     # -- coming and going -----------------------------------------------------------------------------------------------
 
@@ -231,7 +236,7 @@ class Linker:
                 continue
             own = next(iter(fresh))
             seq.view.add_run(own, 0, stop - start, here)
-            if not written.all():
+            if not written.all() or self.keeps_under:
                 self.books.bring(Shift(block, own, was, here))
 
     def settle(self, seq: Sequence) -> None:
@@ -255,6 +260,10 @@ class Linker:
 
     def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
         """What is to be measured while these tokens of a sequence with links are computed."""
+        return None
+
+    def mending(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Mending | None:
+        """Which of these tokens need not go through all layers, and what says so."""
         return None
 
     def measured(self, spans: Seq[Span], mass: Mapping[int, Any]) -> None:

@@ -91,6 +91,8 @@ class Engine:
         self.control = Control(ledger, self.outbox, max_length)
         self._steady = Steady(self, (order, batching, residency)) if steady else None
         self._last: StepResult | None = None
+        self.skipped = 0
+        """Layers that rows did not go through because they left their step, summed over the rows, so far."""
 
     @property
     def last_seconds(self) -> dict[str, float]:
@@ -139,6 +141,7 @@ class Engine:
             "drafted_total": sums[Kind.DRAFTED],
             "drafted_by_depth": self.committer.acceptance.drafted.tolist(),
             "accepted_by_depth": self.committer.acceptance.accepted.tolist(),
+            "row_layers_skipped_total": self.skipped,
             "finished_total": counts[Kind.FINISHED],
             "failed_total": counts[Kind.FAILED],
             **(reuse.counts() if isinstance(reuse, Tiered) else {}),
@@ -241,6 +244,7 @@ class Engine:
         if self._steady is not None:
             spans = self._steady.commit(spans)
         self._last = result
+        self.skipped += result.skipped
         if result.mass is not None and self.ledger.linker is not None:
             self.ledger.linker.measured(spans, result.mass)
         committed = self.committer.commit(spans, result)

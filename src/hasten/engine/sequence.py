@@ -13,7 +13,7 @@ from hasten.engine.kv.copies import Copy
 from hasten.engine.kv.view import View, beside
 
 if TYPE_CHECKING:
-    from hasten.engine.kv.variants import Measure
+    from hasten.engine.kv.variants import Measure, Mending
     from hasten.engine.links import Links, Piece
     from hasten.engine.request import Request
 
@@ -339,6 +339,8 @@ class Span:
     """Entries [start, stop) of the sequence's view that it reads, its own included; None: all."""
     measure: Measure | None = None
     """Attention mass that is wanted of its rows; None: none."""
+    mending: Mending | None = None
+    """Which of its rows may leave the step before its last layer, and when; None: none."""
     behind: int = 0
     """It reads entries [0, behind) before those too."""
     contexts: tuple[int, int] | None = None

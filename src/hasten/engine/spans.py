@@ -100,6 +100,7 @@ class SpanMaker:
         span.contexts = seq.contexts
         if seq.links is not None:
             span.measure = self._ledger.measure(seq, ranges)
+            span.mending = self._ledger.mending(seq, ranges) if parents is None else None
         return span
 
     def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:

@@ -26,12 +26,14 @@ class StepResult:
 
     `logits` [L, vocabulary] in the run dtype, one row per wanted row of the batch, in order; `hidden`: layer -> [L, width] of
     what was tapped, in memory of its own; `mass`: number of a span -> what its `measure` asked for, float32 [rows, ranges],
-    None where no span did. `seconds`: the step's parts, measured."""
+    None where no span did. `seconds`: the step's parts, measured. `skipped`: layers that rows did not go through because they
+    left the step, summed over the rows; of a layer that they left in the middle, nothing is counted."""
 
     logits: Any
     hidden: dict[int, Any] = field(default_factory=dict)
     mass: dict[int, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
 
 class StepHandle(Protocol):

@@ -17,6 +17,7 @@ from hasten.engine.batch import Batch, BatchBuilder
 from hasten.engine.depth.base import Depth, Program
 from hasten.engine.executors.base import NORMED, StepResult
 from hasten.engine.executors.cost import CostModel, StepShape, roofline
+from hasten.engine.executors.narrowing import index_of, narrow
 from hasten.engine.executors.planned import ROWS, PlannedPass, plan
 from hasten.engine.executors.shifting import shift_blocks
 from hasten.engine.executors.step import Step, generation
@@ -24,7 +25,7 @@ from hasten.engine.executors.stopwatch import Stopwatch
 from hasten.engine.kv.base import Handle, Shift
 from hasten.engine.kv.host import Run, Traffic
 from hasten.engine.memory import Memory
-from hasten.kernels import Kernels, ViewIndex
+from hasten.kernels import Kernels
 from hasten.kernels.cpu import CpuKernels
 
 _LEARNING = 0.02
@@ -124,6 +125,7 @@ class LocalExecutor:
                 result.hidden.setdefault(layer, hidden.new_empty(at, hidden.shape[1]))[rows] = hidden
             if part.mass is not None:
                 result.mass = {**(result.mass or {}), **{mine[i]: mass for i, mass in part.mass.items()}}
+            result.skipped += part.skipped
             for kind, seconds in part.seconds.items():
                 result.seconds[kind] = result.seconds.get(kind, 0.0) + seconds
         return result
@@ -133,16 +135,7 @@ class LocalExecutor:
     ) -> StepResult:
         model = self.memory.model
         clock = Stopwatch() if self.profile else None
-        index = ViewIndex.from_numpy(
-            batch.span_offsets,
-            batch.positions,
-            batch.runs,
-            batch.run_offsets,
-            batch.ancestors,
-            batch.is_tree,
-            self._device,
-        )
-        index.contexts = batch.contexts
+        index = index_of(batch, self._device)
         self._attention.before_step(index)
         tokens = self._on_device(batch.tokens)
         slots = self._on_device(batch.slots)
@@ -171,6 +164,9 @@ class LocalExecutor:
             site = model.sites[site_index]
             for op in model.blocks[block].ops:
                 op(step, site)
+                if step.leaving:
+                    result.skipped += narrow(step) * (len(program) - done)
+                    rows = self._on_device(step.batch.logits_rows)
                 if clock is not None:
                     clock(op.kind)
             if site_index in taps:

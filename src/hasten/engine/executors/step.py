@@ -8,9 +8,10 @@ consume the pending residual delta, so that adding and normalising is one pass. 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,8 @@ class Workspace:
 @dataclass(slots=True)
 class Step:
     """One forward pass. `x` [T, width]: the residual stream without the pending `delta` [T, width]; `h` [T, ...]: what the
-    last op left for the next. `slots` int64 [T]."""
+    last op left for the next. `slots` int64 [T]. When rows leave (`narrowing.py`), all of these, `batch` and `index` go on
+    without them; whoever holds numbers of rows from before asks `at`."""
 
     batch: Batch
     index: ViewIndex
@@ -100,6 +102,21 @@ class Step:
     """Memory for the next result of its size."""
     mass: dict[int, Tensor] | None = None
     """Attention mass measured so far, as in `StepResult.mass`: of the layers that are done."""
+    asked: Any = None
+    """What is measured, for whoever measures it."""
+    leaving: list[np.ndarray] = field(default_factory=list)
+    """Rows that may leave before the next op, as numbers of the batch that the step began with."""
+    place: Tensor | None = None
+    """Int64 [rows at the beginning]: where each is now, beyond the last where it left; None: none did."""
+
+    def leave(self, rows: np.ndarray) -> None:
+        """Rows int [n], by their numbers at the beginning, need not go on: none that anything later reads but keys and values
+        that were stored. Steps that run as recorded calls take them along nonetheless."""
+        self.leaving.append(rows)
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Where rows int64 [n] of the beginning are now. Not for those that left."""
+        return rows if self.place is None else self.place[rows]
 
     def empty(self, *shape: int) -> Tensor:
         """Memory for an op's result, in the run dtype."""

@@ -193,6 +193,16 @@ class ContextRepair(Protocol):
     @property
     def variants(self) -> int: ...
 
+    @property
+    def stop_after(self) -> int | None:
+        """In how many layers in a row a chunk must be ranked `low` before its mending ends; None: it goes through all."""
+        ...
+
+    def low(self, mass: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Bool [chunks]: which chunks of a prompt a layer ranks low. `mass` float32 [chunks]: of what the text behind the last
+        chunk attends to the share that lies in each, mean of its tokens and of heads. If this raises, mending goes on."""
+        ...
+
     def note(self, front: Seq[bytes], sizes: Seq[int], mass: npt.NDArray[np.float32]) -> Notes:
         """A chunk was computed. `front`: names of the chunks before it, in order; `sizes` in tokens of these and, last, its
         own; `mass` float32 [tokens, len(sizes)]: of what each of its tokens attends to the share that lies in each, mean of

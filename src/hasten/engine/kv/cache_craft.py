@@ -48,6 +48,7 @@ from math import ceil, exp
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from hasten.engine.kv.base import Ints
 from hasten.engine.kv.variants import Floats, Notes
@@ -64,6 +65,10 @@ class Options:
     """Of every found chunk this share is computed again, whatever was measured; None: CFO."""
     pick: Literal["inter", "random"] = "inter"
     """Which tokens: those with most mass on other chunks, or, to know what that is worth, as many at random."""
+    stop_after: int | None = None
+    """Mending a chunk ends when so many layers in a row ranked it low; None: after the last layer."""
+    stop_share: float = 0.25
+    """The low-ranked chunks have, all together, at most this share of the question's mass on chunks."""
 
 
 class CacheCraft:
@@ -74,11 +79,26 @@ class CacheCraft:
             raise ValueError(f"cache-craft: variants must be at least 1, got {options.variants}")
         if options.share is not None and not 0 <= options.share <= 1:
             raise ValueError(f"cache-craft: share must lie in [0, 1], got {options.share}")
+        if options.stop_after is not None and options.stop_after < 1:
+            raise ValueError(f"cache-craft: stop_after must be at least 1, got {options.stop_after}")
+        if not 0 <= options.stop_share <= 1:
+            raise ValueError(f"cache-craft: stop_share must lie in [0, 1], got {options.stop_share}")
         self._options = options
 
     @property
     def variants(self) -> int:
         return self._options.variants
+
+    @property
+    def stop_after(self) -> int | None:
+        return self._options.stop_after
+
+    def low(self, mass: Floats) -> npt.NDArray[np.bool_]:
+        order = np.argsort(mass, kind="stable")
+        held = mass[order].cumsum(dtype=np.float64)
+        low = np.zeros(len(mass), dtype=bool)
+        low[order[held <= self._options.stop_share * held[-1]]] = True
+        return low
 
     def note(self, front: Seq[bytes], sizes: Seq[int], mass: Floats) -> Notes:
         size = sizes[-1]

@@ -6,6 +6,7 @@ the policy (`kv/cache_craft.py`), who keeps and links variants is `engine/contex
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,19 @@ class Measure:
     rows: Ints
     tokens: Ints
     ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mending:
+    """Rows of a span that mend chunks, and what says that they need not go on. `question`: the rows behind the last chunk, and
+    as ranges all chunks of the prompt; `rows`: by the number of a chunk those that mend it, int [n], rows of the span. In each
+    layer `low` is given the question's mass on each chunk, float32 [chunks], mean of its rows and of heads, and says bool
+    [chunks] which are ranked low. The rows of a chunk of which it said so in `window` layers in a row leave the step."""
+
+    question: Measure
+    rows: Mapping[int, Ints]
+    low: Callable[[Floats], npt.NDArray[np.bool_]]
+    window: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,6 +43,7 @@ class _EngineState(Collector):
         ("hasten_chunks_linked", "Chunks of prompts that were found and linked", "chunks_linked"),
         ("hasten_chunks_evicted", "Chunks of prompts that had to go", "chunks_evicted"),
         ("hasten_chunk_prompts_left", "Prompts whose chunks were left alone for want of memory", "chunk_prompts_left"),
+        ("hasten_row_layers_skipped", "Layers that rows left a step before, summed over rows", "row_layers_skipped_total"),
         ("hasten_kv_chunks_loaded", "Chunks of KV brought back from slower tiers", "chunks_found"),
         ("hasten_kv_chunks_from_stores", "Those of them that came from disk or a peer", "chunks_from_stores"),
         ("hasten_kv_loads_failed", "Chunks that were to be loaded and had to be computed", "loads_failed"),
