@@ -23,7 +23,7 @@ from hasten.engine.links import Links
 from hasten.engine.loop import Engine
 from hasten.engine.request import Request
 from hasten.engine.rng import mix
-from hasten.engine.sequence import Sequence
+from hasten.engine.sequence import Sequence, Span
 
 
 def mass_of(tokens: Any, token: int, start: int) -> float:
@@ -32,8 +32,17 @@ def mass_of(tokens: Any, token: int, start: int) -> float:
 
 
 class MeasuringExecutor(RelativeExecutor):
+    """Its model has one layer, before which rows leave whose chunks are ranked low: their slots keep what they held."""
+
+    linker: WatchedContextLinker
+
     def submit(self, batch: Batch, taps: frozenset[int] = frozenset()) -> SimpleNamespace:
-        result = super().submit(batch, taps).wait()
+        stays = np.ones(batch.size, dtype=bool)
+        for number, span in enumerate(batch.spans):
+            for rows in self._leaving(span):
+                stays[batch.span_offsets[number] + rows] = False
+        result = super().submit(batch if stays.all() else batch.keep(np.flatnonzero(stays)), taps).wait()
+        result.skipped = int((~stays).sum())
         for number, span in enumerate(batch.spans):
             if span.measure is not None:
                 known, ranges = span.sequence.tokens, span.measure.ranges
@@ -41,6 +50,23 @@ class MeasuringExecutor(RelativeExecutor):
                 rows = [[mass_of(known, token, start) for start, _ in ranges] for token in span.measure.tokens.tolist()]
                 result.mass = {**(result.mass or {}), number: torch.tensor(rows)}
         return SimpleNamespace(wait=lambda: result)
+
+    def _leaving(self, span: Span) -> list[Any]:
+        """Rows of the span; what follows from it is written down."""
+        if span.mending is None:
+            return []
+        seq, ranges = span.sequence, span.mending.question.ranges
+        mass = [mass_of(seq.tokens, seq.length - 1, start) for start, _ in ranges]
+        low = span.mending.low(np.array(mass, dtype=np.float32))
+        leaving = []
+        for number, rows in span.mending.rows.items():
+            linked = self.linker.epochs[(seq.request.id, seq.index)][-1].chunks[number]
+            assert linked is not None, "a chunk that is new goes through all layers"
+            if low[number]:
+                leaving.append(rows)
+                for token in span.positions[rows] - seq.positions[ranges[number][0]]:
+                    linked[1][token] = False
+        return leaving
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,9 @@ def context_engine(repair: ContextRepair, *, share: float = 0.5, max_length: int
         linker.taken, linker.epochs, linker.hashes = {}, {}, {}
         return linker
 
-    return make_engine(make_linker=make_linker, executor=MeasuringExecutor, max_length=max_length, **settings)
+    engine = make_engine(make_linker=make_linker, executor=MeasuringExecutor, max_length=max_length, **settings)
+    engine.executor.linker = linker_of(engine)  # type: ignore[attr-defined]
+    return engine
 
 
 def linker_of(engine: Engine) -> WatchedContextLinker:

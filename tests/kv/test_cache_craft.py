@@ -32,6 +32,7 @@ POLICIES = {
     "random": CacheCraft(Options(share=0.4, pick="random")),
     "none": CacheCraft(Options(share=0.0)),
     "all": CacheCraft(Options(share=1.0, variants=2)),
+    "stop": CacheCraft(Options(alpha=1.4, variants=2, stop_after=1, stop_share=0.5)),
 }
 
 
