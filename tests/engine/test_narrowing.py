@@ -121,7 +121,7 @@ def test_what_stays_sees_what_it_saw(name: str, seed: int, spans: int, part: flo
 
 
 def test_what_may_not_leave_stays() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(2)
     batch = make(rng, 3)
     batch.logits_rows = np.array([batch.size - 1])
     first, tree = np.arange(batch.span_offsets[1]), np.arange(*batch.span_offsets[2:4])
