@@ -160,6 +160,10 @@ def test_chunks_are_found_at_other_positions(policy: CacheCraft, chunk: int) -> 
         check(engine, other, run(engine, other))
     if policy is not POLICIES["all"]:
         assert linker.linked > 0
+    if policy is not POLICIES["stop"]:
+        assert engine.skipped == 0
+    elif chunk == 64:
+        assert engine.skipped > 0, "the question is there"
     all_free(engine)
 
 

@@ -18,9 +18,11 @@ from tests.kv.test_chunks_real import close, first_token, spoil
 from torch import Tensor
 
 from hasten.engine.attention.base import StatelessAttention
+from hasten.engine.attention.mass import Watched
 from hasten.engine.context_linking import ContextLinker
 from hasten.engine.executors.step import Site, Step
 from hasten.engine.kv.cache_craft import CacheCraft, Options
+from hasten.engine.kv.variants import Measure, Mending
 from hasten.engine.links import Piece
 from hasten.engine.request import Request
 from hasten.engine.sequence import Sequence
@@ -339,6 +341,23 @@ def test_low_ranked_chunks_have_a_small_share_together(mass: list[float], share:
         assert sum(np.array(mass)[low]) + min(np.array(mass)[~low]) >= share * total * (1 - 1e-6), "as many as may be"
     if share == 1.0:
         assert low.all()
+
+
+def test_a_chunk_is_given_up_when_layers_in_a_row_ranked_it_low() -> None:
+    says = iter([[1, 1, 0], [0, 1, 1], [1, 1, 1], [1, 0, 1]])
+    rows = {number: np.array([10 * number, 10 * number + 1], dtype=np.int32) for number in (0, 1, 2)}
+    shown: list[list[float]] = []
+
+    def low(mass: Any) -> Any:
+        shown.append(mass.tolist())
+        return np.array(next(says), dtype=bool)
+
+    mending = Mending(Measure(rows[0], rows[0], ((0, 1),) * 3), rows, low, 2)
+    watched = Watched(torch.zeros(2), [], dict(rows), mending, np.zeros(3, dtype=np.int64))
+    mass = torch.tensor([[0.25, 0.5, 0.0], [0.75, 0.0, 0.5]])
+    left = [[some.tolist() for some in watched.rank(mass)] for _ in range(4)]
+    assert left == [[], [[10, 11]], [[20, 21]], [[0, 1]]] and not watched.mends
+    assert shown == [[0.5, 0.25, 0.25]] * 4
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -23,7 +23,8 @@ class AttentionPolicy(Protocol):
     """Life-cycle calls come from the loop, between steps, for policies with a store of their own; the default does nothing.
     `bytes_per_token` is what the policy adds to the pool's own. `native`: `attend` only calls kernels on its arguments and on
     memory from `step.empty`, the same ones every time. `before_step` is asked once a step, before its layers, and may give
-    the index a forest: what it says then applies to all layers, recorded or not."""
+    the index a forest: what it says then applies to all layers, recorded or not. Where rows leave a step in the middle it is
+    asked again, for the index of the rest and the layers to come."""
 
     supports: frozenset[str]
     native: bool

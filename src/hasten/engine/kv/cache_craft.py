@@ -26,17 +26,30 @@ mass: first tokens first, so that of a chunk that stood first its beginning is m
 variant goes* when there are too many or memory is short: that of least uses per CFO, in seconds of computing by block, ageing
 (`PerRepair`); one not yet used counts as CFO = 1.
 
+With `stop_after` mending may end before the last layer. Each layer ranks the chunks of the prompt by the question's mass on
+them, and one that was ranked low in so many layers in a row is mended no further: its rows leave the step, and in the layers
+after that one its KV is the variant's. Settled here: *The question* is the text behind the last chunk, and its mass on a chunk
+the mean of its tokens and of heads. *By mass, not by mass per token*: what is wrong in a chunk's KV reaches the question by
+the chunk's share of its attention, be the chunk long or short. *Each layer's own mass*, not the mean of all so far, so that
+so many layers in a row are so many witnesses. *Low-ranked* are the last chunks of the ranking as far as they have, together,
+at most `stop_share` of the question's mass on all chunks: it bounds what is given up, and where attention is even nearly
+nothing is. *Stable* is asked of each chunk for itself: how those above it change places, or another one wavers, says nothing
+of it. Chunks that are not mended are ranked too. *Who leaves*: tokens of found chunks only. New chunks, whose notes are of all
+layers, text, the question and whatever has logits go on. *When*: after the attention of the layer that decides. It takes a
+step with all of the question in it: where a prompt is cut in between, tokens that were computed in earlier steps were mended in
+all layers, which is right, and dearer.
+
 Text that is not marked is no chunk in the formulas; it is computed each time, or, in front of the first chunk, found by the
 prefix cache. beta sees what is gone, not what is new: behind the same chunks and one more, CFO is 0. Not exact, and an answer
 depends on what was found, so deterministic engines refuse it.
 
 Cost: a prompt computes its text, its new chunks, and CFO |C| of each found one; attention reads everything. Measuring takes
-attention once more, for tokens of new chunks only (`attention/mass.py`).
+attention once more, for tokens of new chunks (`attention/mass.py`) and, with `stop_after`, of the question, as long as
+anything is mended; and blocks are copied that are to be written whole.
 
-Where this differs from the paper: a mended token runs through all layers (the paper stops mending chunks that the question,
-a few layers in, ranks low; rows would have to leave a step between its layers); keys are kept rotated and turned when linked
-(`executors/shifting.py`); variants lie in the KV pool, so no layers are fetched from slower tiers ahead of a prefill; a chunk
-mended in part is not kept as a variant.
+Where this differs from the paper: when mending ends early was not to be had from it in formulas, and is off unless asked for;
+keys are kept rotated and turned when linked (`executors/shifting.py`); variants lie in the KV pool, so no layers are fetched
+from slower tiers ahead of a prefill; a chunk mended in part is not kept as a variant.
 """
 
 from __future__ import annotations
