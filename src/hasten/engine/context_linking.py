@@ -125,8 +125,8 @@ class ContextLinker(Linker):
 
     def mending(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Mending | None:
         links, window, end = seq.links, self._policy.stop_after, seq.chunks[-1].stop
-        # All of the question or nothing: who sees half of it does not know what is asked. As tokens are computed in order, a step
-        # with its last token and any that mends has all between them.
+        # All of the question or nothing: who sees half of it does not know what is asked. As tokens are computed in order, a
+        # step with its last token and any that mends has all between them.
         if window is None or links is None or ranges[-1][1] != seq.length:
             return None
         tokens = _tokens(ranges)
