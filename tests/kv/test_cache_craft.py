@@ -23,7 +23,7 @@ from hasten.engine.kv.variants import Notes, PerRepair
 from hasten.engine.loop import Engine
 from hasten.engine.outputs import TokenDelta
 from hasten.engine.request import BadRequest, Request
-from hasten.engine.sequence import State
+from hasten.engine.sequence import Draft, Span, State
 
 POLICIES = {
     "cfo": CacheCraft(Options()),
@@ -215,6 +215,30 @@ def test_a_chunk_wanted_whole_becomes_another_variant_until_there_are_enough() -
     before = linker.mended_tokens
     check(engine, again, run(engine, again))
     assert linker.mended_tokens == before, "its own context's variant is there and costs nothing"
+    all_free(engine)
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_no_row_leaves_a_tree(tree: bool) -> None:
+    """Drafts behind a prompt's last token, as a batching may plan them."""
+    engine = context_engine(POLICIES["stop"])
+    run(engine, request("a", [1], 4, 6, [2], max_tokens=1))
+    maker, executor, spans = engine._spans, engine.executor, list[Span]()
+    submit = executor.submit
+
+    def drafts(plan: Any, last: Any) -> dict[int, Draft]:
+        guess = Draft(np.array([7, 8], np.int32), np.array([-1, -1], np.int32) if tree else None)
+        return {work.sequence.id: guess for work in plan.work if 1 < work.count == work.sequence.remaining}
+
+    def watched(batch: Any, *more: Any) -> Any:
+        spans.extend(batch.spans)
+        return submit(batch, *more)
+
+    maker._drafts, executor.submit = drafts, watched  # type: ignore[method-assign]
+    one = request("b", [3], 6, 4, [2])
+    check(engine, one, run(engine, one))
+    drafted = [span.mending is None for span in spans if span.draft is not None]
+    assert drafted == [tree] and (engine.skipped == 0) == tree
     all_free(engine)
 
 
