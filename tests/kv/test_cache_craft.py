@@ -221,7 +221,7 @@ def test_a_chunk_wanted_whole_becomes_another_variant_until_there_are_enough() -
 @pytest.mark.parametrize("tree", [True, False])
 def test_no_row_leaves_a_tree(tree: bool) -> None:
     """Drafts behind a prompt's last token, as a batching may plan them."""
-    engine = context_engine(POLICIES["stop"])
+    engine = context_engine(CacheCraft(Options(stop_after=1, stop_share=1.0)))
     run(engine, request("a", [1], 4, 6, [2], max_tokens=1))
     maker, executor, spans = engine._spans, engine.executor, list[Span]()
     submit = executor.submit
