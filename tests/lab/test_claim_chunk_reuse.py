@@ -154,7 +154,7 @@ def test_sides_have_names_of_their_own_and_can_be_built(claim: Any) -> None:
     sides = [value for value in vars(claim).values() if isinstance(value, Side)]
     sides += [side for value in vars(claim).values() if isinstance(value, tuple) for side in value if isinstance(side, Side)]
     if claim is cache_craft:
-        sides += [*map(cache_craft.at, cache_craft.ALPHAS), cache_craft.at_random(0.5)]
+        sides += [*map(cache_craft.at, cache_craft.ALPHAS), cache_craft.at_random(0.5), cache_craft.stopping(0.5, 0.25)]
     by_name: dict[str, set[Side]] = {}
     for side in sides:
         by_name.setdefault(side.name, set()).add(side)

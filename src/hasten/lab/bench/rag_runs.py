@@ -40,11 +40,11 @@ class Answers:
 @dataclass(frozen=True)
 class First:
     """One prompt's way to its first token: seconds, its tokens, and how many tokens ran through the layers for it, those that
-    did so twice counted twice."""
+    did so twice counted twice, and by the share of the layers those that left before the last."""
 
     seconds: float
     prompt: int
-    computed: int
+    computed: float
 
 
 class Ways:
@@ -91,12 +91,18 @@ class Ways:
     def first(self, name: str, prompt: Sequence[Segment]) -> First:
         """One prompt alone, up to its first token."""
         llm = self.llms[name]
-        events: Any = llm.engine.events
-        before = events.sums[Event.SCHEDULED]
+        before = self._computed(llm)
         began = time.perf_counter()
         (done,) = llm.generate([prompt], SamplingParams(max_tokens=1, temperature=0))
         seconds = time.perf_counter() - began
-        return First(seconds, len(done.prompt_tokens), int(events.sums[Event.SCHEDULED] - before))
+        return First(seconds, len(done.prompt_tokens), self._computed(llm) - before)
+
+    @staticmethod
+    def _computed(llm: LLM) -> float:
+        """Tokens that ran through the layers so far."""
+        events: Any = llm.engine.events
+        skipped = llm.engine.stats()["row_layers_skipped_total"] / len(llm.parts.model.blocks)
+        return float(events.sums[Event.SCHEDULED] - skipped)
 
     def warm(self, books: Library, queries: Sequence[Query], names: Iterable[str] | None = None) -> None:
         """Have every way see these prompts once."""

@@ -22,6 +22,13 @@ def at_random(alpha: float) -> Side:
     return Side("random", (f"cache-craft:alpha={alpha:g}:pick=random",))
 
 
+def stopping(alpha: float, share: float) -> Side:
+    """Mending ends early of chunks that have together this share of the question's attention; 1: of all."""
+    return Side(f"stop {share:g}", (f"cache-craft:alpha={alpha:g}:stop_after={LAYERS}:stop_share={share:g}",))
+
+
+LAYERS = 2
+"""In a row that must rank a chunk low."""
 ALPHAS = (1.0, 0.75, 0.5, 0.25)
 SHARES = (0.1, 0.3, 0.6)
 FIXED = tuple(Side(f"share {part}", (f"cache-craft:share={part}",)) for part in SHARES)
@@ -45,7 +52,8 @@ def run(setting: Setting) -> Outcome:
     base.close()
     alpha = least(candidates, tuning)
     ours, chance = candidates[alpha], at_random(alpha)
-    main = (PLAIN, ours, NONE, chance)
+    stop, stop_all = stopping(alpha, 0.25), stopping(alpha, 1.0)
+    main = (PLAIN, ours, NONE, chance, stop, stop_all)
     others = () if setting.quick else (*candidates.values(), *FIXED, *FIRSTS, *TOKENS, PARALLEL, ALL)
     ways = Ways(dict.fromkeys((*main, *others)), reuse.COMMON, material=base.material)
     names, compared = list(ways.llms), [side.name for side in main]
@@ -67,6 +75,7 @@ def run(setting: Setting) -> Outcome:
     found = reuse.points(
         sweep, firsts, {"cache-craft": [side.name for side in candidates.values()],
                         "cache-craft, fixed share": [side.name for side in FIXED], "cache-craft, at random": [chance.name],
+                        "cache-craft, mending ends early": [stop.name, stop_all.name],
                         "mpic": [side.name for side in FIRSTS], "ape, T = S = 1": [PARALLEL.name],
                         "any tokens": [side.name for side in TOKENS], "nothing": [NONE.name],
                         "everything": [ALL.name], "prefix cache": [PLAIN.name]},
@@ -78,6 +87,9 @@ def run(setting: Setting) -> Outcome:
             "lost": [reuse.lost(answers, ours.name)],
             "lost-none": [reuse.lost(answers, NONE.name)],
             "lost-random": [reuse.lost(answers, chance.name)],
+            "stop-saved": reuse.saved(firsts, stop.name),
+            "stop-lost": [reuse.lost(answers, stop.name)],
+            "stop-all-lost": [reuse.lost(answers, stop_all.name)],
             "stream-found": [after.found],
             "stream-saved": [100 * (1 - after.computed / before.computed)],
             "stream-p50": [before.wait(50) / after.wait(50)],
@@ -130,6 +142,9 @@ CLAIM = Claim(
         Requirement(name="lost", what="points of all questions below full computation", unit="points", at_most=2.0),
         Requirement(name="lost-none", what="the same, chunks computed alone and nothing of them again", unit="points"),
         Requirement(name="lost-random", what="the same, as many tokens as cache-craft at random", unit="points"),
+        Requirement(name="stop-saved", what=f"tokens saved if mending may end after {LAYERS} layers", unit="%"),
+        Requirement(name="stop-lost", what="points lost by that", unit="points"),
+        Requirement(name="stop-all-lost", what="the same, whatever the question looks at", unit="points"),
         Requirement(name="stream-found", what="stream: pieces found", unit="%"),
         Requirement(name="stream-saved", what="stream: tokens that the prefix cache computes, saved", unit="%"),
         Requirement(name="stream-p50", what="stream: median of time to first token, prefix cache over cache-craft", unit="x"),

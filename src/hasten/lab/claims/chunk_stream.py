@@ -33,7 +33,7 @@ class Streamed:
         return float(np.percentile([one.seconds for one in self.firsts], percentile))
 
     @property
-    def computed(self) -> int:
+    def computed(self) -> float:
         return sum(one.computed for one in self.firsts)
 
 
