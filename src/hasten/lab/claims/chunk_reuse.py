@@ -199,10 +199,14 @@ def picture(found: Sequence[Point]) -> bytes:
         plot.plot(
             [p.computed for p in of], [p.right for p in of], marker="o", linestyle="-" if len(of) > 1 else "", label=label
         )
-        for point in of:
-            below = -8 - 8 * (len(plot.texts) % 3)  # names of points of nearly one place
-            plot.annotate(point.name, (point.computed, point.right), fontsize=6, xytext=(3, below), textcoords="offset points")
-    plot.set(xlabel="tokens of a prompt that are computed, %", ylabel="right answers, %")
+        for point in of:  # steep, since most points lie beside each other
+            plot.annotate(
+                point.name, (point.computed, point.right), fontsize=6, rotation=65, xytext=(0, 4), textcoords="offset points"
+            )
+    low, high = plot.get_ylim()
+    plot.set(
+        xlabel="tokens of a prompt that are computed, %", ylabel="right answers, %", ylim=(low, high + 0.25 * (high - low))
+    )
     plot.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=3)
     return png(figure)
 
