@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -64,6 +65,7 @@ def settled(built: Any, proposer: MirrorSD) -> None:
 
 
 def running() -> int:
+    gc.collect()  # threads of engines that other tests left end with them, not in the midst of this one
     return sum(thread.name == THREAD for thread in threading.enumerate())
 
 
