@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -254,6 +255,16 @@ class Large:
         return [plain / mine for plain, mine in zip(self.plain, self.drafting[trace], strict=True)]
 
 
+@contextmanager
+def shapes(**configs: Mapping[str, Any]) -> Iterator[str]:
+    """A folder that has for each name one with its `config.json`, for engines that are built with random weights."""
+    with TemporaryDirectory(prefix="hasten-") as folder:
+        for name, config in configs.items():
+            (Path(folder) / name).mkdir()
+            (Path(folder) / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield folder
+
+
 def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: int, progress: Progress) -> Large:
     """Decode at batch 1 with random weights: without drafts, and with a draft that runs; how much is right is replayed. They
     take `turns` in a round."""
@@ -261,10 +272,7 @@ def large(technique: str, traces: dict[str, list[int]], *, rounds: int, turns: i
     from hasten.engine.config import EngineConfig
 
     engines: list[Built] = []
-    with TemporaryDirectory(prefix="hasten-") as folder:
-        for name, shape in (("served", SERVED), ("draft", DRAFT)):
-            (Path(folder) / name).mkdir()
-            (Path(folder) / name / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    with shapes(served=SERVED, draft=DRAFT) as folder:
         for number, with_ in enumerate(((), (f"{technique}:model={folder}/draft",))):
             progress("random weights", 0.1 * number)
             engines.append(build(EngineConfig.build(f"{folder}/served", with_=with_, set_=DUMMY)))

@@ -3,17 +3,14 @@ draft that runs, where what is accepted and what is hit is replayed from the bui
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hasten.lab.claims.draft_model_pairs import DUMMY, OUTPUT, SERVED, STEPS, begin, step
+from hasten.lab.claims.draft_model_pairs import DUMMY, OUTPUT, SERVED, STEPS, begin, shapes, step
 
 if TYPE_CHECKING:
     from hasten.engine.build import Built
@@ -270,10 +267,7 @@ def large(
     from hasten.engine.config import EngineConfig
 
     built: dict[str, Built] = {}
-    with TemporaryDirectory(prefix="hasten-") as folder:
-        for name, shape in (("served", SERVED), ("draft", DRAFT)):
-            (Path(folder) / name).mkdir()
-            (Path(folder) / name / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    with shapes(served=SERVED, draft=DRAFT) as folder:
         for number, (name, technique) in enumerate([("serial", serial), *mirrors.items()]):
             progress("random weights", 0.07 * number)
             with_ = (f"{technique}:model={folder}/draft",)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hasten.lab.claims.draft_model_pairs import DUMMY, SERVED
+from hasten.lab.claims.draft_model_pairs import DUMMY, SERVED, shapes
 from hasten.lab.claims.drafting import OFF, Times, answer
 from hasten.lab.claims.sides import Side
 
@@ -133,12 +133,8 @@ def large(
 
 def dummy(side: Side) -> Built:
     """The 1B shape with random weights."""
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
     from hasten.engine.build import build
     from hasten.engine.config import EngineConfig
 
-    with TemporaryDirectory(prefix="hasten-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SERVED), encoding="utf-8")
-        return build(EngineConfig.build(folder, with_=side.with_, set_=[*DUMMY, *side.set_]))
+    with shapes(served=SERVED) as folder:
+        return build(EngineConfig.build(f"{folder}/served", with_=side.with_, set_=[*DUMMY, *side.set_]))
