@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hasten.engine.events import Kind
+from hasten.engine.request import Request, SamplingParams
 from hasten.lab.claims import drafting, prompt_lookup, rewrites, suffix_tree
 from hasten.lab.claims.drafting import OFF, in_turns, questions, same_tokens, teach
 from hasten.lab.testbed.document import Document
@@ -78,6 +81,16 @@ def test_a_large_shape_says_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     one = rewrites.Rewrite(
         "one two three four five six seven eight nine ten. " * 3, "one two three four five six seven eight. " * 4
     )
+    prompt, said = np.array(drafting.encode(one.prompt)), drafting.encode(one.answer)
+    for side in (OFF, prompt_lookup.ON):
+        engine = rewrites.dummy(side).engine
+        voice = engine.decoding.sampler = rewrites.Dictated(engine.decoding.sampler)
+        voice.text = said
+        sampling = SamplingParams(max_tokens=len(said), temperature=0.0, ignore_eos=True)
+        engine.add(Request(id="r", prompt=prompt, sampling=sampling))
+        assert [token for delta in engine.run() for token in delta.tokens] == said
+        assert (engine.events.counts[Kind.DRAFTED] > 0) == (side is not OFF)
+        engine.executor.close()
     found = rewrites.large(prompt_lookup.ON, [{"counting": one}] * 2, drafting.encode, lambda what, done: None)
     off, on = found["counting"]["off"], found["counting"]["prompt-lookup"]
     assert off.tokens == [1.0, 1.0] and off.drafted == 0
