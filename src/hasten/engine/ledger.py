@@ -20,7 +20,6 @@ from hasten.engine.decoding.base import TokenLogprobs
 from hasten.engine.events import EventLog, Kind
 from hasten.engine.kv.base import Ints, NoBlocks, Readiness, Reuse, ReuseKey, Tier, Tiered
 from hasten.engine.kv.books import Books, Slots
-from hasten.engine.kv.variants import Measure, Mending
 from hasten.engine.linking import Linker
 from hasten.engine.links import blocks_needed
 from hasten.engine.loads import Loads
@@ -278,21 +277,6 @@ class Ledger:
         if seq.links is not None:
             return blocks_needed(self.books, seq, tokens)
         return self.books.blocks_needed(seq.view, self.loads.promised(seq) + tokens)
-
-    def alone(self, seq: Sequence, count: int) -> list[tuple[int, int, int, int]]:
-        """As `Linker.alone`, of a sequence with links that runs."""
-        assert self.linker is not None
-        return self.linker.alone(seq, count)
-
-    def measure(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Measure | None:
-        """As `Linker.measure`, of a sequence with links that runs."""
-        assert self.linker is not None
-        return self.linker.measure(seq, ranges)
-
-    def mending(self, seq: Sequence, ranges: Seq[tuple[int, int]]) -> Mending | None:
-        """As `Linker.mending`, of a sequence with links that runs."""
-        assert self.linker is not None
-        return self.linker.mending(seq, ranges)
 
     @property
     def moving(self) -> bool:

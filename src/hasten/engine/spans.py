@@ -61,9 +61,10 @@ class SpanMaker:
         """What of the work comes before all else: chunks of the prompt that are computed by themselves, a span each, which sees
         its chunk and what they all see, if that is anything. What is planned beyond waits for the next step, as it writes the
         same slots again."""
-        seq = work.sequence
+        seq, linker = work.sequence, self._ledger.linker
+        assert linker is not None
         spans = []
-        for start, stop, first, behind in self._ledger.alone(seq, work.count):
+        for start, stop, first, behind in linker.alone(seq, work.count):
             slots = self._ledger.rewrite(seq, np.arange(start, stop, dtype=np.int32))
             spans.append(Span(seq, stop - start, *seq.piece(start, stop), slots, sees=(first, stop), behind=behind))
         return spans
@@ -99,8 +100,10 @@ class SpanMaker:
         span.drafts = len(tokens) - work.count
         span.contexts = seq.contexts
         if seq.links is not None:
-            span.measure = self._ledger.measure(seq, ranges)
-            span.mending = self._ledger.mending(seq, ranges) if parents is None else None
+            linker = self._ledger.linker
+            assert linker is not None
+            span.measure = linker.measure(seq, ranges)
+            span.mending = linker.mending(seq, ranges) if parents is None else None
         return span
 
     def _slots(self, seq: Sequence, ranges: list[tuple[int, int]], positions: Any) -> Any:
