@@ -13,6 +13,7 @@ from hasten.engine.decoding.smart_spec import SmartSpec
 from hasten.lab.claims import drafting, speculation
 from hasten.lab.claims.smart_spec_runs import Answer, Virtual, load_of
 from hasten.lab.testbed.material import Material
+from hasten.lab.testbed.tasks.registry import all_tasks, find
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,18 @@ def test_questions_are_mixed_with_what_could_confuse_drafts() -> None:
     assert sum(one.constraint is not None for one in params) == sum(one.repetition_penalty != 1 for one in params) == 4
     assert sum(one.n == 2 and one.temperature > 0 for one in params) == 3
     assert all(one.max_tokens is not None and one.max_tokens <= speculation.LONGEST for one in params)
+
+
+def test_every_task_can_be_asked_and_memory_runs_short() -> None:
+    assert speculation.SHORTER.keys() <= set(all_tasks())
+    for name in all_tasks():
+        assert find(speculation.SHORTER.get(name, name))
+    made = speculation._engine(speculation.OFF, 400)
+    speculation._answers(made, speculation._mixed(drafting.questions("json", 12, 0)))
+    found = speculation.Found()
+    speculation._sum_up(made, found)
+    made.engine.executor.close()
+    assert found.preempted and found.reused
 
 
 def test_answers_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
