@@ -425,37 +425,34 @@ print("done", flush=True)
 
 
 def test_a_run_killed_twice_has_the_loss_curve_of_one_that_was_not(
-    tmp_path: Path, tokenizer: Tokenizer, tiny: NetConfig
+    tmp_path: Path, tokenizer: Tokenizer, material: Material, tiny: NetConfig, tiny_recipe: Recipe
 ) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-
-    def begin(folder: str) -> subprocess.Popen[str]:
-        arguments = [str(Path(__file__).parent), str(tmp_path / folder), repr(vars(tiny)), str(tmp_path / "tokenizer.json")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", DRIVER, *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-    undisturbed = begin("whole")
     rng = random.Random(time.time_ns())  # any moment must do
-    resumed, folder = 0, tmp_path / "killed" / "states"
+    resumed, folder = 0, tmp_path / "killed"
     for _ in range(2):
-        process = begin("killed")
+        arguments = [str(Path(__file__).parent), str(folder), repr(vars(tiny)), str(tmp_path / "tokenizer.json")]
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         assert process.stdout is not None
         line = next(line for line in process.stdout if "started" in line or "Error" in line)
         assert "started" in line, process.communicate()[0]
-        known = state.states(folder)
-        while state.states(folder)[:1] == known[:1] and process.poll() is None:
+        known = state.states(folder / "states")
+        while state.states(folder / "states")[:1] == known[:1] and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         resumed += "resumed after" in process.communicate()[0]
-    last = begin("killed")
-    said, _ = last.communicate(timeout=120)
-    assert "done" in said and resumed + ("resumed after" in said) == 2, said
-    assert "done" in undisturbed.communicate(timeout=120)[0]
-    curves = [json.loads((tmp_path / f / "training.json").read_text())["progress"]["losses"] for f in ("whole", "killed")]
-    assert len(curves[0]) == STEPS
-    assert curves[0] == curves[1]  # to the last bit: one thread, the same batches, weights and optimisers
+    recipe = replace(tiny_recipe, tokens=STEPS * 512, stages=(Stage(1.0, 128),))
+    said: list[str] = []
+    last, whole = (Run(tmp_path / name, recipe, tokenizer, material, say=said.append) for name in ("killed", "whole"))
+    last.train()
+    assert resumed + ("resumed after" in "\n".join(said)) == 2, said
+    whole.train()
+    assert len(whole.progress.losses) == STEPS
+    assert last.progress.losses == whole.progress.losses  # to the last bit: one thread, same batches, weights and optimisers
 
 
 def test_loss_picture() -> None:

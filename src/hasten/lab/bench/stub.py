@@ -87,8 +87,8 @@ def running(interval_s: float = 0.005) -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
     finally:
-        process.terminate()
-        process.wait(10)
+        process.kill()  # it has nothing to end, and where our parent ignores SIGTERM so does it
+        process.wait()
 
 
 async def _serve(port: int, interval_s: float) -> None:
