@@ -101,7 +101,7 @@ LANGUAGES = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(RULES, min_size=3, max_size=3), st.lists(LANGUAGES, min_size=3, max_size=3), st.booleans(), st.integers(0, 9))
 def test_random_grammars(productions: list[list[list[str]]], languages: list, longest: bool, seed: int) -> None:
     lines = [

@@ -91,7 +91,7 @@ def documents(draw: Any) -> Any:
     return {**schema, "$defs": {"x": draw(SCHEMAS), "y": draw(SCHEMAS)}} if isinstance(schema, dict) else schema
 
 
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(documents(), st.lists(VALUES, min_size=5, max_size=25), st.integers(0, 2**32))
 def test_verdicts_are_those_of_jsonschema(schema: Any, values: list[Any], seed: int) -> None:
     validator = jsonschema.Draft202012Validator(schema)

@@ -215,7 +215,7 @@ def test_guesses_change_no_token_and_no_logprob(model: str, heads: str, knobs: s
     for request in say(mixed_requests()):
         alone.update(answers(plain, [request]))
     moved = {Kind.PREEMPTED: 0, Kind.SWAPPED: 0}
-    for blocks, host in ((14, 0), (17, 1 << 20), (23, 0), (26, 1 << 20)):
+    for blocks, host in ((14, 0), (17, 1 << 20), (23, 0)):
         built, proposer = drafting(
             model,
             heads,
@@ -370,7 +370,7 @@ def test_the_built_in_heads_are_right_more_often_than_not(dtype: str) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path, model: str) -> None:
-    w2 = torch.randn(2, RANKS, 64)
+    w2 = torch.randn(2, RANKS, 64, generator=torch.Generator().manual_seed(1))
     folder = Path(write(tmp_path, model, 2, w2=w2, about={"model": "tiny"}))
     found = stored.load(folder)
     assert found.count == 2 and found.width == 64 and found.tokens is not None and found.tokens.tolist() == list(FEW)

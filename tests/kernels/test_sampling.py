@@ -88,15 +88,15 @@ def draw(kernels, logits, temperature, top_k, top_p, min_p, keys) -> torch.Tenso
 )
 def test_draws_as_sorting_would(vocabulary, spread, temperature, top_k, top_p, min_p, hidden, seed, kernels, dtype):
     rng = np.random.default_rng(seed)
-    logits = torch.from_numpy(rng.standard_normal((9, vocabulary)).astype(np.float32) * spread).to(dtype)
+    logits = torch.from_numpy(rng.standard_normal((6, vocabulary)).astype(np.float32) * spread).to(dtype)
     if hidden:
-        logits[torch.from_numpy(rng.random((9, vocabulary)) < 0.5)] = -torch.inf
+        logits[torch.from_numpy(rng.random((6, vocabulary)) < 0.5)] = -torch.inf
         logits[:, int(rng.integers(vocabulary))] = 1.0
-    keys = keys_of(rng, 9)
+    keys = keys_of(rng, 6)
     keys[:4] = torch.tensor([0, -1, -(2**63), 2**32 - 1])
     drawn = draw(kernels, logits, temperature, top_k, top_p, min_p, keys)
     assert drawn.dtype == torch.int64
-    for row in range(9):
+    for row in range(6):
         plain = logits[row].float().numpy()
         token = int(drawn[row])
         # A threshold may fall the other way by rounding; then so does one a millionth lower or higher.
@@ -161,12 +161,12 @@ def test_like_distributions_draw_alike(kernels):
 
 def test_large_vocabulary(native_kernels, dtype):
     generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(4, 151_936, generator=generator) * 2).to(dtype)
-    logits[3] = 0.0
-    keys = [1, -5, 2**40 + 7, 0]
-    for top_k, top_p, min_p in ((0, 1.0, 0.0), (50, 1.0, 0.0), (3000, 0.9, 0.0), (0, 0.9, 0.0), (0, 0.99, 0.01), (0, 1.0, 0.1)):
+    logits = (torch.randn(3, 151_936, generator=generator) * 2).to(dtype)
+    logits[2] = 0.0
+    keys = [1, 2**40 + 7, 0]
+    for top_k, top_p, min_p in ((0, 1.0, 0.0), (3000, 0.9, 0.0), (0, 0.99, 0.01)):
         drawn = draw(native_kernels, logits, 0.9, top_k, top_p, min_p, keys)
-        for row in range(4):
+        for row in range(3):
             ids, p = kept_tokens(logits[row].float().numpy(), 0.9, top_k, top_p, min_p)
             assert lead(ids, p, keys[row], int(drawn[row])) > -1e-4, (top_k, top_p, min_p, row)
 

@@ -409,7 +409,7 @@ def test_a_chunk_whose_score_falls_goes_before_others() -> None:
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

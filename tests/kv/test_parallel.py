@@ -254,7 +254,7 @@ jobs = st.tuples(
 
 
 @settings(
-    max_examples=80,
+    max_examples=40,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -28,9 +28,9 @@ SIDES = (
 )
 SETTINGS = (*drafting.EXACT, "executor.threads=1", "scheduling.max_tokens=256", "kv.block_size=8")
 """Blocks of 8 tokens: an answer takes several, so that those who run come to want blocks that others hold."""
-POOL_TOKENS = 12_000
-"""Of 200 questions at a time some forty fit, or twenty long ones: the others wait, and some of those that run lose their KV."""
-SHORTER = {"needle": "needle:length=512", "tracing": "tracing:length=320"}
+POOL_TOKENS = 900
+"""Some six questions fit at a time: the others wait, and some of those that run lose their KV."""
+SHORTER = {"needle": "needle:length=256", "tracing": "tracing:length=320"}
 """Long prompts would take most of the time, and are no other thing to drafts."""
 LONGEST = 32
 """Tokens of an answer."""
@@ -58,8 +58,7 @@ def run(setting: Setting) -> Outcome:
     tasks = [SHORTER.get(name, name) for name in all_tasks()]
     setting.progress("questions", 0)
     questions = {task: _mixed(drafting.questions(task, count, setting.seed)) for task in tasks}
-    pool = 900 if setting.quick else POOL_TOKENS
-    engines = {side.name: _engine(side, pool) for side in (OFF, *SIDES)}
+    engines = {side.name: _engine(side, POOL_TOKENS) for side in (OFF, *SIDES)}
     found = {side.name: Found() for side in SIDES}
     for at, (task, asked) in enumerate(questions.items()):
         plain: dict[Any, list[int]] = {}
