@@ -39,7 +39,7 @@ lint: $(STAMPS)/dev ## ruff: rules and format
 	$(BIN)/ruff format --check
 
 types: $(STAMPS)/dev ## mypy: strict for the engine
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 
 native: $(STAMPS)/native ## rebuild the native libraries if their sources changed
 

@@ -409,7 +409,7 @@ from dataclasses import replace
 import test_training as t
 from hasten.lab.training import recipe as recipes, train
 from hasten.lab.testbed.material import Material
-train.SAVE_S = 0.05
+train.SAVE_S, train.picture = 0.05, lambda *shown: b""  # a picture takes longer than some steps
 train.SHORT, train.LONG = ("recall:pairs=2",), ()
 folder = Path(sys.argv[2])
 config = recipes.NetConfig(**eval(sys.argv[3]))
@@ -425,7 +425,12 @@ print("done", flush=True)
 
 
 def test_a_run_killed_twice_has_the_loss_curve_of_one_that_was_not(
-    tmp_path: Path, tokenizer: Tokenizer, material: Material, tiny: NetConfig, tiny_recipe: Recipe
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    material: Material,
+    tiny: NetConfig,
+    tiny_recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     rng = random.Random(time.time_ns())  # any moment must do
@@ -445,6 +450,7 @@ def test_a_run_killed_twice_has_the_loss_curve_of_one_that_was_not(
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         resumed += "resumed after" in process.communicate()[0]
+    monkeypatch.setattr("hasten.lab.training.train.picture", lambda *shown: b"")
     recipe = replace(tiny_recipe, tokens=STEPS * 512, stages=(Stage(1.0, 128),))
     said: list[str] = []
     last, whole = (Run(tmp_path / name, recipe, tokenizer, material, say=said.append) for name in ("killed", "whole"))
