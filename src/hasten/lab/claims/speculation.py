@@ -181,11 +181,12 @@ def _picture(found: dict[str, Found]) -> dict[str, bytes]:
     from hasten.lab.claims.picture import axes, png
 
     figure, (depths,) = axes(1)
-    for name, one in found.items():
+    for turn, (name, one) in enumerate(found.items()):
         rates = [100 * a / d for a, d in zip(one.accepted, one.drafted, strict=True) if d >= 20]
-        depths.plot(range(1, len(rates) + 1), rates, marker="o", markersize=3, label=name)
+        style = "--" if turn % 2 else "-"  # a draft model guesses the same with and without a core of its own
+        depths.plot(range(1, len(rates) + 1), rates, style, marker="o", markersize=3, label=name)
     depths.set(xlabel="depth (the last: and all deeper ones)", ylabel="drafted tokens that were accepted, %", ylim=(0, 100))
-    depths.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return {"speculation": png(figure)}
 
 
