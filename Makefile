@@ -14,8 +14,6 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --no-input --disable-pip-version-check
-# Of the thousands of modules that torch and others bring few are ever imported; those are compiled when they are.
-INSTALL := $(PIP) install --no-compile
 # Stamps live in the environment: a new environment is set up anew, and a second `make` has nothing to do.
 STAMPS := $(VENV)/.hasten
 PACKAGE := pyproject.toml setup.py src/hasten/__init__.py
@@ -119,16 +117,16 @@ $(STAMPS)/torch: $(STAMPS)/venv
 	  from=; \
 	  if ! nvidia-smi >/dev/null 2>&1 && "$(BIN)/python" -c "$$ANSWERS" $(TORCH_CPU_INDEX); then from="--extra-index-url $(TORCH_CPU_INDEX)"; fi; \
 	  echo "hasten: installing torch $(TORCH) $${from:+(CPU build)}"; \
-	  $(INSTALL) torch==$(TORCH) $$from; \
+	  $(PIP) install torch==$(TORCH) $$from; \
 	fi
 	@touch $@
 
 $(STAMPS)/run: $(STAMPS)/torch $(PACKAGE)
-	$(INSTALL) "setuptools>=77" -e ".[plots]"
+	$(PIP) install "setuptools>=77" -e ".[plots]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/torch $(PACKAGE)
-	$(INSTALL) -e ".[dev]"
+	$(PIP) install -e ".[dev]"
 	@touch $(STAMPS)/run $@
 
 # Installing has built the kernels with pip hiding what was said; this builds again what failed or has changed since.
