@@ -194,8 +194,8 @@ def test_large_schemas_compile(schema: Any) -> None:
 def test_what_is_too_large_is_refused_soon(schema: Any) -> None:
     started = time.perf_counter()
     with pytest.raises(GrammarError):
-        compile_schema(schema, limits=Limits(seconds=2))
-    assert time.perf_counter() - started < 6  # and not for ever; machines differ
+        compile_schema(schema, limits=Limits(seconds=4))
+    assert time.perf_counter() - started < 8  # and not for ever; machines differ
 
 
 def test_options_are_checked() -> None:

@@ -215,7 +215,7 @@ def test_guesses_change_no_token_and_no_logprob(model: str, heads: str, knobs: s
     for request in say(mixed_requests()):
         alone.update(answers(plain, [request]))
     moved = {Kind.PREEMPTED: 0, Kind.SWAPPED: 0}
-    for blocks, host in ((14, 0), (17, 1 << 20), (23, 0)):
+    for blocks, host in ((14, 0), (17, 1 << 20), (23, 0), (26, 1 << 20)):
         built, proposer = drafting(
             model,
             heads,

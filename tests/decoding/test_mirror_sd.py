@@ -81,7 +81,8 @@ def one(tokens: int = 80, **sampling: Any) -> Request:
     [
         "",
         ":length=6:branches=8:exit=3:sequences=8:shortlist=0",
-        ":stream=3:branches=4:sequences=2:share=false:chunk=10",
+        ":stream=3:branches=4:sequences=2",
+        ":share=false:chunk=10",
         ":exit=0:branches=6:length=5:afresh=2",
         f":memory_bytes={9 * HALF_BLOCK_BYTES}",
     ],

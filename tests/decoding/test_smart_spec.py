@@ -208,7 +208,7 @@ def mean_latency_s(engine: Any) -> float:
     return float(columns["time_s"][columns["kind"] == Kind.FINISHED].mean())
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize(("costs", "sequences"), [(MEMORY, 1), (MEMORY, 8), (MEMORY, 24), (ARITHMETIC, 1), (ARITHMETIC, 12)])
 def test_close_to_the_best_fixed_length(rate: float, costs: CostModel, sequences: int) -> None:
     took = mean_latency_s(simulated(rate, costs, sequences, 8))

@@ -420,7 +420,6 @@ material = Material(len, t.SMALL_TALK, t.SMALL_TALK[:2])
 tokenizer = t.Tokenizer.from_file(sys.argv[4])
 print("started", flush=True)
 train.Run(folder, recipe, tokenizer, material, say=lambda line: print(line, flush=True)).train()
-print("done", flush=True)
 """
 
 

@@ -242,12 +242,12 @@ def test_broken_files_are_told_by_file_line_and_field(tmp_path: Path, case: str)
 
 
 @pytest.mark.slow
-def test_long_files_load(tmp_path: Path) -> None:
+def test_a_million_rows_load(tmp_path: Path) -> None:
     row = "2023-11-16 18:15:46.6805900,374,44\n"
-    path = written(tmp_path, "long.csv", AZURE + row * 200_000)
+    path = written(tmp_path, "long.csv", AZURE + row * 1_000_000)
     began = time.monotonic()
-    assert len(load(path)) == 200_000
-    assert time.monotonic() - began < 20  # less than 2 s on an idle machine
+    assert len(load(path)) == 1_000_000
+    assert time.monotonic() - began < 60  # about 8 s on an idle machine
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def drive(engine: Any, seed: int) -> dict[str, np.ndarray]:
     return engine.events.columns()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(0, 24, 3))
 def test_steps_taken_together_leave_the_same_events(seed: int) -> None:
     with_ = (f"jitserve,goodput-density:frame={5 + seed},frames:frame={7 + seed}:shrink=2:pool=1.5,capped-swaps:swap_from=16",)
     blocks, host = (40, 400)[seed % 2], (0, 60)[seed // 2 % 2]

@@ -156,7 +156,7 @@ def test_the_reset_serves_any_batching(jobs: list, blocks: int, shape: tuple[int
     check(jobs, blocks=blocks, tokens=shape[0], rows=shape[1], residency=ResetOnDeadlock())
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(0, 20, 3))
 def test_events_equal_single_steps(seed: int) -> None:
     random = np.random.default_rng(seed)
     arrivals = [

@@ -152,7 +152,7 @@ def _sum_up(made: Built, found: Found) -> None:
 
 def _alike(plain: Built, drafts: Built, seeds: int) -> list[float]:
     """Chi-square p-values that the tokens at the first places come from one distribution, drawn with drafts and, with other
-    seeds, without. Under equal distributions they lie anywhere in 0..1."""
+    seeds, without. Under equal distributions they lie anywhere in 0..1; those of sides that change no draw are equal."""
     from scipy.stats import chi2_contingency
 
     from hasten.engine.request import SamplingParams
